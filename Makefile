@@ -1,0 +1,60 @@
+# On a machine with Python 3.10 or newer and make, two commands are enough: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check quality lint types doctest examples bench experiment-saliency experiment-sham clean
+
+help: ## List these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
+
+demo: $(VENV)/.installed-examples ## Explain real photos with a real ImageNet model: output/quickstart.png
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/.installed-test ## Run the whole test suite
+	$(BIN)/python -m pytest --numprocesses 2
+
+check: test quality ## Everything that a change must pass: test and quality
+
+quality: lint types doctest examples ## Ruff, mypy --strict, the doctests, the examples
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+doctest: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --doctest-modules diffgradcam
+
+examples: $(VENV)/.installed-examples
+	set -e; for example in examples/*.py; do echo "== $$example"; $(BIN)/python "$$example"; done
+
+bench: $(VENV)/.installed-benchmark ## Time the library beside its peers: benchmarks/results/peers.json
+	$(BIN)/python -m benchmarks.peers
+
+experiment-saliency: $(VENV)/.installed-examples ## Saliency-guided training (hours; goes on where it was stopped)
+	$(BIN)/python -m experiments.saliency_guided.run
+	$(BIN)/python -m experiments.saliency_guided.report
+
+experiment-sham: $(VENV)/.installed-examples ## Passive fooling (hours; goes on where it was stopped)
+	$(BIN)/python -m experiments.sham.run
+	$(BIN)/python -m experiments.sham.report
+
+clean: ## Remove the environment and all that was generated, but no result of an experiment
+	rm -rf $(VENV) output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# The stamps make a second call fast: pip runs again only when what it should install has changed.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python %d.%d is too old: diffgradcam needs 3.10 or newer. Name one: make PYTHON=python3.11 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed-%: setup.cfg pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing what '$*' needs into $(VENV); the first time takes a minute or two, the longest part of it unpacking PyTorch."
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[$*]"
+	@touch $@

@@ -1,0 +1,35 @@
+"""Class activation maps that cannot be fooled silently, that train with you, and whose robustness is measured."""
+
+from .cam import (
+    DiffGradCAM,
+    DiffGradCAMPlusPlus,
+    FinerCAM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    XGradCAM,
+)
+from .engine import BaseCAM, Explanation
+from .layers import layer_input
+from .truefalse import TrueFalseCAM, TrueFalseMaps
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BaseCAM",
+    "DiffGradCAM",
+    "DiffGradCAMPlusPlus",
+    "Explanation",
+    "FinerCAM",
+    "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "HiResCAM",
+    "LayerCAM",
+    "TrueFalseCAM",
+    "TrueFalseMaps",
+    "XGradCAM",
+    "layer_input",
+]

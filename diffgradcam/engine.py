@@ -1,0 +1,360 @@
+"""ENGINE: joins score, layer, weighting and map."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import maps as then
+from . import scores, weightings
+from .gradients import activation_gradients, class_blocks, pooled_linear_maps, score_gradients, widen
+from .layers import Recorder, Target, inner_model, is_compiled
+from .outputs import Classes, check_finite, class_index, find_logits
+from .targets import OutputTarget, read_targets, target_gradients
+
+_Self = TypeVar("_Self", bound="BaseCAM")
+Reduction = Callable[[Tensor], Tensor]
+
+
+class Explanation(NamedTuple):
+    """What a model decided and why.
+
+    Attributes:
+        logits: ``(B, K)``, detached.
+        classes: The explained classes, ``(B,)``, or ``(B, N)`` where several were asked for.
+        maps: One map for each class at the resolution of the layer, ``(B, h, w)`` or ``(B, N, h, w)``, detached.
+    """
+
+    logits: Tensor
+    classes: Tensor
+    maps: Tensor
+
+
+class Pass(NamedTuple):
+    """One forward pass: the logits, with their graph down to the activations of each target layer."""
+
+    logits: Tensor
+    activations: list[Tensor]
+
+
+def channel_sum(channels: Tensor) -> Tensor:
+    """The sum over the channels, ``(B, C, *S) -> (B, *S)``."""
+    return channels.sum(1)
+
+
+class BaseCAM(ABC):
+    """A class activation map: a weighted sum of the activations of a layer, explaining a score.
+
+    Three ways of use: call it for NumPy heat maps at input size, :meth:`explain` for tensors at layer resolution, or
+    attach it (``with``) and take differentiable :meth:`maps` of your own forward pass. The model is never altered: no
+    change of mode, no ``.grad``, no hook that outlives the call or the ``with`` block.
+
+    Args:
+        model: Any module that returns logits ``(B, K)``. Wrappers (DataParallel, DistributedDataParallel,
+            ``torch.compile``) are taken off: explanations run the inner module.
+        target_layers: One or several layers: modules, dotted names, or :func:`~diffgradcam.layer_input` of either. Maps
+            of several layers are resized to the largest of them and averaged.
+        reshape_transform: Brings activations into the form ``(B, C, *S)``, as for the tokens of a vision transformer.
+        score: What is explained: ``(logits (B, K), classes (B,)) -> (B,)``, see :mod:`diffgradcam.scores`.
+        rectify: Keep only the evidence for the class (ReLU). With False the map is signed.
+        output: Takes the logits out of what the model returns. By default the tensor itself, or its ``logits``.
+
+    Raises:
+        ValueError: If a target layer is not a layer of the model; the message suggests names.
+        TypeError: If the model or a target layer is of the wrong kind.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Target | Sequence[Target],
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        *,
+        score: scores.Score = scores.logit,
+        rectify: bool = True,
+        output: Callable[[Any], Tensor] = find_logits,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
+        for name, function in (("score", score), ("output", output)):
+            if not callable(function):
+                raise TypeError(f"{name} is {function!r}; expected a function")
+        self.model = model
+        self.target_layers = target_layers
+        self.reshape_transform = reshape_transform
+        self.score = score
+        self.rectify = rectify
+        self.output = output
+        self.outputs: Tensor | None = None
+        self._recorder = Recorder(inner_model(model), target_layers)
+        weakref.finalize(self, self._recorder.detach)
+
+    @staticmethod
+    @abstractmethod
+    def weighting(activations: Tensor, gradients: Tensor) -> Tensor:
+        """Weights of the activations, see :mod:`diffgradcam.weightings`.
+
+        Args:
+            activations: ``(B, C, *S)``.
+            gradients: Gradient of the score with respect to them, ``(B, C, *S)``.
+
+        Returns:
+            Weights that broadcast to ``(B, C, *S)``.
+        """
+
+    def explain(self, input_tensor: Any, classes: Classes = None, *args: Any, **kwargs: Any) -> Explanation:
+        """Decide and explain in one forward pass, at about the price of inference.
+
+        Nothing is back-propagated below the target layer. Works under ``no_grad`` and ``inference_mode`` and for frozen
+        models.
+
+        Args:
+            input_tensor: The input of the model, usually images ``(B, 3, H, W)``.
+            classes: None (argmax), an int or ``(B,)`` for one map an image, ``(B, N)`` for several, ``"all"`` for all.
+            *args: Further arguments of the model.
+            **kwargs: Further keyword arguments of the model.
+
+        Returns:
+            ``(logits, classes, maps)``, see :class:`Explanation`. Maps are not scaled; half precision is widened.
+
+        Raises:
+            TypeError: If the model returns no tensor of logits, or classes are not integers.
+            ValueError: If classes are out of range or of the wrong shape, an activation or a logit is NaN or infinite,
+                or the layer has no spatial dimensions.
+            RuntimeError: If a layer did not run, ran more than once, or the output does not depend on it.
+        """
+        with self._forward(input_tensor, args, kwargs) as forward:
+            index = class_index(forward.logits, classes)
+            layers = self._class_maps(forward, columns(index))
+            return Explanation(forward.logits.detach(), index, self._fuse(layers, index))
+
+    def maps(self, logits: Tensor, classes: Classes = None) -> Tensor:
+        """Differentiable maps of the forward pass that you already made, for a loss on them.
+
+        Attach first (``with cam:`` or :meth:`attach`), run the model yourself, then ask for maps as often as you like
+        before ``backward``. Values are not checked for NaN, so that a gradient scaler can do its work.
+
+        Args:
+            logits: What the forward pass returned, ``(B, K)``, with its graph.
+            classes: As in :meth:`explain`. Both classes of a binary task: ``torch.stack([y, 1 - y], 1)``.
+
+        Returns:
+            Maps at the resolution of the layer, ``(B, h, w)`` or ``(B, N, h, w)``, in the graph: a loss on them reaches
+            every parameter that they depend on.
+
+        Raises:
+            RuntimeError: Before any recorded forward pass, if it ran without gradients, or if the logits do not come
+                from it.
+            ValueError: As in :meth:`explain`.
+            TypeError: As in :meth:`explain`.
+        """
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"maps() takes the logits tensor of your forward pass, not {type(logits).__name__}")
+        index = class_index(logits, classes)
+        with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+            forward = Pass(logits, self._recorder.activations(logits))
+            self._check_positions(self._recorder, forward)
+            return self._fuse(self._class_maps(forward, columns(index), create_graph=True), index)
+
+    def attach(self: _Self) -> _Self:
+        """Record every forward pass from now on, until :meth:`detach`; ``with`` does both."""
+        self._recorder.attach()
+        return self
+
+    def detach(self) -> None:
+        """Stop recording: remove the hooks."""
+        self._recorder.detach()
+
+    def __enter__(self: _Self) -> _Self:
+        return self.attach()
+
+    def __exit__(
+        self, exception: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def __call__(
+        self,
+        input_tensor: Tensor,
+        targets: Sequence[OutputTarget | int] | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        **kwargs: Any,
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Heat maps at input size: the call of pytorch-grad-cam.
+
+        Args:
+            input_tensor: Images, ``(B, C, H, W)`` (or with one or three spatial dimensions).
+            targets: One target for each image, see :mod:`diffgradcam.utils.model_targets`, or class indices; None is
+                the class with the largest logit.
+            aug_smooth: Average over six versions of each image: mirrored or not, times 0.9, 1 and 1.1.
+            eigen_smooth: First principal component of the weighted activations instead of their sum.
+            **kwargs: Further keyword arguments of the model.
+
+        Returns:
+            float32, ``(B, H, W)``, each map scaled to [0, 1]; signed maps to [-1, 1] with 0 kept at 0. The logits of
+            the call (of its last version with ``aug_smooth``) are in ``outputs``.
+
+        Raises:
+            TypeError: As :meth:`explain`.
+            ValueError: As :meth:`explain`; for a wrong number of targets; for a target that is a score of its own where
+                this CAM has chosen another score.
+            RuntimeError: As :meth:`explain`.
+        """
+        reduction = then.principal_component if eigen_smooth else channel_sum
+        if not aug_smooth:
+            return self._heatmaps(input_tensor, targets, reduction, kwargs).numpy()
+        versions = [
+            self._heatmaps(image * factor, targets, reduction, kwargs)
+            for image in (input_tensor, input_tensor.flip(-1))
+            for factor in (0.9, 1.0, 1.1)
+        ]
+        return torch.stack(versions[:3] + [mirrored.flip(-1) for mirrored in versions[3:]]).mean(0).numpy()
+
+    def _heatmaps(
+        self,
+        input_tensor: Tensor,
+        targets: Sequence[OutputTarget | int] | None,
+        reduction: Reduction,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        with self._forward(input_tensor, (), kwargs) as forward:
+            self.outputs = forward.logits.detach()
+            classes, callables = read_targets(targets, len(forward.logits))
+            if callables is None:
+                index = class_index(forward.logits, classes).unsqueeze(1)
+                layers = self._class_maps(forward, index, reduction=reduction)
+            elif self.score is scores.logit:
+                layers = self._cotangent_maps(forward, target_gradients(callables, forward.logits), reduction=reduction)
+            else:
+                raise ValueError(
+                    f"target {type(callables[0]).__name__} is a score of its own, but this {type(self).__name__} "
+                    "explains another score; give ClassifierOutputTarget(class), or explain this target with GradCAM"
+                )
+            scale = then.minmax if self.rectify else then.scale_signed
+            single = [self._rectified(layer.squeeze(1)) for layer in layers]
+            resized = [then.resize(scale(layer), input_tensor.shape[2:]) for layer in single]
+            return scale(torch.stack(resized).mean(0)).float().cpu()
+
+    @contextlib.contextmanager
+    def _forward(self, input_tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Pass]:
+        """Run the model without gradients up to the first target layer, and with them from there to the logits."""
+        model = inner_model(self.model)
+        with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
+            if any(is_compiled(module) for module in model.modules()):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            recorder = stack.enter_context(Recorder(model, self.target_layers, cut=True))
+            inputs = (_normal(value) for value in (input_tensor, *args))
+            logits = self.output(model(*inputs, **{name: _normal(value) for name, value in kwargs.items()}))
+            recorder.detach()
+            if not isinstance(logits, Tensor):
+                raise TypeError(f"output= returned {type(logits).__name__}; expected the tensor of logits")
+            stack.enter_context(torch.autocast(logits.device.type, enabled=False))
+            torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
+            check_finite("the output", logits)
+            forward = Pass(logits, recorder.activations(logits))
+            for name, activations in zip(recorder.names, forward.activations, strict=True):
+                check_finite(f"the activation of layer {name}", activations)
+            dims = input_tensor.ndim - 2 if isinstance(input_tensor, Tensor) else 1
+            self._check_positions(recorder, forward, image_dims=dims)
+            yield forward
+
+    def _check_positions(self, recorder: Recorder, forward: Pass, image_dims: int = 1) -> None:
+        for name, activations in zip(recorder.names, forward.activations, strict=True):
+            shape = tuple(self._grid(activations).shape)
+            if len(shape) < 3:
+                raise ValueError(
+                    f"layer {name} has no spatial positions: its activations have shape {shape}; choose a layer before "
+                    "the pooling, whose activations are (B, C, ...)"
+                )
+            if len(shape) == 3 and image_dims > 1:
+                raise ValueError(
+                    f"layer {name} gives {shape} for images: tokens, not a grid; pass reshape_transform= a function that "
+                    "brings them into the form (B, C, h, w), such as vit_reshape_transform of "
+                    "diffgradcam.utils.reshape_transforms"
+                )
+
+    def _class_maps(
+        self, forward: Pass, classes: Tensor, *, create_graph: bool = False, reduction: Reduction = channel_sum
+    ) -> list[Tensor]:
+        """Signed maps of each class ``(B, N)``: one tensor ``(B, N, *S)`` for each layer."""
+        return self._score_maps(forward, self.score, classes, create_graph=create_graph, reduction=reduction)
+
+    def _score_maps(
+        self,
+        forward: Pass,
+        score: scores.Score,
+        classes: Tensor,
+        *,
+        create_graph: bool = False,
+        reduction: Reduction = channel_sum,
+    ) -> list[Tensor]:
+        linear = self.weighting in (weightings.gradcam, weightings.hirescam) and reduction is channel_sum
+        closed = None
+        if classes.shape[1] > 1 and linear and not create_graph and self.reshape_transform is None:
+            closed = pooled_linear_maps(inner_model(self.model), *forward)
+        if closed is not None and score is scores.logit:
+            return [
+                logit_maps[torch.arange(len(classes), device=classes.device).unsqueeze(1), classes]
+                for logit_maps in closed
+            ]
+        blocks = []
+        for block in class_blocks(classes):
+            cotangents = score_gradients(score, forward.logits, block, create_graph=create_graph)
+            if closed is None:
+                blocks.append(self._cotangent_maps(forward, cotangents, create_graph=create_graph, reduction=reduction))
+            else:
+                blocks.append(
+                    [(cotangents @ maps.flatten(2)).view(*cotangents.shape[:2], *maps.shape[2:]) for maps in closed]
+                )
+        return [torch.cat(layer, 1) for layer in zip(*blocks, strict=True)]
+
+    def _cotangent_maps(
+        self, forward: Pass, cotangents: Tensor, *, create_graph: bool = False, reduction: Reduction = channel_sum
+    ) -> list[Tensor]:
+        gradients = activation_gradients(*forward, cotangents, create_graph=create_graph)
+        return [self._layer_maps(*layer, reduction) for layer in zip(forward.activations, gradients, strict=True)]
+
+    def _layer_maps(self, activations: Tensor, gradients: Tensor, reduction: Reduction) -> Tensor:
+        grid = self._grid(activations)
+        maps = []
+        for gradient in gradients.unbind(1):
+            weights = self.weighting(grid, self._grid(gradient))
+            weighted = weights * grid
+            if weighted.shape != grid.shape:
+                raise ValueError(
+                    f"the weighting returned shape {tuple(weights.shape)}, which does not broadcast to the activations "
+                    f"{tuple(grid.shape)}"
+                )
+            maps.append(reduction(weighted))
+        return torch.stack(maps, 1)
+
+    def _grid(self, tensor: Tensor) -> Tensor:
+        return widen(tensor if self.reshape_transform is None else self.reshape_transform(tensor))
+
+    def _rectified(self, maps: Tensor) -> Tensor:
+        return then.rectify(maps) if self.rectify else maps
+
+    def _fuse(self, layers: list[Tensor], classes: Tensor) -> Tensor:
+        """Average the layers' maps ``(B, N, *S)`` at the size of the largest, in the shape of the classes."""
+        maps = [self._rectified(layer.flatten(0, 1)) for layer in layers]
+        size = max((layer.shape[1:] for layer in maps), key=torch.Size.numel)
+        return torch.stack([then.resize(layer, size) for layer in maps]).mean(0).reshape(*classes.shape, *size)
+
+
+def columns(classes: Tensor) -> Tensor:
+    """Classes ``(B,)`` as ``(B, 1)``; ``(B, N)`` stays."""
+    return classes.unsqueeze(1) if classes.ndim == 1 else classes
+
+
+def _normal(value: Any) -> Any:
+    """A tensor that autograd may save, also where the caller made it under ``inference_mode``."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value

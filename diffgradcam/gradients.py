@@ -1,0 +1,135 @@
+"""From a score to the gradients of the activations: one vector-Jacobian product for all classes at once.
+
+A score is first differentiated with respect to the logits, ``(B, N, K)`` for ``N`` explained classes of each image.
+What remains is linear, and the same for every score: these cotangents times the Jacobian of the logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .scores import Score
+
+_CLASSES_PER_BLOCK = 64
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Half precision to float32; anything wider stays. Sums over positions and exponentials overflow in less."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def score_gradients(score: Score, logits: Tensor, classes: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Gradient of the score of each class with respect to the logits.
+
+    Args:
+        score: What is explained, ``(logits (M, K), classes (M,)) -> (M,)``.
+        logits: ``(B, K)``.
+        classes: Class indices, ``(B, N)``.
+        create_graph: Keep the graph, so that the result can be differentiated through the logits.
+
+    Returns:
+        Cotangents, ``(B, N, K)``.
+
+    Raises:
+        ValueError: If the score returns another shape than one value per image, or does not depend on the logits.
+    """
+    batch, count = classes.shape
+    with torch.enable_grad():
+        source = widen(logits) if create_graph else widen(logits.detach()).requires_grad_()
+        rows = source.unsqueeze(1).expand(-1, count, -1).reshape(batch * count, -1)
+        scores = score(rows, classes.reshape(-1))
+        if scores.shape != rows.shape[:1]:
+            raise ValueError(
+                f"the score returned shape {tuple(scores.shape)} for logits of shape {tuple(rows.shape)}; expected one "
+                f"value per image, {tuple(rows.shape[:1])}"
+            )
+        if not scores.requires_grad:
+            raise ValueError("the score does not depend on the logits, so there is nothing to explain")
+        (gradients,) = torch.autograd.grad(scores.sum(), rows, create_graph=create_graph)
+    return gradients.view(batch, count, -1)
+
+
+def activation_gradients(
+    output: Tensor, activations: list[Tensor], cotangents: Tensor, *, create_graph: bool = False
+) -> list[Tensor]:
+    """Vector-Jacobian products of the output with respect to the activations of each layer.
+
+    Args:
+        output: What the model put out, ``(B, *O)``, with its graph down to the activations.
+        activations: One tensor ``(B, ...)`` for each layer.
+        cotangents: ``(B, N, *O)``.
+        create_graph: Keep the graph, so that the result can be differentiated.
+
+    Returns:
+        Gradients, ``(B, N, ...)``, for each layer. No ``.grad`` is touched.
+
+    Raises:
+        ValueError: If the output does not depend on the activations.
+    """
+    vectors = cotangents.to(output.dtype).movedim(1, 0)
+
+    def product(vector: Tensor, batched: bool) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(
+            output,
+            activations,
+            vector,
+            is_grads_batched=batched,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        if any(gradient is None for gradient in gradients):
+            raise ValueError("the output does not depend on the target layer: choose a layer on the way to the output")
+        return gradients
+
+    if len(vectors) == 1:
+        return [gradient.unsqueeze(1) for gradient in product(vectors[0], batched=False)]
+    try:
+        products = product(vectors, batched=True)
+    except RuntimeError:  # A custom autograd function that cannot be batched: one class after the other.
+        products = tuple(torch.stack(rows) for rows in zip(*(product(v, batched=False) for v in vectors), strict=True))
+    return [gradients.movedim(0, 1) for gradients in products]
+
+
+def class_blocks(classes: Tensor) -> tuple[Tensor, ...]:
+    """Cut ``(B, N)`` classes into blocks along ``N`` that bound the memory of what is computed for each class."""
+    return torch.split(classes, _CLASSES_PER_BLOCK, dim=1)
+
+
+def pooled_linear_maps(model: nn.Module, logits: Tensor, activations: list[Tensor]) -> list[Tensor] | None:
+    """All K class activation maps in closed form, if the logits are a linear layer of the mean over the positions.
+
+    Then the gradient of logit ``k`` is ``weight[k] / number of positions`` everywhere, and the map of any score is its
+    cotangents times these maps. Whether the head really is of this kind is not guessed from its structure: one
+    vector-Jacobian product with random cotangents, computed both ways, decides it.
+
+    Args:
+        model: The model, whose linear layers are the candidates.
+        logits: ``(B, K)`` with the graph down to the activations.
+        activations: ``(B, C, *S)``, of a single layer; several are never in closed form.
+
+    Returns:
+        Signed maps of all logits, one tensor ``(B, K, *S)``; None for a head of another kind.
+
+    Reference:
+        Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016 (CAM).
+    """
+    if len(activations) != 1 or activations[0].dtype != logits.dtype or widen(logits) is not logits:
+        return None
+    (features,) = activations
+    shape = (logits.shape[1], features.shape[1])
+    weights = [layer.weight.detach() for layer in model.modules() if isinstance(layer, nn.Linear)]
+    candidates = [w for w in weights if w.shape == shape and w.dtype == logits.dtype and w.device == logits.device]
+    if not candidates or not logits.numel():
+        return None
+    positions = features.shape[2:].numel()
+    vector = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype).to(logits.device)
+    (actual,) = torch.autograd.grad(logits, features, vector, retain_graph=True)
+    tolerance = torch.finfo(logits.dtype).eps ** 0.5 * actual.abs().amax()
+    for weight in candidates:
+        expected = (vector @ weight / positions).view(*actual.shape[:2], *[1] * (actual.ndim - 2))
+        if bool(((actual - expected).abs() <= tolerance).all()):
+            maps = weight @ features.detach().flatten(2) / positions
+            return [maps.view(*logits.shape, *features.shape[2:])]
+    return None

@@ -1,0 +1,98 @@
+"""From what a model returns and what a caller asks for to logits and class indices, or a clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Classes = Tensor | Sequence[int] | int | str | None
+
+
+def find_logits(output: Any) -> Tensor:
+    """Find the logits in what a model returned: the tensor itself, or its ``logits`` (as Hugging Face models return it).
+
+    Args:
+        output: What the model returned.
+
+    Returns:
+        The logits.
+
+    Raises:
+        TypeError: If there is no such tensor. The message says how to pass ``output=``.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    what = type(output).__name__
+    how = "output=lambda o: o[0]"
+    if isinstance(output, Mapping):
+        what += f" with keys {sorted(map(str, output))}"
+        how = f"output=lambda o: o[{next(iter(output), 'out')!r}]"
+    raise TypeError(f"the model returned {what}, not a tensor of logits; pass a function that finds them, such as {how}")
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse NaN and infinity: a map of them would look like a map.
+
+    Args:
+        name: What the tensor is, for the message.
+        tensor: ``(B, ...)``.
+
+    Raises:
+        ValueError: If an image has a value that is not finite.
+    """
+    if not bool(tensor.isfinite().all()):
+        images = (~tensor.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"{name} of image {images[0]} is NaN or infinite ({len(images)} of {len(tensor)} images); check the input and "
+            "the weights, and use bfloat16 or float32 where float16 overflows"
+        )
+
+
+def class_index(logits: Tensor, classes: Classes) -> Tensor:
+    """Read the classes that a caller asks for, in any of their forms.
+
+    Args:
+        logits: ``(B, K)``.
+        classes: None (the class with the largest logit), one class for all images, one for each (``(B,)``), several for
+            each (``(B, N)``), or ``"all"``.
+
+    Returns:
+        Class indices, ``(B,)`` or ``(B, N)``, on the device of the logits.
+
+    Raises:
+        TypeError: If classes are not integers.
+        ValueError: If the logits are not ``(B, K)``, or the classes have another shape or are out of range.
+    """
+    if logits.ndim != 2:
+        raise ValueError(
+            f"classes need logits of shape (B, K), but the model's output has shape {tuple(logits.shape)}; pass output= "
+            "a function that reduces it (diffgradcam.scores.two_logits for one sigmoid output), or explain the output "
+            "with a target such as SemanticSegmentationTarget"
+        )
+    batch, count = logits.shape
+    if classes is None:
+        return logits.argmax(1)
+    if isinstance(classes, str):
+        if classes != "all":
+            raise ValueError(f"classes={classes!r}; the only word for classes is 'all'")
+        return torch.arange(count, device=logits.device).expand(batch, -1)
+    index = torch.as_tensor(classes, device=logits.device)
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise TypeError(f"classes are {index.dtype}; expected integers (class indices, such as labels.long())")
+    if index.ndim == 0:
+        index = index.expand(batch)
+    if index.ndim > 2 or index.shape[0] != batch or index.shape[1:].numel() == 0:
+        raise ValueError(
+            f"classes have shape {tuple(index.shape)} for {batch} images; expected one class for all, ({batch},) or "
+            f"({batch}, N)"
+        )
+    if index.numel() and not bool(((index >= 0) & (index < count)).all()):
+        wrong = index[(index < 0) | (index >= count)].flatten().tolist()
+        raise ValueError(f"class {wrong[0]} is out of range; the model has classes 0 to {count - 1}")
+    return index.long()

@@ -1,0 +1,1 @@
+"""The module paths that scripts written for pytorch-grad-cam import from."""

@@ -1,0 +1,130 @@
+"""HOW the channels are weighted: ``(activations (B, C, *S), gradients (B, C, *S)) -> weights``.
+
+The weights broadcast to ``(B, C, *S)``; the map is the sum over the channels of weights times activations. Pure torch,
+differentiable, any number of spatial dimensions. A method of your own is one function of this form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Weighting = Callable[[Tensor, Tensor], Tensor]
+
+
+def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM: one weight per channel, the mean gradient over the positions.
+
+    Args:
+        activations: ``(B, C, *S)``.
+        gradients: Gradient of the score with respect to them, ``(B, C, *S)``.
+
+    Returns:
+        Weights, ``(B, C, 1, ...)``.
+
+    Reference:
+        Selvaraju et al., "Grad-CAM", ICCV 2017.
+    """
+    return gradients.mean(_spatial(activations), keepdim=True)
+
+
+def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM++: positive gradients, each weighted by how much its position adds to the channel.
+
+    ``sum_S relu(G) / (2 + (sum_S A) G)``: the published ``G^2 / (2 G^2 + (sum_S A) G^3) relu(G)`` with ``G^2``
+    cancelled, which needs no epsilon and so works for scores of any scale.
+
+    The published form is derived for scores ``exp(.)`` and non-negative activations. There the denominator is at least
+    2 wherever the numerator is not 0. For signed activations it can approach 0 and change its sign; it is kept at 1 or
+    more.
+
+    Args:
+        activations: ``(B, C, *S)``.
+        gradients: Gradient of the score with respect to them, ``(B, C, *S)``.
+
+    Returns:
+        Weights, ``(B, C, 1, ...)``, at least 0.
+
+    Reference:
+        Chattopadhay et al., "Grad-CAM++", WACV 2018, equation 19.
+    """
+    total = activations.sum(_spatial(activations), keepdim=True)
+    positive = gradients.relu()
+    return (positive / (2 + total * positive).clamp_min(1)).sum(_spatial(activations), keepdim=True)
+
+
+def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """XGrad-CAM: the mean gradient over the positions, weighted by the activation there.
+
+    ``sum_S (A G) / sum_S A``. A channel whose activations sum to 0 (relative to their magnitude) gets weight 0.
+
+    Args:
+        activations: ``(B, C, *S)``.
+        gradients: Gradient of the score with respect to them, ``(B, C, *S)``.
+
+    Returns:
+        Weights, ``(B, C, 1, ...)``.
+
+    Reference:
+        Fu et al., "Axiom-based Grad-CAM", BMVC 2020.
+    """
+    dims = _spatial(activations)
+    total = activations.sum(dims, keepdim=True)
+    magnitude = activations.abs().sum(dims, keepdim=True)
+    cancelled = total.abs() <= torch.finfo(total.dtype).eps * magnitude
+    weighted = (activations * gradients).sum(dims, keepdim=True) / torch.where(cancelled, 1, total)
+    return torch.where(cancelled, 0, weighted)
+
+
+def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """LayerCAM: each position of each channel weighted by its own positive gradient.
+
+    Args:
+        activations: ``(B, C, *S)``.
+        gradients: Gradient of the score with respect to them, ``(B, C, *S)``.
+
+    Returns:
+        Weights, ``(B, C, *S)``, at least 0.
+
+    Reference:
+        Jiang et al., "LayerCAM", IEEE TIP 2021.
+    """
+    return gradients.relu()
+
+
+def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """HiResCAM: each position of each channel weighted by its own gradient.
+
+    Args:
+        activations: ``(B, C, *S)``.
+        gradients: Gradient of the score with respect to them, ``(B, C, *S)``.
+
+    Returns:
+        Weights, ``(B, C, *S)``: the gradients.
+
+    Reference:
+        Draelos and Carin, "Use HiResCAM instead of Grad-CAM", 2020 (arXiv 2011.08891).
+    """
+    return gradients
+
+
+def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Element-wise Grad-CAM: only positive products of gradient and activation count, ``sum_C relu(A G)``.
+
+    Args:
+        activations: ``(B, C, *S)``.
+        gradients: Gradient of the score with respect to them, ``(B, C, *S)``.
+
+    Returns:
+        Weights, ``(B, C, *S)``: the gradient where its product with the activation is positive, else 0.
+
+    Reference:
+        ``GradCAMElementWise`` of the library pytorch-grad-cam; no paper.
+    """
+    return torch.where(activations * gradients > 0, gradients, 0)
+
+
+def _spatial(activations: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, activations.ndim))
