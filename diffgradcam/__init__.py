@@ -1,5 +1,6 @@
 """Class activation maps that cannot be fooled silently, that train with you, and whose robustness is measured."""
 
+from . import losses, scores
 from .cam import (
     DiffGradCAM,
     DiffGradCAMPlusPlus,
@@ -13,6 +14,7 @@ from .cam import (
 )
 from .engine import BaseCAM, Explanation
 from .layers import layer_input
+from .regions import Region, important_features
 from .truefalse import TrueFalseCAM, TrueFalseMaps
 
 __version__ = "0.1.0"
@@ -28,8 +30,12 @@ __all__ = [
     "GradCAMPlusPlus",
     "HiResCAM",
     "LayerCAM",
+    "Region",
     "TrueFalseCAM",
     "TrueFalseMaps",
     "XGradCAM",
+    "important_features",
     "layer_input",
+    "losses",
+    "scores",
 ]

@@ -12,6 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .regions import Region
+
 Array = np.ndarray[Any, Any]
 
 
@@ -38,11 +40,11 @@ def show_cam_on_image(
         ValueError: If image, mask or weight are out of range or not finite, or the sizes differ.
     """
     _check_map(img, mask, 0)
-    coloured = cv2.applyColorMap(np.uint8(255 * np.asarray(mask)), colormap)
+    coloured = cv2.applyColorMap(np.asarray(255 * np.asarray(mask), dtype=np.uint8), colormap)
     _check_weight(image_weight)
-    heat = np.float32(coloured[..., ::-1] if use_rgb else coloured) / 255
-    overlay = (1 - image_weight) * heat + image_weight * np.float32(img)
-    return np.uint8(255 * overlay / max(float(overlay.max()), np.finfo(np.float32).tiny))
+    heat = _float32(coloured[..., ::-1] if use_rgb else coloured) / 255
+    overlay = (1 - image_weight) * heat + image_weight * _float32(img)
+    return (255 * overlay / max(float(overlay.max()), float(np.finfo(np.float32).tiny))).astype(np.uint8)
 
 
 def show_divergence_on_image(img: Array, divergence: Array, use_rgb: bool = False, image_weight: float = 0.2) -> Array:
@@ -62,12 +64,44 @@ def show_divergence_on_image(img: Array, divergence: Array, use_rgb: bool = Fals
     """
     _check_map(img, divergence, -1)
     _check_weight(image_weight)
-    signed = np.float32(divergence)[..., None]
-    red, blue = (np.float32(matplotlib.colormaps["RdBu_r"](end)[:3]) for end in (0.9, 0.1))
+    signed = _float32(divergence)[..., None]
+    red, blue = (_float32(matplotlib.colormaps["RdBu_r"](end)[:3]) for end in (0.9, 0.1))
     colour = np.where(signed > 0, red, blue)
     opacity = (1 - image_weight) * np.abs(signed)
-    grey = cv2.cvtColor(np.float32(img), cv2.COLOR_RGB2GRAY if use_rgb else cv2.COLOR_BGR2GRAY)[..., None]
-    return np.uint8(255 * ((1 - opacity) * grey + opacity * (colour if use_rgb else colour[..., ::-1])))
+    grey = cv2.cvtColor(_float32(img), cv2.COLOR_RGB2GRAY if use_rgb else cv2.COLOR_BGR2GRAY)[..., None]
+    overlay = (1 - opacity) * grey + opacity * (colour if use_rgb else colour[..., ::-1])
+    return (255 * overlay).astype(np.uint8)
+
+
+def draw_regions(img: Array, regions: Sequence[Region], use_rgb: bool = False) -> Array:
+    """Draw regions on an image: their outline, their box and their share; red speaks for the true class, blue against.
+
+    Args:
+        img: Image, ``(H, W, 3)``, float in [0, 1].
+        regions: As :func:`diffgradcam.important_features` returns them for an image of this size.
+        use_rgb: Whether the image is RGB; else BGR. The picture has the same order.
+
+    Returns:
+        Picture, ``(H, W, 3)``, uint8.
+
+    Raises:
+        ValueError: If the image is out of range or not finite, or a region is of another size.
+    """
+    picture = (255 * _float32(img)).astype(np.uint8).copy()
+    for region in regions:
+        mask = region.mask.numpy()
+        _check_map(img, mask.astype(np.float32), 0)
+        red, blue = (214, 39, 40), (31, 119, 180)
+        colour = red if region.sign > 0 else blue
+        colour = colour if use_rgb else colour[::-1]
+        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, outlines, -1, colour, 2)
+        top, left, bottom, right = region.box
+        cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), colour, 1)
+        where = (left + 3, max(top + 14, 14))
+        for width, ink in ((3, (0, 0, 0)), (1, (255, 255, 255))):
+            cv2.putText(picture, f"{region.share:.0%}", where, cv2.FONT_HERSHEY_SIMPLEX, 0.45, ink, width, cv2.LINE_AA)
+    return picture
 
 
 def preprocess_image(
@@ -92,8 +126,8 @@ def preprocess_image(
             f"got an image of shape {image.shape} with {len(mean)} means and {len(std)} standard deviations; expected "
             "(H, W, C) and one of each for each channel"
         )
-    scaled = np.float32(image) / 255 if image.dtype == np.uint8 else np.float32(image)
-    normalised = (scaled - np.float32(mean)) / np.float32(std)
+    scaled = _float32(image) / 255 if image.dtype == np.uint8 else _float32(image)
+    normalised = (scaled - _float32(mean)) / _float32(std)
     return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1))).unsqueeze(0)
 
 
@@ -116,7 +150,7 @@ def grid(rows: Sequence[Sequence[Array]], titles: Sequence[Sequence[str]], size:
             f"{[len(row) for row in titles]} titles for {[len(row) for row in rows]} pictures, row by row; give one each"
         )
     columns = max(map(len, rows))
-    figure = Figure(figsize=(size * columns, (size + 0.35) * len(rows)), layout="constrained")
+    figure = Figure(figsize=(size * columns, (size + 0.5) * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -125,6 +159,10 @@ def grid(rows: Sequence[Sequence[Array]], titles: Sequence[Sequence[str]], size:
             axis.imshow(picture)
             axis.set_title(name, fontsize=9)
     return figure
+
+
+def _float32(values: Any) -> Array:
+    return np.asarray(values, dtype=np.float32)
 
 
 def _check_map(img: Array, values: Array, low: int) -> None:
@@ -141,10 +179,8 @@ def _check_map(img: Array, values: Array, low: int) -> None:
         if not np.isfinite(array).all() or array.min() < lowest or array.max() > 1:
             finite = array[np.isfinite(array)]
             span = f"{finite.min():g} to {finite.max():g}" if finite.size else "nothing finite"
-            raise ValueError(
-                f"the {name} has values from {span}{'' if np.isfinite(array).all() else ' and NaN or infinity'}; expected "
-                f"[{lowest}, 1]: {fix}"
-            )
+            more = "" if np.isfinite(array).all() else " and NaN or infinity"
+            raise ValueError(f"the {name} has values from {span}{more}; expected [{lowest}, 1]: {fix}")
 
 
 def _check_weight(image_weight: float) -> None:

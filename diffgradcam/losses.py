@@ -1,0 +1,586 @@
+"""TRAIN: losses that pull a model's maps towards the regions that people marked. Functional twins first, modules below.
+
+All maps are ``(B, *S)``, signed (``rectify=False``) as in CYBORG, and differentiable: take them from ``cam.maps``.
+Every saliency loss shares four conventions:
+
+- ``human``: human saliency, non-negative, one map per image. A map of another resolution is brought to the grid of
+  the maps (averaged where that grid is coarser, so that a thin mark cannot fall between two cells; linear where it is
+  finer) and min-max scaled per image. A constant human map therefore marks nothing.
+- ``mask``: ``(B,)`` bool, true where an image has a human map. The others are skipped: they have no gradient, do not
+  count in the mean, and what ``human`` holds for them, NaN included, is never read.
+- ``scope``: whose extremes the min-max scaling of the *maps* uses: ``"image"``, each map its own, or ``"batch"``,
+  those of all maps that take part.
+- ``reduction``: ``"mean"`` over the images that take part (0 if there are none), ``"sum"``, or ``"none"``: ``(B,)``,
+  0 for a skipped image.
+
+Half-precision maps (autocast) are computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffgradcam.maps import entropy, minmax, resize, scale_signed
+
+Reduction = Literal["mean", "sum", "none"]
+Scope = Literal["image", "batch"]
+ClassChoice = Literal["true", "predicted"]
+
+
+def cyborg_loss(
+    true_maps: Tensor,
+    human: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scope: Scope = "image",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """CYBORG, the loss with one class: ``MSE(minmax(true), human)``, the mean over positions.
+
+    The original takes the map of the *predicted* class, its descendants that of the *true* class: the choice is made
+    with the classes that ``cam.maps`` gets, see :func:`true_and_false_classes`.
+
+    Args:
+        true_maps: Signed maps of the true class, ``(B, *S)``.
+        human: Human saliency, ``(B, *T)``, non-negative.
+        mask: Which images have a human map, ``(B,)`` bool; all of them when absent.
+        scope: Min-max scaling by the extremes of each image's own map or of the batch.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss, a scalar or ``(B,)``; each image's value is in [0, 1].
+
+    Raises:
+        ValueError: If shapes do not match, ``human`` holds NaN, infinite or negative values in an image that takes
+            part, or an option is unknown.
+        TypeError: If the maps are not floating point, or ``mask`` is not bool.
+
+    Reference:
+        Boyd, Tinsley, Bowyer, Czajka, "CYBORG: Blending Human Saliency Into the Loss Improves Deep Learning-Based
+        Synthetic Face Detection", WACV 2023.
+
+    Example:
+        >>> maps = torch.tensor([[[-1.0, 0.0], [1.0, 3.0]]])
+        >>> human = torch.tensor([[[0.0, 0.0], [0.0, 1.0]]])
+        >>> cyborg_loss(maps, human)  # (0 + 0.25**2 + 0.5**2 + 0) / 4
+        tensor(0.0781)
+    """
+    _check_options(scope, reduction)
+    (true,), human = _take_part([true_maps], human, mask)
+    return _reduce(_squared_error(_scale(true, scope), human), mask, reduction)
+
+
+def difference_salience_loss(
+    true_maps: Tensor,
+    false_maps: Tensor,
+    human: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scope: Scope = "image",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The loss on Difference Salience: ``MSE(minmax(true - false), human)``.
+
+    Difference Salience, the unnormalised false-class map subtracted from the unnormalised true-class map, is as in
+    the paper; this loss on it is our reading of the paper's abstract.
+
+    Args:
+        true_maps: Signed maps of the true class, ``(B, *S)``.
+        false_maps: Signed maps of the false class, ``(B, *S)``.
+        human: Human saliency, ``(B, *T)``, non-negative.
+        mask: Which images have a human map, ``(B,)`` bool; all of them when absent.
+        scope: Min-max scaling by the extremes of each image's own map or of the batch.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss, a scalar or ``(B,)``; each image's value is in [0, 1].
+
+    Raises:
+        ValueError: As :func:`cyborg_loss`.
+        TypeError: As :func:`cyborg_loss`.
+
+    Reference:
+        Piland, Sweet, Czajka, "Divisive Decisions", 2025 (arXiv 2507.17000).
+    """
+    _check_options(scope, reduction)
+    (true, false), human = _take_part([true_maps, false_maps], human, mask)
+    return _reduce(_squared_error(_scale(true - false, scope), human), mask, reduction)
+
+
+def contrast_salience_loss(
+    true_maps: Tensor,
+    false_maps: Tensor,
+    human: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scope: Scope = "image",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Each class its own target: ``MSE(minmax(true), human) + MSE(minmax(false), 1 - human)``.
+
+    Our reading of the paper's abstract; the name is ours.
+
+    Args:
+        true_maps: Signed maps of the true class, ``(B, *S)``.
+        false_maps: Signed maps of the false class, ``(B, *S)``.
+        human: Human saliency, ``(B, *T)``, non-negative.
+        mask: Which images have a human map, ``(B,)`` bool; all of them when absent.
+        scope: Min-max scaling by the extremes of each image's own map or of the batch, each class apart.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss, a scalar or ``(B,)``; each image's value is in [0, 2].
+
+    Raises:
+        ValueError: As :func:`cyborg_loss`.
+        TypeError: As :func:`cyborg_loss`.
+
+    Reference:
+        Piland, Sweet, Czajka, "Divisive Decisions", 2025 (arXiv 2507.17000).
+    """
+    _check_options(scope, reduction)
+    (true, false), human = _take_part([true_maps, false_maps], human, mask)
+    values = _squared_error(_scale(true, scope), human) + _squared_error(_scale(false, scope), 1 - human)
+    return _reduce(values, mask, reduction)
+
+
+def divergence_salience_loss(
+    true_maps: Tensor,
+    false_maps: Tensor,
+    human: Tensor,
+    weight: float = 1.0,
+    *,
+    mask: Tensor | None = None,
+    scope: Scope = "image",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """CYBORG, and the two classes must diverge where people look.
+
+    ``MSE(minmax(true), human) + weight * relu(cos)``, where ``cos`` is the cosine between the two signed maps, each
+    position weighted by ``human``. Once they point away from each other there, nothing pushes them further. Our
+    reading of the paper's abstract; the name is ours.
+
+    Args:
+        true_maps: Signed maps of the true class, ``(B, *S)``.
+        false_maps: Signed maps of the false class, ``(B, *S)``.
+        human: Human saliency, ``(B, *T)``, non-negative.
+        weight: Weight of the agreement of the two maps, at least 0.
+        mask: Which images have a human map, ``(B,)`` bool; all of them when absent.
+        scope: Min-max scaling by the extremes of each image's own map or of the batch. The cosine needs no scaling.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss, a scalar or ``(B,)``; each image's value is in [0, 1 + weight].
+
+    Raises:
+        ValueError: As :func:`cyborg_loss`, or if ``weight`` is negative.
+        TypeError: As :func:`cyborg_loss`.
+
+    Reference:
+        Piland, Sweet, Czajka, "Divisive Decisions", 2025 (arXiv 2507.17000).
+    """
+    _check_options(scope, reduction)
+    _check_weight(weight)
+    (true, false), human = _take_part([true_maps, false_maps], human, mask)
+    values = _squared_error(_scale(true, scope), human) + weight * _agreement(true, false, human).relu()
+    return _reduce(values, mask, reduction)
+
+
+def cam_entropy(maps: Tensor) -> Tensor:
+    """Entropy of each min-max scaled map: how focused the model is. Lower is more focused.
+
+    Args:
+        maps: Maps, ``(B, *S)``, signed or not.
+
+    Returns:
+        Entropy in nats, ``(B,)``, between 0 and ``ln(number of positions)``; 0 for a constant map.
+
+    Raises:
+        ValueError: If the maps have no spatial dimension.
+        TypeError: If the maps are not floating point.
+
+    Reference:
+        Piland, Czajka, Sweet, "Model Focus Improves Performance of Deep Learning-Based Synthetic Face Detectors",
+        2023 (arXiv 2303.00818).
+
+    Example:
+        >>> cam_entropy(torch.tensor([[[-2.0, 5.0], [5.0, -2.0]]]))  # two equal peaks: ln 2
+        tensor([0.6931])
+    """
+    return entropy(minmax(_at_least_float32(maps)))
+
+
+def cam_entropy_loss(
+    maps: Tensor, *, log: bool = False, mask: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """CAM entropy as a training term: ``mean(H)``, or ``mean(ln(H + 1))``. It needs no human maps.
+
+    Args:
+        maps: Maps, ``(B, *S)``, signed or not.
+        log: Use ``ln(H + 1)``, which pushes a map that is focused already harder than one that is not.
+        mask: Which images take part, ``(B,)`` bool; all of them when absent.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss in nats (in ``ln(nats + 1)`` with ``log``), a scalar or ``(B,)``.
+
+    Raises:
+        ValueError: If the maps have no spatial dimension, the mask has another length, or ``reduction`` is unknown.
+        TypeError: If the maps are not floating point, or ``mask`` is not bool.
+
+    Reference:
+        Piland, Czajka, Sweet, "Model Focus Improves Performance of Deep Learning-Based Synthetic Face Detectors",
+        2023 (arXiv 2303.00818).
+    """
+    _check_options("image", reduction)
+    _check_mask(mask, maps)
+    values = cam_entropy(maps if mask is None else maps[mask])
+    return _reduce(values.log1p() if log else values, mask, reduction)
+
+
+def true_and_false_classes(logits: Tensor, labels: Tensor, choice: ClassChoice = "true") -> Tensor:
+    """The class to explain and the one to contrast it with, in the form that ``cam.maps`` takes.
+
+    The false class is the other one of two, and with more classes the strongest other one.
+
+    Args:
+        logits: Logits, ``(B, K)`` with K at least 2.
+        labels: True classes, ``(B,)`` int64.
+        choice: The first class is the ``"true"`` label, or the ``"predicted"`` class as in the original CYBORG.
+
+    Returns:
+        Class indices, ``(B, 2)`` int64.
+
+    Raises:
+        ValueError: If the shapes do not match, a label is no class, K is 1, or ``choice`` is unknown.
+        TypeError: If the labels are not int64.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 5.0, 3.0], [4.0, 0.0, 2.0]])
+        >>> true_and_false_classes(logits, torch.tensor([1, 1]))
+        tensor([[1, 2],
+                [1, 0]])
+        >>> true_and_false_classes(logits, torch.tensor([1, 1]), choice="predicted")
+        tensor([[1, 2],
+                [0, 2]])
+    """
+    _check_choice("choice", choice, get_args(ClassChoice))
+    _check_labels(logits, labels)
+    if logits.shape[1] < 2:
+        raise ValueError("logits have one class: a true and a false class need at least two, logits (B, K) with K >= 2")
+    first = labels if choice == "true" else logits.argmax(1)
+    # Looking only among the others stays right where their logits are -inf.
+    others = logits[~F.one_hot(first, logits.shape[1]).bool()].view(len(logits), -1).argmax(1)
+    return torch.stack([first, others + (others >= first)], 1)
+
+
+class _SaliencyLoss(nn.Module):
+    """What the modules of the saliency losses share: their options, checked when they are made."""
+
+    map_count: int
+
+    def __init__(self, *, scope: Scope = "image", reduction: Reduction = "mean") -> None:
+        super().__init__()
+        _check_options(scope, reduction)
+        self.scope: Scope = scope
+        self.reduction: Reduction = reduction
+
+
+class CyborgLoss(_SaliencyLoss):
+    """Module of :func:`cyborg_loss`.
+
+    Args:
+        scope: ``"image"`` or ``"batch"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    map_count = 1
+
+    def forward(self, true_maps: Tensor, human: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See :func:`cyborg_loss`."""
+        return cyborg_loss(true_maps, human, mask=mask, scope=self.scope, reduction=self.reduction)
+
+
+class DifferenceSalienceLoss(_SaliencyLoss):
+    """Module of :func:`difference_salience_loss`.
+
+    Args:
+        scope: ``"image"`` or ``"batch"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    map_count = 2
+
+    def forward(self, true_maps: Tensor, false_maps: Tensor, human: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See :func:`difference_salience_loss`."""
+        return difference_salience_loss(
+            true_maps, false_maps, human, mask=mask, scope=self.scope, reduction=self.reduction
+        )
+
+
+class ContrastSalienceLoss(_SaliencyLoss):
+    """Module of :func:`contrast_salience_loss`.
+
+    Args:
+        scope: ``"image"`` or ``"batch"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    map_count = 2
+
+    def forward(self, true_maps: Tensor, false_maps: Tensor, human: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See :func:`contrast_salience_loss`."""
+        return contrast_salience_loss(true_maps, false_maps, human, mask=mask, scope=self.scope, reduction=self.reduction)
+
+
+class DivergenceSalienceLoss(_SaliencyLoss):
+    """Module of :func:`divergence_salience_loss`.
+
+    Args:
+        weight: Weight of the agreement of the two maps, at least 0.
+        scope: ``"image"`` or ``"batch"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    map_count = 2
+
+    def __init__(self, weight: float = 1.0, *, scope: Scope = "image", reduction: Reduction = "mean") -> None:
+        super().__init__(scope=scope, reduction=reduction)
+        _check_weight(weight)
+        self.weight = weight
+
+    def forward(self, true_maps: Tensor, false_maps: Tensor, human: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See :func:`divergence_salience_loss`."""
+        return divergence_salience_loss(
+            true_maps, false_maps, human, self.weight, mask=mask, scope=self.scope, reduction=self.reduction
+        )
+
+
+class CamEntropyLoss(nn.Module):
+    """Module of :func:`cam_entropy_loss`.
+
+    Args:
+        log: Use ``ln(H + 1)``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    def __init__(self, *, log: bool = False, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        _check_options("image", reduction)
+        self.log = log
+        self.reduction: Reduction = reduction
+
+    def forward(self, maps: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See :func:`cam_entropy_loss`."""
+        return cam_entropy_loss(maps, log=self.log, mask=mask, reduction=self.reduction)
+
+
+class GuidedLoss(NamedTuple):
+    """The total, which is what to call ``backward()`` on, and its unweighted parts for logging. All are scalars."""
+
+    total: Tensor
+    classification: Tensor
+    saliency: Tensor
+
+
+class SaliencyGuidedLoss(nn.Module):
+    """Classify well and look where people look: ``alpha * cross_entropy + (1 - alpha) * saliency``.
+
+    The cross-entropy is the mean over all images, the saliency loss that over the images with a human map. In
+    data-parallel training both are means per process, as always there: ranks with unequal numbers of human maps weigh
+    their images unequally.
+
+    Args:
+        saliency_loss: A loss that gives a scalar, called as ``(maps, human, mask=mask)`` or, with both classes, as
+            ``(true_maps, false_maps, human, mask=mask)``: a module of this file, its functional twin, or your own.
+        alpha: Weight of the classification, from 0 to 1 (alone).
+
+    Raises:
+        ValueError: If ``alpha`` is outside [0, 1].
+        TypeError: If ``saliency_loss`` is a class or cannot be called.
+
+    Reference:
+        Boyd, Tinsley, Bowyer, Czajka, "CYBORG", WACV 2023.
+
+    Example:
+        >>> criterion = SaliencyGuidedLoss(DifferenceSalienceLoss(), alpha=0.5)
+        >>> logits, labels = torch.tensor([[0.0, 0.0]]), torch.tensor([1])
+        >>> maps = torch.tensor([[[[0.0, 2.0]], [[0.0, 1.0]]]])  # (B, 2, h, w): true class, false class
+        >>> human = torch.tensor([[[1.0, 0.0]]])
+        >>> loss = criterion(logits, labels, maps, human)
+        >>> loss.total, loss.classification, loss.saliency
+        (tensor(0.8466), tensor(0.6931), tensor(1.))
+    """
+
+    def __init__(self, saliency_loss: Callable[..., Tensor], alpha: float = 0.5) -> None:
+        super().__init__()
+        if isinstance(saliency_loss, type) or not callable(saliency_loss):
+            raise TypeError(
+                f"saliency_loss is {saliency_loss!r}: expected an instance or a function, such as CyborgLoss() or "
+                "cyborg_loss"
+            )
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}: expected the weight of the classification, from 0 to 1")
+        self.saliency_loss = saliency_loss
+        self.alpha = alpha
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, maps: Tensor, human: Tensor, mask: Tensor | None = None
+    ) -> GuidedLoss:
+        """Compute the total and its parts.
+
+        Args:
+            logits: Logits, ``(B, K)``.
+            labels: True classes, ``(B,)`` int64.
+            maps: ``(B, *S)`` for a loss on one class, ``(B, 2, *S)``, true class first, for one on both: what
+                ``cam.maps(logits, torch.stack([labels, 1 - labels], 1))`` gives.
+            human: Human saliency, ``(B, *T)``, with as many spatial dimensions as ``S``.
+            mask: Which images have a human map, ``(B,)`` bool; all of them when absent.
+
+        Returns:
+            ``(total, classification, saliency)``.
+
+        Raises:
+            ValueError: If shapes do not match each other or the saliency loss, a label is no class, or the saliency
+                loss gives no scalar.
+            TypeError: If the labels are not int64.
+        """
+        _check_labels(logits, labels)
+        classification = F.cross_entropy(logits, labels)
+        saliency = self.saliency_loss(*self._per_class(maps, human), human, mask=mask)
+        if saliency.ndim:
+            raise ValueError(
+                f"the saliency loss gave shape {tuple(saliency.shape)}: expected a scalar; use reduction='mean'"
+            )
+        return GuidedLoss(self.alpha * classification + (1 - self.alpha) * saliency, classification, saliency)
+
+    def _per_class(self, maps: Tensor, human: Tensor) -> tuple[Tensor, ...]:
+        if maps.ndim == human.ndim:
+            per_class: tuple[Tensor, ...] = (maps,)
+        elif maps.ndim == human.ndim + 1 and maps.shape[1] == 2:
+            per_class = maps.unbind(1)
+        else:
+            raise ValueError(
+                f"maps have shape {tuple(maps.shape)} and human {tuple(human.shape)}: expected human (B, h, w) with "
+                "maps (B, h, w) of one class or (B, 2, h, w) of the true and the false class"
+            )
+        loss = self.saliency_loss
+        if isinstance(loss, _SaliencyLoss) and loss.map_count != len(per_class):
+            wanted = "(B, h, w), one class" if loss.map_count == 1 else "(B, 2, h, w), the true and the false class"
+            raise ValueError(
+                f"maps have shape {tuple(maps.shape)}, but {type(loss).__name__} takes {wanted}: "
+                "choose the classes in cam.maps(logits, classes) accordingly"
+            )
+        return per_class
+
+
+def _take_part(class_maps: Sequence[Tensor], human: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """Check everything; keep the images that have a human map; bring that to the maps' grid and to [0, 1]."""
+    first = class_maps[0]
+    for maps in class_maps:
+        if maps.shape != first.shape:
+            raise ValueError(
+                f"true_maps have shape {tuple(first.shape)} and false_maps {tuple(maps.shape)}: expected the same"
+            )
+    class_maps = [_at_least_float32(maps) for maps in class_maps]
+    if human.ndim != first.ndim or human.shape[0] != first.shape[0]:
+        raise ValueError(
+            f"human has shape {tuple(human.shape)} and the maps {tuple(first.shape)}: expected one human map per map, "
+            "(B, h, w) at any resolution, without a channel dimension"
+        )
+    _check_mask(mask, first)
+    if mask is not None:
+        # Indexing, not multiplication by 0: NaN times 0 is NaN, in the value and in the gradient.
+        class_maps, human = [maps[mask] for maps in class_maps], human[mask]
+    human = human.to(class_maps[0].dtype)
+    if not bool(((human >= 0) & human.isfinite()).all()):
+        raise ValueError(
+            "human holds NaN, infinite or negative values in an image that takes part: expected saliency >= 0; "
+            "leave images without a human map out with mask=has_human_map, (B,) bool"
+        )
+    return class_maps, minmax(_to_grid(human, first.shape[1:]))
+
+
+def _to_grid(human: Tensor, size: Sequence[int]) -> Tensor:
+    """Average where the grid is coarser (point sampling would lose thin marks), interpolate where it is finer."""
+    coarse = [min(old, new) for old, new in zip(human.shape[1:], size, strict=True)]
+    if coarse != list(human.shape[1:]):
+        human = F.interpolate(human.unsqueeze(1), coarse, mode="area").squeeze(1)
+    return resize(human, size)
+
+
+def _scale(maps: Tensor, scope: Scope) -> Tensor:
+    if scope == "image" or not len(maps):
+        return minmax(maps)
+    return minmax(maps.reshape(1, -1)).view_as(maps)
+
+
+def _squared_error(maps: Tensor, target: Tensor) -> Tensor:
+    return (maps - target).square().flatten(1).mean(1)
+
+
+def _agreement(true: Tensor, false: Tensor, human: Tensor) -> Tensor:
+    """Cosine of the two maps under the weights ``human``, ``(B,)``; 0 where one of them is 0 on every marked cell."""
+    # The cosine does not depend on the scale of a map; scaling first keeps its squares from underflowing.
+    root = human.sqrt().flatten(1)
+    return F.cosine_similarity(root * scale_signed(true).flatten(1), root * scale_signed(false).flatten(1), dim=1)
+
+
+def _reduce(values: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
+    """Reduce the values of the images that take part, ``(n,)``. Their sum is 0 with a gradient where there are none."""
+    if reduction == "none":
+        return values if mask is None else values.new_zeros(len(mask)).masked_scatter(mask, values)
+    return values.sum() if reduction == "sum" else values.sum() / max(len(values), 1)
+
+
+def _at_least_float32(maps: Tensor) -> Tensor:
+    if not maps.is_floating_point():
+        raise TypeError(f"maps have dtype {maps.dtype}: expected floating point maps, as cam.maps gives")
+    if maps.ndim < 2:
+        raise ValueError(f"maps have shape {tuple(maps.shape)}: expected (B, *S) with at least one spatial dimension")
+    return maps.to(torch.promote_types(maps.dtype, torch.float32))
+
+
+def _check_options(scope: str, reduction: str) -> None:
+    _check_choice("scope", scope, get_args(Scope))
+    _check_choice("reduction", reduction, get_args(Reduction))
+
+
+def _check_choice(name: str, given: str, choices: Sequence[str]) -> None:
+    if given not in choices:
+        raise ValueError(f"{name} is {given!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def _check_weight(weight: float) -> None:
+    if not weight >= 0:
+        raise ValueError(f"weight is {weight}: expected at least 0, since a negative weight would reward agreement")
+
+
+def _check_mask(mask: Tensor | None, maps: Tensor) -> None:
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}: expected bool, true where an image has a human map; mask.bool()")
+    if mask.shape != maps.shape[:1]:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)} for {maps.shape[0]} maps: expected one bool per image, (B,)"
+        )
+
+
+def _check_labels(logits: Tensor, labels: Tensor) -> None:
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels have dtype {labels.dtype}: expected class indices, int64; labels.long()")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}: expected (B, K) and (B,)"
+        )
+    if not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}: expected class indices from 0 to "
+            f"{logits.shape[1] - 1}, since logits have {logits.shape[1]} classes"
+        )

@@ -1,0 +1,73 @@
+import os
+
+# Small tensors gain nothing from threads, and several test processes share the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import importlib
+import warnings
+
+import pytest
+import torch
+from hypothesis import settings
+
+from benchmarks.torchvision_shim import define_missing_operators
+
+# No deadline: on a crowded machine the time of one example says nothing. `--hypothesis-profile=thorough` looks longer.
+settings.register_profile("quick", max_examples=25, deadline=None)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile("quick")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Every test starts from the same random numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+def import_peer(name):
+    """Import an optional library to compare with, or skip the test and say why."""
+    define_missing_operators()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what other libraries warn about on import is not ours to fix
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            pytest.skip(f"{name} is not installed: {error}")
+
+
+@pytest.fixture(scope="session")
+def captum_attr():
+    return import_peer("captum.attr")
+
+
+@pytest.fixture(scope="session")
+def pytorch_grad_cam():
+    return import_peer("pytorch_grad_cam")
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """The module of the examples that has the real model and the real photographs; needs the ``examples`` extra."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the real model needs pip install diffgradcam[examples]")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("examples.photos")
+
+
+@pytest.fixture(scope="session")
+def lite0(photos):
+    """EfficientNet-Lite0 with its ImageNet weights."""
+    return photos.lite0()
+
+
+@pytest.fixture(scope="session")
+def photo_inputs(photos):
+    """Real photographs by name, ``(3, 224, 224)``, as the real model takes them."""
+    data = pytest.importorskip("skimage.data", reason="the real photographs need pip install diffgradcam[examples]")
+    named = {
+        "cat beside coffee": photos.cat_beside_coffee(),
+        "cat": photos.crop(data.chelsea()),
+        "coffee": photos.crop(data.coffee()),
+        "rocket": photos.crop(data.rocket()),
+    }
+    return dict(zip(named, photos.to_input(list(named.values())), strict=True))
