@@ -15,7 +15,7 @@ demo: $(VENV)/.installed-examples ## Explain real photos with a real ImageNet mo
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed-test ## Run the whole test suite
-	$(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 check: test quality ## Everything that a change must pass: test and quality
 

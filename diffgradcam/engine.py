@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import maps as then
 from . import scores, weightings
 from .gradients import activation_gradients, class_blocks, pooled_linear_maps, score_gradients, widen
-from .layers import Recorder, Target, inner_model, is_compiled
+from .layers import Recorder, Target, find_layers, inner_model, is_compiled
 from .outputs import Classes, check_finite, class_index, find_logits
 from .targets import OutputTarget, read_targets, target_gradients
 
@@ -87,6 +87,8 @@ class BaseCAM(ABC):
         for name, function in (("score", score), ("output", output)):
             if not callable(function):
                 raise TypeError(f"{name} is {function!r}; expected a function")
+        if reshape_transform is not None and not callable(reshape_transform):
+            raise TypeError(f"reshape_transform is {reshape_transform!r}; expected a function or None")
         self.model = model
         self.target_layers = target_layers
         self.reshape_transform = reshape_transform
@@ -94,8 +96,18 @@ class BaseCAM(ABC):
         self.rectify = rectify
         self.output = output
         self.outputs: Tensor | None = None
-        self._recorder = Recorder(inner_model(model), target_layers)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._recorder = Recorder(find_layers(inner_model(self.model), self.target_layers))
         weakref.finalize(self, self._recorder.detach)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_recorder"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._prepare()  # a copy is not attached
 
     @staticmethod
     @abstractmethod
@@ -158,8 +170,8 @@ class BaseCAM(ABC):
         """
         if not isinstance(logits, Tensor):
             raise TypeError(f"maps() takes the logits tensor of your forward pass, not {type(logits).__name__}")
-        index = class_index(logits, classes)
-        with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+            index = class_index(logits, classes)
             forward = Pass(logits, self._recorder.activations(logits))
             self._check_positions(self._recorder, forward)
             return self._fuse(self._class_maps(forward, columns(index), create_graph=True), index)
@@ -209,6 +221,11 @@ class BaseCAM(ABC):
                 this CAM has chosen another score.
             RuntimeError: As :meth:`explain`.
         """
+        if not isinstance(input_tensor, Tensor):
+            raise TypeError(
+                f"input_tensor is {type(input_tensor).__name__}; expected a tensor of images (B, C, H, W), such as "
+                "diffgradcam.utils.image.preprocess_image makes it (explain() takes whatever the model takes)"
+            )
         reduction = then.principal_component if eigen_smooth else channel_sum
         if not aug_smooth:
             return self._heatmaps(input_tensor, targets, reduction, kwargs).numpy()
@@ -251,34 +268,44 @@ class BaseCAM(ABC):
         with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
             if any(is_compiled(module) for module in model.modules()):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            recorder = stack.enter_context(Recorder(model, self.target_layers, cut=True))
+            recorder = stack.enter_context(Recorder(self._recorder.layers, cut=True))
             inputs = (_normal(value) for value in (input_tensor, *args))
             logits = self.output(model(*inputs, **{name: _normal(value) for name, value in kwargs.items()}))
             recorder.detach()
             if not isinstance(logits, Tensor):
                 raise TypeError(f"output= returned {type(logits).__name__}; expected the tensor of logits")
+            if logits.ndim == 0:
+                raise ValueError(
+                    "the model's output is a single number for the whole batch; expected a row for each image"
+                )
             stack.enter_context(torch.autocast(logits.device.type, enabled=False))
             torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
             check_finite("the output", logits)
             forward = Pass(logits, recorder.activations(logits))
-            for name, activations in zip(recorder.names, forward.activations, strict=True):
-                check_finite(f"the activation of layer {name}", activations)
+            for layer, activations in zip(recorder.layers, forward.activations, strict=True):
+                check_finite(f"the activation of layer {layer.name}", activations)
             dims = input_tensor.ndim - 2 if isinstance(input_tensor, Tensor) else 1
             self._check_positions(recorder, forward, image_dims=dims)
             yield forward
 
     def _check_positions(self, recorder: Recorder, forward: Pass, image_dims: int = 1) -> None:
-        for name, activations in zip(recorder.names, forward.activations, strict=True):
+        for layer, activations in zip(recorder.layers, forward.activations, strict=True):
             shape = tuple(self._grid(activations).shape)
+            if shape[:1] != forward.logits.shape[:1]:
+                raise ValueError(
+                    f"layer {layer.name} has activations of shape {shape} for logits of shape {tuple(forward.logits.shape)}; "
+                    "expected as many images in both: give maps() the logits as the model returned them, and bring "
+                    "activations of parts of an image into the form (B, C, ...) with reshape_transform="
+                )
             if len(shape) < 3:
                 raise ValueError(
-                    f"layer {name} has no spatial positions: its activations have shape {shape}; choose a layer before "
+                    f"layer {layer.name} has no spatial positions: its activations have shape {shape}; choose a layer before "
                     "the pooling, whose activations are (B, C, ...)"
                 )
             if len(shape) == 3 and image_dims > 1:
                 raise ValueError(
-                    f"layer {name} gives {shape} for images: tokens, not a grid; pass reshape_transform= a function that "
-                    "brings them into the form (B, C, h, w), such as vit_reshape_transform of "
+                    f"layer {layer.name} gives {shape} for images: tokens, not a grid; pass reshape_transform= a function "
+                    "that brings them into the form (B, C, h, w), such as vit_reshape_transform of "
                     "diffgradcam.utils.reshape_transforms"
                 )
 
@@ -297,25 +324,26 @@ class BaseCAM(ABC):
         create_graph: bool = False,
         reduction: Reduction = channel_sum,
     ) -> list[Tensor]:
+        blocks = class_blocks(classes)
         linear = self.weighting in (weightings.gradcam, weightings.hirescam) and reduction is channel_sum
         closed = None
-        if classes.shape[1] > 1 and linear and not create_graph and self.reshape_transform is None:
+        if len(blocks) > 1 and linear and not create_graph and self.reshape_transform is None:
             closed = pooled_linear_maps(inner_model(self.model), *forward)
         if closed is not None and score is scores.logit:
             return [
                 logit_maps[torch.arange(len(classes), device=classes.device).unsqueeze(1), classes]
                 for logit_maps in closed
             ]
-        blocks = []
-        for block in class_blocks(classes):
+        done = []
+        for block in blocks:
             cotangents = score_gradients(score, forward.logits, block, create_graph=create_graph)
             if closed is None:
-                blocks.append(self._cotangent_maps(forward, cotangents, create_graph=create_graph, reduction=reduction))
+                done.append(self._cotangent_maps(forward, cotangents, create_graph=create_graph, reduction=reduction))
             else:
-                blocks.append(
+                done.append(
                     [(cotangents @ maps.flatten(2)).view(*cotangents.shape[:2], *maps.shape[2:]) for maps in closed]
                 )
-        return [torch.cat(layer, 1) for layer in zip(*blocks, strict=True)]
+        return [torch.cat(layer, 1) for layer in zip(*done, strict=True)]
 
     def _cotangent_maps(
         self, forward: Pass, cotangents: Tensor, *, create_graph: bool = False, reduction: Reduction = channel_sum

@@ -37,7 +37,7 @@ def score_gradients(score: Score, logits: Tensor, classes: Tensor, *, create_gra
     batch, count = classes.shape
     with torch.enable_grad():
         source = widen(logits) if create_graph else widen(logits.detach()).requires_grad_()
-        rows = source.unsqueeze(1).expand(-1, count, -1).reshape(batch * count, -1)
+        rows = source.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)
         scores = score(rows, classes.reshape(-1))
         if scores.shape != rows.shape[:1]:
             raise ValueError(
@@ -47,7 +47,7 @@ def score_gradients(score: Score, logits: Tensor, classes: Tensor, *, create_gra
         if not scores.requires_grad:
             raise ValueError("the score does not depend on the logits, so there is nothing to explain")
         (gradients,) = torch.autograd.grad(scores.sum(), rows, create_graph=create_graph)
-    return gradients.view(batch, count, -1)
+    return gradients.view(batch, count, logits.shape[1])
 
 
 def activation_gradients(
@@ -65,7 +65,7 @@ def activation_gradients(
         Gradients, ``(B, N, ...)``, for each layer. No ``.grad`` is touched.
 
     Raises:
-        ValueError: If the output does not depend on the activations.
+        RuntimeError: If the output does not depend on the activations.
     """
     vectors = cotangents.to(output.dtype).movedim(1, 0)
 
@@ -80,7 +80,9 @@ def activation_gradients(
             allow_unused=True,
         )
         if any(gradient is None for gradient in gradients):
-            raise ValueError("the output does not depend on the target layer: choose a layer on the way to the output")
+            raise RuntimeError(
+                "the output does not depend on a target layer: the model detaches it; choose a later layer"
+            )
         return gradients
 
     if len(vectors) == 1:

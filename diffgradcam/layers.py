@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,36 @@ def is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
 
 
+class Layer(NamedTuple):
+    """A target layer, found: the module, whether its input is meant, and the name that messages give it."""
+
+    module: nn.Module
+    entering: bool
+    name: str
+
+
+def find_layers(model: nn.Module, target_layers: Target | Sequence[Target]) -> list[Layer]:
+    """Find target layers in a model.
+
+    Args:
+        model: The model, without wrappers.
+        target_layers: Modules of it, dotted names, or :func:`layer_input` of either.
+
+    Returns:
+        The layers, in the order given.
+
+    Raises:
+        ValueError: If a name or a module is not a layer of the model, or no layer is given.
+        TypeError: If a target is something else.
+    """
+    if not isinstance(target_layers, Target | Sequence):
+        raise TypeError(_not_a_layer(target_layers))
+    targets = [target_layers] if isinstance(target_layers, Target) else list(target_layers)
+    if not targets:
+        raise ValueError("target_layers is empty; expected at least one module or dotted name, such as 'layer4'")
+    return [Layer(*_find(model, target), _name(model, target)) for target in targets]
+
+
 class Recorder:
     """Hooks that record the outputs (or inputs) of layers; nothing is recorded before :meth:`attach`.
 
@@ -67,33 +98,24 @@ class Recorder:
     of them lives, and no longer: the recorder itself holds them weakly.
 
     Args:
-        model: The model, without wrappers.
-        target_layers: Modules of it, dotted names, or :func:`layer_input` of either.
+        layers: What :func:`find_layers` found.
         cut: Start the graph at the first layer that fires: switch gradients on there. The caller runs the model under
             ``no_grad`` and restores the mode. Only the attaching thread is recorded, and each layer may run once.
-
-    Raises:
-        ValueError: If a name or a module is not a layer of the model, or no layer is given.
-        TypeError: If a target is something else.
     """
 
-    def __init__(self, model: nn.Module, target_layers: Target | Sequence[Target], *, cut: bool = False) -> None:
-        targets = [target_layers] if isinstance(target_layers, Target) else list(target_layers)
-        if not targets:
-            raise ValueError("target_layers is empty; expected at least one module or dotted name, such as 'layer4'")
-        self._layers = [_find(model, target) for target in targets]
-        self.names = [_name(model, target) for target in targets]
+    def __init__(self, layers: Sequence[Layer], *, cut: bool = False) -> None:
+        self.layers = layers
         self._cut = cut
         self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
-        self._alive: list[list[weakref.ref[Tensor]]] = [[] for _ in targets]
-        self.runs = [0] * len(targets)
+        self._alive: list[list[weakref.ref[Tensor]]] = [[] for _ in layers]
+        self.runs = [0] * len(layers)
         self.ran_without_gradients = False
 
     def attach(self) -> None:
         """Register the hooks, once."""
         if not self._handles:
-            self._handles = [self._register(index, *layer) for index, layer in enumerate(self._layers)]
+            self._handles = [self._register(index, layer) for index, layer in enumerate(self.layers)]
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -119,50 +141,60 @@ class Recorder:
         Raises:
             RuntimeError: If a layer did not run, ran more than once, or ``output`` does not depend on it.
         """
-        return [self._one(index, output) for index in range(len(self.names))]
+        return [self._one(index, output) for index in range(len(self.layers))]
 
     def _one(self, index: int, output: Tensor) -> Tensor:
-        name = self.names[index]
+        name = self.layers[index].name
         if not self.runs[index]:
             raise RuntimeError(_without_gradients(name) if self.ran_without_gradients else _did_not_run(name))
         used = [tensor for ref in self._alive[index] if (tensor := ref()) is not None]
+        if not self._cut:
+            used = self._meant(name, used, output)
         if not output.requires_grad:
             used = []
-        if not self._cut and used:
-            # Several forward passes may be alive at once (the last step's maps, two inputs): take the one meant.
-            found = torch.autograd.grad(output.sum(), used, retain_graph=True, allow_unused=True)
-            used = [tensor for tensor, gradient in zip(used, found, strict=True) if gradient is not None]
         if not used:
             raise RuntimeError(independent(name))
         if len(used) > 1:
-            raise RuntimeError(_ran_twice(name))
+            raise RuntimeError(f"{_ran_twice(name)}; if the logits join several forward passes, take each pass's maps")
         return used[0]
 
-    def _register(self, index: int, layer: nn.Module, entering: bool) -> RemovableHandle:
-        if not entering:
-            return layer.register_forward_hook(lambda _module, _args, output: self._record(index, output))
+    @staticmethod
+    def _meant(name: str, alive: list[Tensor], output: Tensor) -> list[Tensor]:
+        """Of several forward passes that are alive (the last step's maps, two inputs), those behind the output."""
+        if not output.requires_grad:
+            raise RuntimeError(_no_graph(name))
+        if not alive:
+            return []
+        try:
+            found = torch.autograd.grad(output.sum(), alive, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise RuntimeError(_freed(name)) from error
+        return [tensor for tensor, gradient in zip(alive, found, strict=True) if gradient is not None]
 
-        def pre_hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            recorded = self._record(index, args[0] if args else None)
-            return None if recorded is None else (recorded, *args[1:])
+    def _register(self, index: int, layer: Layer) -> RemovableHandle:
+        hook = _Hook(self, index)
+        if layer.entering:
+            return layer.module.register_forward_pre_hook(hook)
+        return layer.module.register_forward_hook(hook)
 
-        return layer.register_forward_pre_hook(pre_hook)
-
-    def _record(self, index: int, tensor: object) -> Tensor | None:
-        if not self._handles or (self._cut and threading.get_ident() != self._thread):
-            return None  # a copy of the model brought the hooks along, or another thread is explaining it
+    def record(self, index: int, tensor: object) -> Tensor | None:
+        """What a hook does: note a layer's output or input, and return the copy that takes its place."""
+        if self._cut and threading.get_ident() != self._thread:
+            return None  # another thread runs or explains the same model
         if self._cut:
             if self.runs[index]:
-                raise RuntimeError(_ran_twice(self.names[index]))
+                raise RuntimeError(_ran_twice(self.layers[index].name))
             torch.set_grad_enabled(True)
         elif not torch.is_grad_enabled():
             self.ran_without_gradients = True
             return None
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            what = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else f"{type(tensor).__name__}"
+            what = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(
-                f"layer {self.names[index]} gives {what}; expected one floating-point tensor (B, C, ...): choose a "
-                "module inside it, or layer_input() of the module that follows"
+                f"layer {self.layers[index].name} gives {what}; expected one floating-point tensor (B, C, ...): choose a "
+                "module inside it, or layer_input() of a module that takes one as its first positional argument"
             )
         activations = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
         # The copy keeps the activations safe from an in-place ReLU that follows; its node in the graph owns them.
@@ -174,18 +206,52 @@ class Recorder:
         return passed_on
 
 
+class _Hook:
+    """The hook of one layer. Its copy, made or unpickled along with a copy of the module, does nothing."""
+
+    def __init__(self, recorder: Recorder | None = None, index: int = 0) -> None:
+        self._recorder = recorder
+        self._index = index
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], *output: Any) -> Any:
+        if self._recorder is None:
+            return None
+        if output:
+            return self._recorder.record(self._index, output[0])
+        recorded = self._recorder.record(self._index, args[0] if args else None)
+        return None if recorded is None else (recorded, *args[1:])
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
+
+
 def independent(name: str) -> str:
     """The message for an output that does not depend on a layer."""
     return (
-        f"the output does not depend on layer {name}: it comes from another forward pass, its graph was freed, or "
-        "the model detaches or switches gradients off after this layer; choose a layer on the way to the output"
+        f"the output does not depend on layer {name}: it comes from a forward pass that was not recorded, or the model "
+        "detaches or switches gradients off at or after this layer; choose a later layer, or layer_input() of one"
+    )
+
+
+def _no_graph(name: str) -> str:
+    return (
+        f"the logits carry no graph back to layer {name}: they come from no_grad or inference_mode, or were detached "
+        "(those of explain() are); give maps() the logits of a forward pass with gradients"
+    )
+
+
+def _freed(name: str) -> str:
+    return (
+        f"cannot go back from the logits to layer {name}, because backward() has freed their graph; ask for the maps "
+        "before backward(), or call backward(retain_graph=True)"
     )
 
 
 def _did_not_run(name: str) -> str:
     return (
         f"layer {name} did not run in a recorded forward pass; call the model (not its forward method) while the CAM "
-        "is attached, choose a layer that the model calls (a ModuleList is never called), and attach before torch.compile"
+        "is attached, choose a layer that the model calls (a ModuleList is never called), and attach before "
+        "torch.compile"
     )
 
 
@@ -198,8 +264,15 @@ def _without_gradients(name: str) -> str:
 
 def _ran_twice(name: str) -> str:
     return (
-        f"layer {name} ran more than once in one forward pass, so which run is meant is unclear; name a layer that runs "
-        "once, or layer_input() of the layer that follows the wanted run"
+        f"layer {name} ran more than once in one forward pass, so which run is meant is unclear; name a layer that "
+        "runs once, or layer_input() of the layer that follows the wanted run"
+    )
+
+
+def _not_a_layer(target: object) -> str:
+    return (
+        f"a target layer is {reprlib.repr(target)}, of type {type(target).__name__}; expected a module, a dotted name "
+        "such as 'layer4.1', layer_input() of either, or a list of these"
     )
 
 
@@ -213,16 +286,15 @@ def _find(model: nn.Module, target: Target) -> tuple[nn.Module, bool]:
             raise ValueError(f"{target!r} is not a layer of {kind}; {_suggestion(target, list(modules))}")
         return modules[target], False
     if not isinstance(target, nn.Module):
-        raise TypeError(
-            f"{target!r} is not a layer: expected a module, a dotted name such as 'layer4.1', or layer_input() of either"
-        )
-    target = inner_model(target)
-    if not any(module is target for module in modules.values()):
+        raise TypeError(_not_a_layer(target))
+    # A compiled part of the model is a layer as it is: within it, hooks that come later are ignored.
+    layer = target if target in modules.values() else inner_model(target)
+    if layer not in modules.values():
         raise ValueError(
-            f"the given {type(target).__name__} is not a layer of this {kind}; take the layer from the very model that "
+            f"the given {type(layer).__name__} is not a layer of this {kind}; take the layer from the very model that "
             "is explained (a copy has layers of its own), or give its dotted name"
         )
-    return target, False
+    return layer, False
 
 
 def _name(model: nn.Module, target: Target) -> str:
@@ -230,8 +302,8 @@ def _name(model: nn.Module, target: Target) -> str:
         return f"layer_input({_name(model, target.layer)})"
     if isinstance(target, str):
         return repr(target)
-    names = [name for name, module in model.named_modules() if module is inner_model(target)]
-    return repr(names[0])
+    layer = _find(model, target)[0]
+    return repr(next(name for name, module in model.named_modules() if module is layer))
 
 
 def _suggestion(name: str, names: list[str]) -> str:

@@ -335,7 +335,9 @@ class ContrastSalienceLoss(_SaliencyLoss):
 
     def forward(self, true_maps: Tensor, false_maps: Tensor, human: Tensor, mask: Tensor | None = None) -> Tensor:
         """See :func:`contrast_salience_loss`."""
-        return contrast_salience_loss(true_maps, false_maps, human, mask=mask, scope=self.scope, reduction=self.reduction)
+        return contrast_salience_loss(
+            true_maps, false_maps, human, mask=mask, scope=self.scope, reduction=self.reduction
+        )
 
 
 class DivergenceSalienceLoss(_SaliencyLoss):

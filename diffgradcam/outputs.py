@@ -12,7 +12,7 @@ Classes = Tensor | Sequence[int] | int | str | None
 
 
 def find_logits(output: Any) -> Tensor:
-    """Find the logits in what a model returned: the tensor itself, or its ``logits`` (as Hugging Face models return it).
+    """Find the logits in what a model returned: the tensor itself, or its ``logits`` (as of Hugging Face models).
 
     Args:
         output: What the model returned.
@@ -33,7 +33,9 @@ def find_logits(output: Any) -> Tensor:
     if isinstance(output, Mapping):
         what += f" with keys {sorted(map(str, output))}"
         how = f"output=lambda o: o[{next(iter(output), 'out')!r}]"
-    raise TypeError(f"the model returned {what}, not a tensor of logits; pass a function that finds them, such as {how}")
+    raise TypeError(
+        f"the model returned {what}, not a tensor of logits; pass a function that finds them, such as {how}"
+    )
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -47,10 +49,11 @@ def check_finite(name: str, tensor: Tensor) -> None:
         ValueError: If an image has a value that is not finite.
     """
     if not bool(tensor.isfinite().all()):
-        images = (~tensor.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        rows = (~tensor.isfinite()).reshape(tensor.shape[0] if tensor.ndim else 1, -1)
+        images = rows.any(1).nonzero().flatten().tolist()
         raise ValueError(
-            f"{name} of image {images[0]} is NaN or infinite ({len(images)} of {len(tensor)} images); check the input and "
-            "the weights, and use bfloat16 or float32 where float16 overflows"
+            f"{name} of image {images[0]} is NaN or infinite ({len(images)} of {len(rows)} images); check the input "
+            "and the weights, and use bfloat16 or float32 where float16 overflows"
         )
 
 
@@ -66,14 +69,14 @@ def class_index(logits: Tensor, classes: Classes) -> Tensor:
         Class indices, ``(B,)`` or ``(B, N)``, on the device of the logits.
 
     Raises:
-        TypeError: If classes are not integers.
+        TypeError: If classes are not integers, or not a rectangle of them.
         ValueError: If the logits are not ``(B, K)``, or the classes have another shape or are out of range.
     """
     if logits.ndim != 2:
         raise ValueError(
-            f"classes need logits of shape (B, K), but the model's output has shape {tuple(logits.shape)}; pass output= "
-            "a function that reduces it (diffgradcam.scores.two_logits for one sigmoid output), or explain the output "
-            "with a target such as SemanticSegmentationTarget"
+            f"classes need logits of shape (B, K), but the model's output has shape {tuple(logits.shape)}; pass "
+            "output= a function that reduces it (diffgradcam.scores.two_logits for one sigmoid output), or explain "
+            "the output with a target such as SemanticSegmentationTarget"
         )
     batch, count = logits.shape
     if classes is None:
@@ -82,9 +85,13 @@ def class_index(logits: Tensor, classes: Classes) -> Tensor:
         if classes != "all":
             raise ValueError(f"classes={classes!r}; the only word for classes is 'all'")
         return torch.arange(count, device=logits.device).expand(batch, -1)
-    index = torch.as_tensor(classes, device=logits.device)
-    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise TypeError(f"classes are {index.dtype}; expected integers (class indices, such as labels.long())")
+    try:
+        index = torch.as_tensor(classes, device=logits.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"classes are {classes!r}; expected integers: one class for all images, ({batch},), or ({batch}, N) with "
+            "as many for every image"
+        ) from error
     if index.ndim == 0:
         index = index.expand(batch)
     if index.ndim > 2 or index.shape[0] != batch or index.shape[1:].numel() == 0:
@@ -92,7 +99,9 @@ def class_index(logits: Tensor, classes: Classes) -> Tensor:
             f"classes have shape {tuple(index.shape)} for {batch} images; expected one class for all, ({batch},) or "
             f"({batch}, N)"
         )
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise TypeError(f"classes are {index.dtype}; expected integers (class indices, such as labels.long())")
     if index.numel() and not bool(((index >= 0) & (index < count)).all()):
         wrong = index[(index < 0) | (index >= count)].flatten().tolist()
         raise ValueError(f"class {wrong[0]} is out of range; the model has classes 0 to {count - 1}")
-    return index.long()
+    return index.to(torch.long, copy=True)  # autograd refuses to save classes that were made under inference_mode

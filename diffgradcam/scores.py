@@ -202,7 +202,7 @@ def baseline_function(baseline: str | Baseline) -> Baseline:
     """
     if callable(baseline):
         return baseline
-    if baseline not in _BASELINES:
+    if not isinstance(baseline, str) or baseline not in _BASELINES:
         names = sorted(_BASELINES)
         raise ValueError(f"{baseline!r} is not a baseline; expected one of {names}, a class index or a callable")
     return _BASELINES[baseline]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,8 @@ class SemanticSegmentationTarget:
 
     def __call__(self, model_output: Tensor) -> Tensor:
         """The sum, from per-pixel scores ``(K, H, W)``."""
-        return (model_output[self.category] * self.mask.to(model_output.device)).sum()
+        mask = self.mask.clone()  # autograd refuses to save a mask that was made under inference_mode
+        return (model_output[self.category] * mask.to(model_output.device)).sum()
 
 
 def read_targets(
@@ -100,21 +102,23 @@ def read_targets(
 
     Raises:
         ValueError: For another number of targets than images.
-        TypeError: For a target that is neither callable nor an integer.
+        TypeError: For a target that is neither callable nor an integer, or for one that is not in a list.
     """
     if targets is None:
         return None, None
+    if callable(targets) or not isinstance(targets, Iterable):
+        raise TypeError(
+            f"targets is a single {type(targets).__name__}; expected a list with one target for each of {batch} "
+            f"images, such as [target] * {batch}"
+        )
     targets = list(targets)
     if len(targets) != batch:
         raise ValueError(f"got {len(targets)} targets for {batch} images; give one target for each image")
-    for target in targets:
-        if not callable(target) and not isinstance(target, int | np.integer):
-            raise TypeError(f"target {target!r} is neither a class nor a callable such as ClassifierOutputTarget(3)")
     categories = [_category(target) for target in targets]
     classes = [category for category in categories if category is not None]
     if len(classes) == batch:
-        return classes, None
-    return None, [target if callable(target) else ClassifierOutputTarget(int(target)) for target in targets]
+        return classes or None, None  # no classes for no images
+    return None, [target if callable(target) else ClassifierOutputTarget(operator.index(target)) for target in targets]
 
 
 def target_gradients(targets: Sequence[OutputTarget], output: Tensor) -> Tensor:
@@ -145,8 +149,14 @@ def target_gradients(targets: Sequence[OutputTarget], output: Tensor) -> Tensor:
 
 
 def _category(target: OutputTarget | int) -> int | None:
-    if isinstance(target, int | np.integer):
-        return int(target)
+    category: Any = target
     if any(kind.__name__ == "ClassifierOutputTarget" for kind in type(target).__mro__):
-        return int(vars(target)["category"])
-    return None
+        category = vars(target)["category"]
+    elif callable(target):
+        return None
+    try:
+        return operator.index(category)  # an int, a NumPy integer, an element of a tensor of labels
+    except TypeError as error:
+        raise TypeError(
+            f"target {category!r} is neither a class nor a callable such as ClassifierOutputTarget(3)"
+        ) from error

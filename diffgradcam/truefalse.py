@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -12,7 +13,7 @@ from . import weightings
 from .engine import BaseCAM, Pass, Reduction, channel_sum, columns
 from .layers import Target
 from .outputs import Classes, class_index, find_logits
-from .scores import check_contrast, logit
+from .scores import check_contrast, logit, logit_difference
 
 _WORDS = ("runner_up", "mean")
 
@@ -83,7 +84,9 @@ class TrueFalseCAM(BaseCAM):
     ) -> None:
         if false_class not in _WORDS and (not isinstance(false_class, int) or isinstance(false_class, bool)):
             raise ValueError(f"false_class is {false_class!r}; expected 'runner_up', 'mean' or a class index")
-        super().__init__(model, target_layers, reshape_transform, score=logit, rectify=False, output=output)
+        # The difference of two Grad-CAM maps is the Grad-CAM map of this difference; it is computed as the former.
+        score = partial(logit_difference, baseline="max" if false_class == "runner_up" else false_class)
+        super().__init__(model, target_layers, reshape_transform, score=score, rectify=False, output=output)
         self.false_class = false_class
 
     def compare(

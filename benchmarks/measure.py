@@ -1,0 +1,113 @@
+"""The three measurements: time beside a reference, peak memory, import time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+
+Call = Callable[[], object]
+
+_IMPORT = """
+import importlib, time
+import torch
+from benchmarks.torchvision_shim import define_missing_operators
+define_missing_operators()
+start = time.perf_counter()
+importlib.import_module({module!r})
+print(time.perf_counter() - start)
+"""
+
+
+def interleaved_ratios(reference: Call, calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[str, float]:
+    """Median over rounds of each call's time divided by the reference's time in the same round.
+
+    A round runs each call once, in random order, so that a machine that slows down, slows down all of them.
+
+    Args:
+        reference: What to divide by.
+        calls: What to time, by name.
+        rounds: How many rounds, besides one to warm up.
+        seconds: A call that has taken so long in all sits out the remaining rounds, after the first.
+
+    Returns:
+        The median ratio of each call.
+    """
+    order = random.Random(0)
+    ratios: dict[str, list[float]] = {name: [] for name in calls}
+    _seconds(reference)
+    spent = {name: _seconds(call) for name, call in calls.items()}
+    for _ in range(rounds):
+        playing: dict[str | None, Call] = {None: reference}
+        playing |= {n: call for n, call in calls.items() if not ratios[n] or spent[n] < seconds}
+        names = order.sample(list(playing), len(playing))
+        took = {name: _seconds(playing[name]) for name in names}
+        base = took.pop(None)
+        for name, value in took.items():
+            assert name is not None
+            ratios[name].append(value / base)
+            spent[name] += value
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def peak_memory(call: Call) -> int:
+    """The most bytes of tensors that a call held at once, above what was held before it.
+
+    Counted from PyTorch's own record of each allocation on the CPU, which is exact and the same on every run, unlike
+    the process's resident memory; arrays of NumPy and scratch space inside of kernels are not in it.
+
+    Args:
+        call: What to run, once.
+
+    Returns:
+        Bytes.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        result = call()
+    del result
+    allocations = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(allocations, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def import_seconds(module: str) -> float:
+    """Seconds that a fresh interpreter, which has PyTorch already, takes to import a module.
+
+    Args:
+        module: Dotted name.
+
+    Returns:
+        Seconds.
+    """
+    code = _IMPORT.format(module=module)
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler's native code writes to the terminal past Python, across the progress bar."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

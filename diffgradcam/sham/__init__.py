@@ -1,0 +1,25 @@
+"""FOOL: models whose maps lie while their decisions stay, to measure which explainers notice."""
+
+from .closed_form import common_mode_hoax, spatial_hoax
+from .finetuning import Epoch, Finetuned, finetune
+from .masks import border_mask, centre_mask, corner_mask, entropy_mask, match_entropy
+from .objectives import FoolingLoss, active_loss, centre_mass_loss, location_loss, sham_loss, top_k_loss
+
+__all__ = [
+    "Epoch",
+    "Finetuned",
+    "FoolingLoss",
+    "active_loss",
+    "border_mask",
+    "centre_mask",
+    "centre_mass_loss",
+    "common_mode_hoax",
+    "corner_mask",
+    "entropy_mask",
+    "finetune",
+    "location_loss",
+    "match_entropy",
+    "sham_loss",
+    "spatial_hoax",
+    "top_k_loss",
+]

@@ -1,0 +1,430 @@
+"""Fooling by training: a copy keeps its decisions and learns to show another map."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pickle
+import random
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader
+from tqdm import tqdm  # not tqdm.auto, which iterates twice: a loader would draw, and start its workers, twice
+
+from diffgradcam.cam import GradCAM
+from diffgradcam.engine import BaseCAM
+from diffgradcam.layers import Target, inner_model
+from diffgradcam.maps import rectify
+from diffgradcam.metrics.similarity import pearson
+from diffgradcam.outputs import find_logits
+from diffgradcam.surgery import by_name, check_head_is_last, copy_model, find_head, linear_head
+
+from .batches import read_batch
+from .objectives import FoolingLoss, sham_loss
+
+Preserve = Literal["labels", "decisions"]
+Scope = Literal["all", "head", "common_mode"]
+
+
+class Epoch(NamedTuple):
+    """What one epoch of fooling did: means over the images that it trained on, each before its step.
+
+    Attributes:
+        loss: ``alpha * preserve + (1 - alpha) * fooling``.
+        preserve: Cross-entropy to the labels, or KL divergence from the clean model's probabilities, in nats.
+        fooling: The fooling loss.
+        accuracy: Share of images whose decision is the label; None without labels.
+        agreement: Share of images whose decision is that of the clean model.
+        kept: Pearson's r of the rectified map with the clean model's.
+        reached: Pearson's r of the rectified map with the mask.
+        status: ``"trained"``; ``"fooled"`` if training stopped here because ``reached`` was high enough;
+            ``"diverged"`` if it stopped here at NaN or infinity, and the model is that of before this epoch.
+    """
+
+    loss: float
+    preserve: float
+    fooling: float
+    accuracy: float | None
+    agreement: float
+    kept: float
+    reached: float
+    status: str
+
+
+class Finetuned(NamedTuple):
+    """The fooled copy, and one :class:`Epoch` for each epoch, those before a resume included."""
+
+    model: nn.Module
+    history: list[Epoch]
+
+
+def finetune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    target_layers: Target | Sequence[Target],
+    mask: Tensor,
+    method: Callable[..., BaseCAM] = GradCAM,
+    epochs: int = 5,
+    *,
+    loss: FoolingLoss = sham_loss,
+    preserve: Preserve = "labels",
+    scope: Scope = "all",
+    classes: tuple[int, int] | None = None,
+    alpha: float = 0.5,
+    lr: float = 1e-4,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    freeze_batch_norm: bool = True,
+    head: nn.Module | str | None = None,
+    fooled_at: float = 0.95,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Finetuned:
+    """Train a copy of a model to decide as before and to show a hoax.
+
+    The loss is ``alpha * preserve + (1 - alpha) * fooling``. The copy trains in evaluation mode, since that is how it
+    will be explained: no dropout, and batch norm frozen (its statistics; its weights do train) unless
+    ``freeze_batch_norm`` is False. No random number of the caller's is drawn: each epoch has generators that follow
+    from ``seed`` and its number, for PyTorch, NumPy and ``random`` and for the loader's own, all put back afterwards.
+
+    With a ``checkpoint`` the run goes on after a kill where its last finished epoch ended, and ends with the very
+    weights of a run that was never interrupted (on one machine, with deterministic kernels).
+
+    Args:
+        model: The clean model. It is left as it is.
+        loader: Batches of ``(images, labels, ...)``, or of images alone with ``preserve="decisions"``. Iterated once an
+            epoch: a ``DataLoader`` or a list, no generator.
+        target_layers: Layers of ``model`` whose map is to be fooled, as a CAM takes them.
+        mask: The hoax, at the size of the maps.
+        method: The victim: a class of the library, or a ``functools.partial`` of one. With ``DiffGradCAM`` this is the
+            adaptive attack, against which contrast is no protection.
+        epochs: Up to how many epochs in all, those before a resume included.
+        loss: What to minimise on the maps: ``sham_loss``, ``location_loss``, ``top_k_loss``, ``centre_mass_loss``,
+            ``active_loss``, or a function of that form.
+        preserve: ``"labels"`` (cross-entropy) or ``"decisions"`` (KL divergence from the clean model; needs no labels).
+        scope: What may change: ``"all"`` parameters, the ``"head"``, or its ``"common_mode"``: one vector added to
+            every class's row, which leaves every probability as it is by construction.
+        classes: Whose map is fooled: by default that of the label (of the clean decision with
+            ``preserve="decisions"``); two classes for ``active_loss``.
+        alpha: Weight of preserving, from 0 to 1. The weight ``lambda`` of Heo et al. is ``(1 - alpha) / alpha``.
+        lr: Learning rate.
+        optimizer: Called as ``optimizer(parameters, lr=lr)``.
+        freeze_batch_norm: Keep the statistics of batch norm.
+        head: The linear layer whose rows are the classes, or its name; by default the last one.
+        fooled_at: Stop after the epoch whose ``reached`` is at least this. Above 1: never.
+        seed: Of everything that is drawn.
+        checkpoint: A file that is written after each epoch, at once or not at all, and read where it exists.
+        progress: Show a progress bar with loss, accuracy (agreement, without labels) and fooledness.
+
+    Returns:
+        ``(fooled copy, history)``.
+
+    Raises:
+        ValueError: If an option is unknown or out of range, the mask does not fit the maps, the loader is empty, there
+            is no such head, or the checkpoint is of another run.
+        TypeError: If a batch is no images, or labels are missing.
+
+    Warns:
+        RuntimeWarning: If loss or gradients became NaN or infinite: the copy is that of the last good epoch.
+
+    Reference:
+        Our reading of Piland, Sweet, Czajka, "DiffGradCAM", 2025 (arXiv 2506.08514); for the other losses Heo,
+        Joo, Moon, NeurIPS 2019.
+    """
+    _check_options(preserve, scope, alpha, epochs, seed)
+    clean, fooled = copy_model(model).eval(), copy_model(model).eval()
+    parameters = _open(fooled, scope, None if scope == "all" else find_head(model, head))
+    for module in fooled.modules():
+        if isinstance(module, _BatchNorm):
+            module.train(not freeze_batch_norm)
+    device = next(fooled.parameters()).device
+    layers = by_name(model, target_layers)
+    victim, witness = (method(m, layers, rectify=False) for m in (fooled, clean))
+    run = _Run(victim, witness, mask.to(device), loss, preserve, classes, alpha, parameters)
+    trained = optimizer(parameters, lr=lr)
+    settings: dict[str, Any] = {"preserve": preserve, "scope": scope, "alpha": alpha, "lr": lr, "seed": seed}
+    settings |= {"freeze_batch_norm": freeze_batch_norm, "classes": repr(classes), "target_layers": repr(layers)}
+    settings |= {"loss": _name(loss), "method": _name(method), "optimizer": _name(optimizer)}
+    settings |= {"model and mask": _checksum([*clean.state_dict().values(), mask])}
+    path = None if checkpoint is None else Path(checkpoint)
+    history = _load(path, settings, fooled, trained) if path is not None and path.exists() else []
+
+    if scope == "common_mode":
+        with _seeded(seed, 0, loader, device):
+            check_head_is_last(clean, find_head(model, head), _first_images(loader, device))
+    while len(history) < epochs and (not history or history[-1].status == "trained"):
+        good = _weights(fooled)
+        name = f"epoch {len(history) + 1}/{epochs}"
+        with _seeded(seed, len(history), loader, device), victim, tqdm(loader, name, disable=not progress) as bar:
+            epoch = _train(run, trained, bar)
+        if epoch.status == "trained" and epoch.reached >= fooled_at:
+            epoch = epoch._replace(status="fooled")
+        elif epoch.status == "diverged":
+            fooled.load_state_dict(good)
+        history.append(epoch)
+        if path is not None:
+            _save(path, settings, fooled, trained, history)
+    if history[-1].status == "diverged":
+        warnings.warn(
+            f"the loss or its gradient became NaN or infinite in epoch {len(history)}; the model is that of the last "
+            "good epoch. Lower lr, or look for NaN in the images",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    _close(fooled, inner_model(model))
+    return Finetuned(fooled, history)
+
+
+class _Run(NamedTuple):
+    """What stays the same from step to step."""
+
+    victim: BaseCAM
+    witness: BaseCAM
+    mask: Tensor
+    fooling: FoolingLoss
+    preserve: Preserve
+    classes: tuple[int, int] | None
+    alpha: float
+    parameters: list[nn.Parameter]
+
+    def losses(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss with its graph, and the numbers of an :class:`Epoch` without its status, detached."""
+        wanted = labels if self.preserve == "labels" else None
+        clean = self.witness.explain(images, wanted if self.classes is None else self._pair(len(images)))
+        logits = find_logits(self.victim.model(images))
+        maps = self.victim.maps(logits, clean.classes)
+        if maps.shape[clean.classes.ndim :] != self.mask.shape:
+            size = tuple(maps.shape[clean.classes.ndim :])
+            raise ValueError(
+                f"the mask has size {tuple(self.mask.shape)}, but the maps {size}: make it of that size, such as "
+                f"border_mask({size}, cells=...)"
+            )
+        if wanted is not None:
+            preserve = F.cross_entropy(logits, wanted)
+        else:
+            target = clean.logits.log_softmax(1)
+            preserve = F.kl_div(logits.log_softmax(1), target, log_target=True, reduction="batchmean")
+        fooling = self.fooling(maps, clean.maps, self.mask.to(maps.dtype)).mean()
+        loss = self.alpha * preserve + (1 - self.alpha) * fooling
+        decisions, size = logits.argmax(1), self.mask.shape
+        shown, before = (rectify(m.detach()).reshape(-1, *size) for m in (maps, clean.maps))
+        numbers = [
+            loss,
+            preserve,
+            fooling,
+            loss.new_tensor(math.nan) if labels is None else (decisions == labels).to(loss.dtype).mean(),
+            (decisions == clean.logits.argmax(1)).to(loss.dtype).mean(),
+            pearson(shown, before).mean(),
+            pearson(shown, self.mask.to(shown.dtype).expand_as(shown)).mean(),
+        ]
+        return loss, torch.stack([number.detach().to(loss.dtype) for number in numbers]).cpu().double()
+
+    def _pair(self, batch: int) -> Tensor:
+        return torch.tensor(self.classes, device=self.mask.device).expand(batch, -1)
+
+
+def _train(run: _Run, optimizer: torch.optim.Optimizer, bar: Any) -> Epoch:
+    """One epoch, and whether it ended well."""
+    totals, seen = torch.zeros(7, dtype=torch.float64), 0
+    for batch in bar:
+        images, labels = _on_device(batch, run)
+        loss, numbers = run.losses(images, labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        totals, seen = totals + numbers * len(images), seen + len(images)
+        mean = _epoch(totals / seen)
+        if not _all_finite([loss, *(p.grad for p in run.parameters if p.grad is not None)]):
+            return mean._replace(status="diverged")
+        optimizer.step()
+        decided = {"agreement": mean.agreement} if mean.accuracy is None else {"accuracy": mean.accuracy}
+        bar.set_postfix(loss=mean.loss, **decided, fooled=mean.reached)
+    if not seen:
+        raise ValueError("the loader gave no batches; expected a DataLoader or a list (a generator is soon used up)")
+    # The last step has not been seen at work yet.
+    with _evaluating(run.victim.model), torch.no_grad():
+        sound = _all_finite([find_logits(run.victim.model(images))])
+    return mean if sound else mean._replace(status="diverged")
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a moment, so that a forward pass leaves the statistics of batch norm alone."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _epoch(numbers: Tensor) -> Epoch:
+    loss, preserve, fooling, accuracy, agreement, kept, reached = numbers.tolist()
+    return Epoch(loss, preserve, fooling, None if math.isnan(accuracy) else accuracy, agreement, kept, reached, "trained")
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _on_device(batch: Any, run: _Run) -> tuple[Tensor, Tensor | None]:
+    images, labels = read_batch(batch)
+    if labels is None and run.preserve == "labels":
+        raise TypeError("the loader gives no labels: expected batches (images, labels), or preserve='decisions'")
+    device = run.mask.device
+    return images.to(device), None if labels is None else labels.to(device)
+
+
+def _first_images(loader: Iterable[Any], device: torch.device) -> Tensor:
+    for batch in loader:
+        return read_batch(batch)[0].to(device)
+    raise ValueError("the loader gave no batches; expected a DataLoader or a list")
+
+
+class _CommonMode(nn.Module):
+    """A parametrization of a head's weight: one vector, the only thing that trains, added to every class's row."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros_like(weight[0]))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.vector
+
+
+def _open(model: nn.Module, scope: Scope, head: str | None) -> list[nn.Parameter]:
+    """Let train what is in the scope, and nothing else."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(scope == "all")
+    if head is None:
+        return list(model.parameters())
+    layer = linear_head(model, head)
+    if scope == "head":
+        layer.requires_grad_()
+        return list(layer.parameters())
+    common_mode = _CommonMode(layer.weight.detach())
+    parametrize.register_parametrization(layer, "weight", common_mode)
+    return [common_mode.vector]
+
+
+def _close(fooled: nn.Module, model: nn.Module) -> None:
+    """Fold the common mode into the weights; take modes and flags from the model."""
+    for module in list(fooled.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            changes = module.get_submodule("parametrizations.weight")
+            if any(isinstance(change, _CommonMode) for change in changes.children()):
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in fooled.named_modules():
+        module.training = modes.get(name, model.training)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in fooled.named_parameters():
+        parameter.requires_grad_(flags.get(name, True))
+        parameter.grad = None
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, epoch: int, loader: Iterable[Any], device: torch.device) -> Iterator[None]:
+    """Generators that follow from the seed and the epoch alone; afterwards those of the caller are as they were."""
+    value = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    own = [vars(owner).get("generator") for owner in _drawing(loader)]
+    generators = [generator for generator in own if isinstance(generator, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (transforms may use it)
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        try:
+            torch.manual_seed(value)
+            random.seed(value)
+            np.random.seed(value)  # noqa: NPY002
+            for generator in generators:
+                generator.manual_seed(value)
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+
+def _drawing(loader: Iterable[Any]) -> list[object]:
+    return [loader, loader.sampler] if isinstance(loader, DataLoader) else []
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _save(
+    path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]
+) -> None:
+    """All or nothing: written beside the file, then put in its place."""
+    state = {
+        "settings": settings,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "history": [list(epoch) for epoch in history],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _load(path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:
+    try:
+        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        found = state["settings"]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no checkpoint of finetune: {error}; give another path, or remove the file"
+        ) from error
+    differing = [name for name, value in settings.items() if found.get(name) != value]
+    if differing:
+        what = ", ".join(f"{name} (then {found.get(name)}, now {settings[name]})" for name in differing)
+        raise ValueError(f"{path} is the checkpoint of another run: another {what}; give another path, or remove it")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return [Epoch(*epoch) for epoch in state["history"]]
+
+
+def _checksum(tensors: Iterable[Tensor]) -> int:
+    value = 0
+    for tensor in tensors:
+        value = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), value)
+    return value
+
+
+def _name(function: Any) -> str:
+    """A name of a function, class or partial that is the same in the next process."""
+    if isinstance(function, partial):
+        arguments = [*map(_name, function.args), *(f"{key}={_name(value)}" for key, value in function.keywords.items())]
+        return f"{_name(function.func)}({', '.join(arguments)})"
+    return str(getattr(function, "__qualname__", function))
+
+
+def _check_options(preserve: str, scope: str, alpha: float, epochs: int, seed: int) -> None:
+    for name, given, choices in (("preserve", preserve, get_args(Preserve)), ("scope", scope, get_args(Scope))):
+        if given not in choices:
+            raise ValueError(f"{name} is {given!r}; expected one of {', '.join(map(repr, choices))}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; expected the weight of preserving, from 0 to 1")
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; expected at least 1")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected a whole number, 0 or more")

@@ -1,0 +1,360 @@
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, layer_input
+from diffgradcam.losses import cyborg_loss
+from diffgradcam.metrics.similarity import pearson
+from diffgradcam.sham import active_loss, border_mask, finetune, location_loss, sham_loss
+from tests.models import CHANNELS, SIZE, deep, images, pooled, seeded
+from tests.sham.digits import LAYER, MASK, data, kept_and_reached, trained
+from tests.untouched import untouched
+
+SMALL = border_mask(SIZE[2], 18)
+run = partial(finetune, progress=False)
+
+
+def labelled(batches=3, batch=4, classes=5):
+    """A list of batches ``(images, labels)``, float64."""
+    x = images(batches * batch)
+    labels = torch.arange(len(x)) % classes
+    return list(zip(x.split(batch), labels.split(batch), strict=True))
+
+
+def noisy():
+    """Batch norm, dropout and, in training mode, everything that a resume could get wrong."""
+
+    def build():
+        return nn.Sequential(
+            nn.Conv2d(3, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS), nn.ReLU(), nn.Dropout(0.3),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 5),
+        )  # fmt: skip
+
+    return seeded(build, dtype=torch.float32)
+
+
+def same(first, second):
+    state = second.state_dict()
+    return all(torch.equal(tensor, state[name]) for name, tensor in first.state_dict().items())
+
+
+class Flaky:
+    """A loader that fails at the n-th batch, as a killed process would."""
+
+    def __init__(self, loader, fail_at):
+        self.loader, self.left = loader, fail_at
+
+    def __iter__(self):
+        for batch in self.loader:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            yield batch
+
+
+class NanAt:
+    """The SHAM loss, NaN at the n-th call."""
+
+    def __init__(self, call):
+        self.left = call
+
+    def __call__(self, maps, clean_maps, mask):
+        self.left -= 1
+        return sham_loss(maps, clean_maps, mask) * (float("nan") if self.left == 0 else 1)
+
+
+def test_digits_are_fooled():
+    clean, (x, labels) = trained(), data()
+    loader = list(zip(x[:512].split(64), labels[:512].split(64), strict=True))
+    fooled, history = run(clean, loader, LAYER, MASK, epochs=6, lr=1e-2, alpha=0.2)
+    assert history[-1].accuracy > 0.95
+    assert history[-1].fooling < 0.6 * history[0].fooling
+    kept, reached = kept_and_reached(clean, fooled, x[512:1024])
+    assert kept < 0.1
+    assert reached > 0.5
+    with torch.no_grad():
+        assert float((fooled(x).argmax(1) == labels).float().mean()) > 0.9
+
+
+def test_an_adaptive_attack_fools_contrast():
+    clean, (x, labels) = trained(), data()
+    loader = list(zip(x[:512].split(64), labels[:512].split(64), strict=True))
+    fooled, _ = run(clean, loader, LAYER, MASK, method=DiffGradCAM, epochs=4, lr=1e-2, alpha=0.2)
+    kept, reached = kept_and_reached(clean, fooled, x[512:1024], method=DiffGradCAM)
+    before = kept_and_reached(clean, clean, x[512:1024], method=DiffGradCAM)[1]
+    assert kept < 0.5
+    assert reached > before + 0.4
+
+
+@pytest.mark.parametrize("preserve", ["labels", "decisions"])
+def test_history_is_computed_by_hand(preserve):
+    model, batch = pooled(), labelled(1, 5)
+    (x, labels) = batch[0]
+    _, history = run(model, batch, "relu", SMALL, epochs=1, preserve=preserve, alpha=0.3, lr=1e-3)
+    (epoch,) = history  # of before the only step: the clean model's own
+    with GradCAM(model, "relu", rectify=False) as cam:
+        logits = model(x)
+        classes = labels if preserve == "labels" else logits.argmax(1)
+        maps = cam.maps(logits, classes).detach()
+    preserved = F.cross_entropy(logits, labels).item() if preserve == "labels" else 0.0
+    fooling = float(cyborg_loss(maps, SMALL.double().expand_as(maps)))
+    assert epoch.preserve == pytest.approx(preserved, abs=1e-12)
+    assert epoch.fooling == pytest.approx(fooling, rel=1e-12)
+    assert epoch.loss == pytest.approx(0.3 * preserved + 0.7 * fooling, rel=1e-12)
+    assert epoch.accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+    assert epoch.agreement == 1
+    assert epoch.kept == pytest.approx(1)
+    assert epoch.reached == pytest.approx(float(pearson(maps.relu(), SMALL.double().expand_as(maps)).mean()))
+    assert epoch.status == "trained"
+
+
+def test_a_step_is_the_optimiser_on_the_gradient_by_hand():
+    model, batch = pooled(), labelled(1, 5)
+    x, labels = batch[0]
+    fooled, _ = run(model, batch, "relu", SMALL, epochs=1, optimizer=torch.optim.SGD, lr=0.1, alpha=0.5)
+    twin = copy.deepcopy(model)
+    with GradCAM(twin, "relu", rectify=False) as cam:
+        logits = twin(x)
+        maps = cam.maps(logits, labels)
+        loss = 0.5 * F.cross_entropy(logits, labels) + 0.5 * cyborg_loss(maps, SMALL.double().expand_as(maps))
+    gradients = torch.autograd.grad(loss, list(twin.parameters()))
+    for before, gradient, after in zip(twin.parameters(), gradients, fooled.parameters(), strict=True):
+        assert torch.allclose(after, before - 0.1 * gradient, atol=1e-13)
+
+
+def test_history_is_a_mean_over_images():
+    batches = [tuple(part[:2] for part in labelled(1)[0]), labelled(2, 4)[1]]  # unequal sizes
+    _, (epoch,) = run(pooled(), batches, "relu", SMALL, epochs=1, lr=0.0)
+    singles = [run(pooled(), [batch], "relu", SMALL, epochs=1)[1][0].fooling for batch in batches]
+    assert epoch.fooling == pytest.approx((2 * singles[0] + 4 * singles[1]) / 6, rel=1e-12)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_given_model_is_left_as_it_is_and_the_copy_has_its_modes(freeze, training):
+    model = noisy()
+    model.train(training)
+    model[0].weight.requires_grad_(False)
+    batches = [(x.float(), y) for x, y in labelled()]
+    with untouched(model):
+        fooled, _ = run(model, batches, model[2], SMALL, epochs=2, freeze_batch_norm=freeze)
+    assert [m.training for m in fooled.modules()] == [m.training for m in model.modules()]
+    assert [p.requires_grad for p in fooled.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert all(p.grad is None for p in fooled.parameters())
+    assert torch.equal(fooled[1].running_mean, model[1].running_mean) is freeze
+    assert not torch.equal(fooled[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("build", [pooled, deep])
+def test_common_mode_scope_moves_no_decision(build):
+    model, batches = build(), labelled()
+    layer = "features"
+    fooled, history = run(model, batches, layer, SMALL, epochs=5, scope="common_mode", lr=0.1, alpha=0.0)
+    x = images(7, seed=3)
+    assert torch.allclose(model(x).softmax(1), fooled(x).softmax(1), atol=1e-12)
+    assert all(epoch.agreement == 1 for epoch in history)
+    assert history[-1].fooling < history[0].fooling - 1e-3
+    added = fooled.head.weight - model.head.weight
+    assert float(added.abs().max()) > 0.05
+    assert torch.allclose(added, added[:1].expand_as(added), atol=1e-12)
+    assert fooled.state_dict().keys() == model.state_dict().keys()
+    changed = [name for name, p in fooled.named_parameters() if not torch.equal(p, model.get_parameter(name))]
+    assert changed == ["head.weight"]
+    for baseline in ("logsumexp", "max", "mean"):
+        maps = [DiffGradCAM(m, layer, baseline=baseline).explain(x, 0).maps for m in (model, fooled)]
+        assert torch.allclose(*maps, atol=1e-12)
+
+
+def test_head_scope_changes_the_head_alone():
+    model = deep()
+    fooled, _ = run(model, labelled(), "features", SMALL, epochs=1, scope="head", head=model.head)
+    changed = [name for name, p in fooled.named_parameters() if not torch.equal(p, model.get_parameter(name))]
+    assert changed == ["head.weight", "head.bias"]
+
+
+def test_decisions_need_no_labels():
+    x = images(8)
+    fooled, history = run(pooled(), list(x.split(4)), "relu", SMALL, epochs=2, preserve="decisions")
+    assert history[0].accuracy is None
+    same_run, _ = run(pooled(), [(part,) for part in x.split(4)], "relu", SMALL, epochs=2, preserve="decisions")
+    assert same(fooled, same_run)
+
+
+def test_two_classes_swap_their_maps():
+    options = dict(epochs=30, loss=active_loss, classes=(0, 3), lr=1e-2, alpha=0.1)
+    _, history = run(pooled(), labelled(1), "relu", SMALL, **options)
+    assert history[-1].fooling < 0.8 * history[0].fooling
+
+
+@pytest.mark.parametrize("method", [LayerCAM, partial(DiffGradCAM, baseline="max")])
+def test_any_method_is_a_victim(method):
+    model = pooled(activation=nn.Tanh)
+    _, history = run(model, labelled(), layer_input(model.pool), SMALL, method, epochs=4, lr=1e-2, alpha=0.1)
+    assert history[-1].fooling < history[0].fooling
+
+
+def test_it_stops_when_fooled():
+    fooled, history = run(pooled(), labelled(), "relu", SMALL, epochs=5, fooled_at=-1)
+    assert [epoch.status for epoch in history] == ["fooled"]
+    assert same(fooled, run(pooled(), labelled(), "relu", SMALL, epochs=1)[0])
+
+
+# Seeds, checkpoints and what goes wrong.
+
+
+def shuffling(own_generator):
+    x, y = zip(*labelled(4), strict=True)
+    generator = torch.Generator().manual_seed(99) if own_generator else None
+    dataset = TensorDataset(torch.cat(x).float(), torch.cat(y))
+    return DataLoader(dataset, batch_size=4, shuffle=True, generator=generator)
+
+
+@pytest.mark.parametrize("own_generator", [False, True])
+def test_a_seed_fixes_a_run(own_generator):
+    def result(**options):
+        torch.rand(3)  # the caller's random numbers are no part of it
+        return run(noisy(), shuffling(own_generator), "2", SMALL, epochs=2, lr=1e-2, **options)[0]
+
+    assert same(result(), result())
+    assert not same(result(), result(seed=1))
+
+
+def test_the_loaders_generator_is_put_back():
+    loader = shuffling(own_generator=True)
+    before = loader.generator.get_state()
+    run(noisy(), loader, "2", SMALL, epochs=1)
+    assert torch.equal(loader.generator.get_state(), before)
+
+
+class Shuffled:
+    """Reshuffles with the global generator whenever it is iterated."""
+
+    def __iter__(self):
+        x, y = (torch.cat(part) for part in zip(*labelled(4), strict=True))
+        order = torch.randperm(16)
+        return iter(list(zip(x.float()[order].split(4), y[order].split(4), strict=True)))
+
+
+@pytest.mark.parametrize("make_loader", [Shuffled, partial(shuffling, own_generator=True)])
+@pytest.mark.parametrize("scope", ["all", "common_mode"])
+@pytest.mark.parametrize("fail_at", [2, 4, 9])
+def test_a_killed_run_resumes_bit_by_bit(tmp_path, make_loader, scope, fail_at):
+    options = dict(epochs=4, scope=scope, freeze_batch_norm=False, lr=1e-2)
+    whole, history = run(noisy(), make_loader(), "2", SMALL, **options)
+
+    path = tmp_path / "runs" / "fooled.pt"
+    checked = 1 if scope == "common_mode" else 0  # one batch is taken to check the head
+    loader = make_loader()
+    loader = Flaky(loader, fail_at + checked) if make_loader is Shuffled else loader
+    if make_loader is Shuffled:
+        with pytest.raises(KeyboardInterrupt):
+            run(noisy(), loader, "2", SMALL, checkpoint=path, **options)
+        assert path.exists() is (fail_at >= 4)
+    else:
+        run(noisy(), loader, "2", SMALL, checkpoint=path, **{**options, "epochs": 1 + fail_at // 4})
+    torch.rand(5)  # another process draws something else before
+    resumed, again = run(noisy(), make_loader(), "2", SMALL, checkpoint=path, **options)
+
+    assert same(resumed, whole)
+    assert again == history
+    assert [file.name for file in path.parent.iterdir()] == ["fooled.pt"]
+
+
+def test_more_epochs_go_on_from_a_checkpoint(tmp_path):
+    path = tmp_path / "fooled.pt"
+    run(noisy(), shuffling(True), "2", SMALL, epochs=1, checkpoint=path)
+    longer, history = run(noisy(), shuffling(True), "2", SMALL, epochs=3, checkpoint=str(path))
+    assert same(longer, run(noisy(), shuffling(True), "2", SMALL, epochs=3)[0])
+    assert len(history) == 3
+
+
+def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "fooled.pt"
+    run(pooled(), labelled(), "relu", SMALL, epochs=1, checkpoint=path)
+    before = path.read_bytes()
+
+    def torn(_state, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError, match="disk full"):
+        run(pooled(), labelled(), "relu", SMALL, epochs=2, checkpoint=path)
+    assert path.read_bytes() == before
+
+
+def test_checkpoints_of_other_runs_are_refused(tmp_path):
+    path = tmp_path / "fooled.pt"
+    run(pooled(), labelled(), "relu", SMALL, epochs=1, checkpoint=path)
+    again = partial(run, loader=labelled(), target_layers="relu", mask=SMALL, checkpoint=path)
+    with pytest.raises(ValueError, match=r"another run: another lr \(then 0.0001, now 0.5\)"):
+        again(pooled(), lr=0.5)
+    with pytest.raises(ValueError, match=r"another loss \(then sham_loss, now location_loss\)"):
+        again(pooled(), loss=location_loss)
+    with pytest.raises(ValueError, match=r"another method \(then GradCAM, now DiffGradCAM\(baseline=max\)\)"):
+        again(pooled(), method=partial(DiffGradCAM, baseline="max"))
+    with pytest.raises(ValueError, match="another model and mask"):
+        again(pooled(seed=1))
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match="is no checkpoint of finetune"):
+        again(pooled())
+
+
+@pytest.mark.parametrize(("call", "good_epochs"), [(1, 0), (3, 0), (4, 1), (6, 1)])
+def test_nan_keeps_the_last_good_epoch(tmp_path, call, good_epochs):
+    path = tmp_path / "fooled.pt"
+    options = dict(epochs=3, checkpoint=path, lr=1e-2)
+    with pytest.warns(RuntimeWarning, match=f"NaN or infinite in epoch {good_epochs + 1}; the model is that of the last"):
+        fooled, history = run(pooled(), labelled(), "relu", SMALL, loss=NanAt(call), **options)
+    assert [epoch.status for epoch in history] == ["trained"] * good_epochs + ["diverged"]
+    good = run(pooled(), labelled(), "relu", SMALL, epochs=good_epochs, lr=1e-2)[0] if good_epochs else pooled()
+    assert same(fooled, good)
+    saved = torch.load(path, weights_only=True)
+    assert all(torch.equal(saved["model"][name], tensor) for name, tensor in good.state_dict().items())
+
+
+def test_weights_that_blow_up_at_the_end_of_an_epoch_are_not_kept():
+    with pytest.warns(RuntimeWarning, match="in epoch 1"):
+        fooled, history = run(pooled(), labelled(1), "relu", SMALL, epochs=5, lr=1e200)
+    assert [epoch.status for epoch in history] == ["diverged"]
+    assert same(fooled, pooled())
+
+
+def test_bad_input_is_refused():
+    model, batches = pooled(), labelled()
+    with pytest.raises(ValueError, match="preserve is 'logits'; expected one of 'labels', 'decisions'"):
+        run(model, batches, "relu", SMALL, preserve="logits")
+    with pytest.raises(ValueError, match="scope is 'tail'; expected one of 'all', 'head', 'common_mode'"):
+        run(model, batches, "relu", SMALL, scope="tail")
+    with pytest.raises(ValueError, match=r"alpha is 1\.5; expected the weight of preserving"):
+        run(model, batches, "relu", SMALL, alpha=1.5)
+    with pytest.raises(ValueError, match="epochs is 0; expected at least 1"):
+        run(model, batches, "relu", SMALL, epochs=0)
+    with pytest.raises(ValueError, match="seed is -1; expected a whole number"):
+        run(model, batches, "relu", SMALL, seed=-1)
+    with pytest.raises(ValueError, match=r"mask has size \(7, 7\), but the maps \(6, 5\)"):
+        run(model, batches, "relu", border_mask((7, 7), 28))
+    with pytest.raises(ValueError, match="the loader gave no batches"):
+        run(model, [], "relu", SMALL)
+    with pytest.raises(ValueError, match="the loader gave no batches; .*a generator is soon used up"):
+        run(model, iter(batches), "relu", SMALL, epochs=2)
+    with pytest.raises(TypeError, match="gives no labels: expected batches"):
+        run(model, [batches[0][0]], "relu", SMALL)
+    with pytest.raises(TypeError, match="a batch is dict; expected a tensor of images"):
+        run(model, [{"image": batches[0][0]}], "relu", SMALL)
+    with pytest.raises(TypeError, match="head 'relu' is ReLU"):
+        run(model, batches, "relu", SMALL, scope="head", head="relu")
+    with pytest.raises(ValueError, match="changes the model's probabilities"):
+        run(nn.Sequential(*pooled(), nn.Sigmoid()), batches, "3", SMALL, scope="common_mode")
+
+
+def test_the_bar_says_how_it_goes(capfd):
+    finetune(pooled(), labelled(), "relu", SMALL, epochs=1)
+    shown = capfd.readouterr().err
+    assert "epoch 1/1" in shown
+    assert all(word in shown for word in ("loss=", "accuracy=", "fooled="))

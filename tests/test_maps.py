@@ -1,0 +1,151 @@
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffgradcam import maps as then
+from tests import oracles
+
+SHAPES = [(2, 7), (2, 4, 3), (2, 3, 2, 4)]
+REDUCING = [then.minmax, then.scale_signed, then.entropy]
+
+
+@st.composite
+def a_map(draw, least=-1e3):
+    """One float64 map ``(1, h, w)``."""
+    h, w = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    value = st.floats(least, 1e3, allow_subnormal=False)
+    return torch.tensor(draw(st.lists(value, min_size=h * w, max_size=h * w)), dtype=torch.float64).view(1, h, w)
+
+
+def test_rectify_drops_what_is_negative():
+    assert then.rectify(torch.tensor([[-1.0, 0.0, 2.0]])).tolist() == [[0.0, 0.0, 2.0]]
+
+
+def test_minmax_takes_each_map_for_itself():
+    maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[-10.0, 0.0], [10.0, 10.0]]])
+    assert then.minmax(maps).tolist() == [[[0.0, 0.5], [0.25, 1.0]], [[0.0, 0.5], [1.0, 1.0]]]
+
+
+def test_scale_signed_keeps_zero_at_zero():
+    maps = torch.tensor([[[-4.0, 0.0], [2.0, 1.0]], [[0.0, 0.5], [0.25, 0.0]]])
+    assert then.scale_signed(maps).tolist() == [[[-1.0, 0.0], [0.5, 0.25]], [[0.0, 1.0], [0.5, 0.0]]]
+
+
+@given(a_map(), st.floats(0.01, 100), st.floats(-100, 100))
+def test_minmax_is_in_range_and_does_not_see_scale_or_offset(maps, scale, offset):
+    scaled = then.minmax(maps)
+    low, high = maps.min(), maps.max()
+    assert float(scaled.min()) == 0.0
+    assert float(scaled.max()) == (1.0 if high > low else 0.0)
+    if high - low > 1e-3:
+        torch.testing.assert_close(then.minmax(scale * maps + offset), scaled, rtol=0, atol=1e-6)
+
+
+@given(a_map(), st.floats(0.01, 100))
+def test_scale_signed_is_in_range_and_keeps_signs(maps, scale):
+    scaled = then.scale_signed(maps)
+    assert float(scaled.abs().max()) == (1.0 if bool(maps.any()) else 0.0)
+    assert torch.equal(scaled.sign(), maps.sign())
+    torch.testing.assert_close(then.scale_signed(scale * maps), scaled)
+    torch.testing.assert_close(then.scale_signed(-maps), -scaled)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((2, 7), (16,)), ((2, 7), (3,)), ((2, 4, 3), (9, 11)), ((2, 4, 3), (2, 8)), ((2, 3, 2, 4), (5, 4, 9))],
+)
+def test_resize_equals_loops(shape, size):
+    maps = torch.randn(shape).double()
+    expected = np.stack([oracles.resize(one, size) for one in maps.numpy()])
+    torch.testing.assert_close(then.resize(maps, size), torch.from_numpy(expected), rtol=1e-10, atol=1e-10)
+
+
+def test_resize_equals_opencv():
+    one = torch.rand(7, 5)
+    expected = torch.from_numpy(cv2.resize(one.numpy(), (20, 33)))
+    torch.testing.assert_close(then.resize(one.unsqueeze(0), (33, 20))[0], expected, rtol=0, atol=1e-6)
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    maps = torch.randn(2, 4, 3)
+    assert then.resize(maps, (4, 3)) is maps
+    assert then.resize(maps, maps.shape[1:]) is maps
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((2, 4, 3), (8,)), ((2, 7), (8, 8)), ((2,), ()), ((2, 2, 2, 2, 2), (3, 3, 3, 3))]
+)
+def test_resize_says_what_it_can_resize(shape, size):
+    with pytest.raises(ValueError, match=r"cannot resize maps with spatial size .* expected one to three spatial dim"):
+        then.resize(torch.ones(shape), size)
+
+
+def test_entropy_of_hand_computed_maps():
+    maps = torch.zeros(3, 7, 7, dtype=torch.float64)
+    maps[0].flatten()[:28] = 0.7  # any height
+    maps[1, 2, 3] = 5
+    maps[2, 0, :2] = torch.tensor([1.0, 3.0])
+    expected = [math.log(28), 0.0, 0.25 * math.log(4) + 0.75 * math.log(4 / 3)]
+    assert then.entropy(maps).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@given(a_map(least=0), st.floats(0.01, 100))
+def test_entropy_is_in_range_and_does_not_see_scale(maps, scale):
+    entropy = float(then.entropy(maps))
+    assert -1e-12 <= entropy <= math.log(maps.numel()) + 1e-12
+    assert float(then.entropy(scale * maps)) == pytest.approx(entropy, abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("function", REDUCING)
+def test_zero_and_constant_maps_have_finite_values_and_gradients(function, shape, value):
+    maps = torch.full(shape, value, requires_grad=True)
+    result = function(maps)
+    (gradient,) = torch.autograd.grad(result.sum(), maps)
+    assert result.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def test_what_becomes_of_zero_and_constant_maps():
+    zero, constant = torch.zeros(1, 2, 2), torch.full((1, 2, 2), -3.0)
+    assert then.minmax(zero).tolist() == then.minmax(constant).tolist() == zero.tolist()
+    assert then.scale_signed(zero).tolist() == zero.tolist()
+    assert then.scale_signed(constant).tolist() == (constant / 3).tolist()
+    assert then.entropy(zero).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("function", REDUCING)
+def test_gradcheck(function, shape):
+    maps = (torch.rand(shape).double() + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(function, maps)
+    assert torch.autograd.gradgradcheck(function, maps, fast_mode=True)
+
+
+@pytest.mark.parametrize("function", REDUCING)
+def test_no_maps_at_all(function):
+    assert len(function(torch.ones(0, 3, 3))) == 0
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 7), (8, 6, 4, 3), (8, 3, 4, 5), (8, 3, 3, 2, 2), (1, 1, 4, 4), (1, 3, 1, 1)])
+def test_the_principal_component_explains_the_most_variance_and_agrees_with_the_sum(shape):
+    channels = torch.randn(shape).double()
+    maps = then.principal_component(channels)
+    assert maps.shape == (shape[0], *shape[2:])
+    for one, map_ in zip(channels.flatten(2), maps.flatten(1), strict=True):
+        centred = one - one.mean(1, keepdim=True)
+        largest = torch.linalg.eigvalsh(centred @ centred.T)[-1]
+        torch.testing.assert_close(map_.square().sum(), largest, rtol=1e-10, atol=1e-20)
+        # An eigenvector of the positions: applying their covariance stretches it by the eigenvalue.
+        torch.testing.assert_close(centred.T @ (centred @ map_), largest * map_, rtol=1e-8, atol=1e-10)
+        assert float((map_ * centred.sum(0)).sum()) >= 0
+
+
+def test_the_principal_component_of_zeros_is_zero():
+    assert then.principal_component(torch.zeros(2, 3, 4, 4)).tolist() == torch.zeros(2, 4, 4).tolist()

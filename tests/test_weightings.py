@@ -1,0 +1,122 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffgradcam import weightings
+from tests import oracles
+
+NAMES = ["gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam", "gradcam_elementwise"]
+SHAPES = [(2, 3, 5), (2, 3, 4, 3), (2, 3, 2, 3, 2), (1, 1, 1), (2, 1, 1, 1)]
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def map_of(name, activations, gradients):
+    weights = getattr(weightings, name)(activations, gradients)
+    return (weights * activations).sum(1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@every
+def test_the_map_equals_loops(name, shape):
+    activations, gradients = torch.randn(shape).double().relu(), torch.randn(shape).double()
+    expected = np.stack(
+        [getattr(oracles, name)(a, g) for a, g in zip(activations.numpy(), gradients.numpy(), strict=True)]
+    )
+    torch.testing.assert_close(map_of(name, activations, gradients), torch.from_numpy(expected), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gradcam_plus_plus"])
+def test_the_map_equals_loops_for_signed_activations(name):
+    activations, gradients = torch.randn(2, 3, 4, 3).double(), torch.randn(2, 3, 4, 3).double()
+    expected = np.stack(
+        [getattr(oracles, name)(a, g) for a, g in zip(activations.numpy(), gradients.numpy(), strict=True)]
+    )
+    torch.testing.assert_close(map_of(name, activations, gradients), torch.from_numpy(expected), rtol=1e-10, atol=1e-10)
+
+
+def test_hand_computed_weights():
+    activations = torch.tensor([[[1.0, 3.0], [-2.0, 0.0]]])
+    gradients = torch.tensor([[[4.0, -2.0], [-1.0, 3.0]]])
+    assert weightings.gradcam(activations, gradients).tolist() == [[[1.0], [1.0]]]
+    assert weightings.xgradcam(activations, gradients).tolist() == [[[(4 - 6) / 4], [2 / -2]]]
+    assert weightings.layercam(activations, gradients).tolist() == [[[4.0, 0.0], [0.0, 3.0]]]
+    assert weightings.hirescam(activations, gradients).tolist() == gradients.tolist()
+    assert weightings.gradcam_elementwise(activations, gradients).tolist() == [[[4.0, 0.0], [-1.0, 0.0]]]
+    # Channel 0: 4 / (2 + 4 * 4). Channel 1: 3 / (2 - 2 * 3), whose denominator of -4 is kept at 1.
+    plus_plus = weightings.gradcam_plus_plus(activations, gradients)
+    assert plus_plus.flatten().tolist() == pytest.approx([4 / 18, 3.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3])
+def test_grad_cam_plus_plus_is_the_published_formula_at_every_scale_of_the_score(scale, dtype):
+    activations = torch.rand(1, 2, 3, 4, dtype=dtype)
+    gradients = scale * torch.randn(1, 2, 3, 4, dtype=dtype)
+    weights = weightings.gradcam_plus_plus(activations, gradients)[0].flatten()
+    for weight, a, g in zip(weights.tolist(), activations[0], gradients[0], strict=True):
+        total = sum(Fraction(x) for x in a.flatten().tolist())
+        exact = sum(
+            x**2 / (2 * x**2 + total * x**3) * max(x, 0) for x in map(Fraction, g.flatten().tolist()) if x > 0
+        )  # exact arithmetic, and no epsilon
+        assert weight == pytest.approx(float(exact), rel=20 * torch.finfo(dtype).eps, abs=0)
+
+
+@every
+@given(st.floats(1e-4, 1e4))
+def test_the_map_keeps_when_activations_grow_and_gradients_shrink(name, factor):
+    # The unit in which a layer happens to express its activations means nothing.
+    generator = torch.Generator().manual_seed(0)
+    activations = torch.rand(2, 3, 4, 3, dtype=torch.float64, generator=generator)
+    gradients = torch.randn(2, 3, 4, 3, dtype=torch.float64, generator=generator)
+    scaled = map_of(name, activations * factor, gradients / factor)
+    torch.testing.assert_close(scaled, map_of(name, activations, gradients), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gradcam_plus_plus"])
+@given(st.floats(1e-4, 1e4))
+def test_the_map_is_proportional_to_the_score(name, factor):
+    generator = torch.Generator().manual_seed(0)
+    activations = torch.randn(2, 3, 4, 3, dtype=torch.float64, generator=generator)
+    gradients = torch.randn(2, 3, 4, 3, dtype=torch.float64, generator=generator)
+    scaled = map_of(name, activations, gradients * factor)
+    torch.testing.assert_close(scaled, factor * map_of(name, activations, gradients), rtol=1e-10, atol=1e-10)
+
+
+def test_grad_cam_plus_plus_is_proportional_to_the_score_only_for_small_scores():
+    # Its denominator 2 + sum(A) G makes it so; the limits are sum(relu(G)) / 2 and the number of positive G / sum(A).
+    activations, gradients = torch.rand(1, 2, 9).double() + 0.1, torch.randn(1, 2, 9).double()
+    small = weightings.gradcam_plus_plus(activations, 1e-9 * gradients)
+    torch.testing.assert_close(small / 1e-9, gradients.relu().sum(2, keepdim=True) / 2, rtol=1e-6, atol=0)
+    large = weightings.gradcam_plus_plus(activations, 1e9 * gradients)
+    count = (gradients > 0).sum(2, keepdim=True)
+    torch.testing.assert_close(large, count / activations.sum(2, keepdim=True), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("gradient_value", [0.0, 1.0, -1.0])
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-30])
+@every
+def test_zero_and_constant_inputs_have_finite_values_and_gradients(name, value, gradient_value):
+    activations = torch.full((2, 3, 2, 2), value, requires_grad=True)
+    gradients = torch.full((2, 3, 2, 2), gradient_value, requires_grad=True)
+    maps = map_of(name, activations, gradients)
+    assert maps.isfinite().all()
+    for derivative in torch.autograd.grad(maps.sum(), [activations, gradients], allow_unused=True):
+        assert derivative is None or derivative.isfinite().all()
+
+
+def test_xgradcam_gives_a_channel_that_cancels_out_no_weight():
+    activations = torch.tensor([[[0.1, 0.2, -0.3], [1.0, 2.0, 1.0]]])  # the first sums to 0 up to rounding
+    weights = weightings.xgradcam(activations, torch.tensor([[[5.0, 1.0, 1.0], [2.0, 0.0, 2.0]]]))
+    assert weights.flatten().tolist() == [0.0, 1.0]
+
+
+@every
+def test_gradcheck(name):
+    activations = (torch.rand(2, 2, 3, 2).double() + 0.1).requires_grad_()
+    gradients = torch.randn(2, 2, 3, 2).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, g: map_of(name, a, g), (activations, gradients))
+    assert torch.autograd.gradgradcheck(lambda a, g: map_of(name, a, g), (activations, gradients), fast_mode=True)
