@@ -103,7 +103,7 @@ class _Contrast(BaseCAM):
         rectify: bool = True,
         output: Callable[[Any], Tensor] = find_logits,
     ) -> None:
-        if not isinstance(baseline, int):
+        if not isinstance(baseline, int) or isinstance(baseline, bool):
             baseline_function(baseline)
         score = partial(logit_difference, baseline=baseline)
         super().__init__(model, target_layers, reshape_transform, score=score, rectify=rectify, output=output)

@@ -320,7 +320,7 @@ def _check_options(images: Tensor, occlusion: bool, threshold: float, agreement_
         raise ValueError(f"images have shape {tuple(images.shape)}; expected at least one image, (B, C, H, W)")
     if occlusion and (images.ndim != 4 or min(images.shape[2:]) < _GRID):
         raise ValueError(
-            f"images have shape {tuple(images.shape)}; occlusion needs (B, C, H, W) of {_GRID} x {_GRID} pixels up"
+            f"images have shape {tuple(images.shape)}; occlusion needs (B, C, H, W), at least {_GRID} x {_GRID} pixels"
         )
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a share from 0 to 1")

@@ -155,7 +155,7 @@ class BaseCAM(ABC):
         before ``backward``. Values are not checked for NaN, so that a gradient scaler can do its work.
 
         Args:
-            logits: What the forward pass returned, ``(B, K)``, with its graph.
+            logits: What the forward pass returned, ``(B, K)``, with its graph, rows in the order of the images.
             classes: As in :meth:`explain`. Both classes of a binary task: ``torch.stack([y, 1 - y], 1)``.
 
         Returns:

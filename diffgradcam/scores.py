@@ -106,7 +106,7 @@ def logit_difference(logits: Tensor, classes: Tensor, baseline: str | int | Base
         True
     """
     check_contrast(logits)
-    if isinstance(baseline, int):
+    if isinstance(baseline, int) and not isinstance(baseline, bool):
         return logit(logits, classes) - _contrast_logit(logits, classes, baseline)
     values = baseline_function(baseline)(_others(logits, classes))
     if values.shape != classes.shape:
@@ -188,7 +188,7 @@ def check_contrast(logits: Tensor) -> None:
         )
 
 
-def baseline_function(baseline: str | Baseline) -> Baseline:
+def baseline_function(baseline: object) -> Baseline:
     """Look up a baseline by name.
 
     Args:
@@ -208,13 +208,28 @@ def baseline_function(baseline: str | Baseline) -> Baseline:
     return _BASELINES[baseline]
 
 
+def refuse_same(classes: Tensor, contrasts: Tensor | int) -> None:
+    """Refuse to contrast a class with itself.
+
+    Args:
+        classes: The explained classes, of any shape.
+        contrasts: The classes that they are contrasted with, of a shape that broadcasts to it.
+
+    Raises:
+        ValueError: If two are the same.
+    """
+    same = classes == contrasts
+    if bool(same.any()):
+        index = int(classes.expand_as(same)[same][0])
+        raise ValueError(
+            f"class {index} would be contrasted with itself; explain another class, or contrast with another one"
+        )
+
+
 def _contrast_logit(logits: Tensor, classes: Tensor, contrast: int) -> Tensor:
     if not 0 <= contrast < logits.shape[1]:
-        raise ValueError(f"baseline class {contrast} is out of range for logits of shape {tuple(logits.shape)}")
-    if bool((classes == contrast).any()):
-        raise ValueError(
-            f"class {contrast} would be contrasted with itself; ask for another class or give another baseline"
-        )
+        raise ValueError(f"class {contrast} is out of range; the model has classes 0 to {logits.shape[1] - 1}")
+    refuse_same(classes, contrast)
     return logits[:, contrast]
 
 

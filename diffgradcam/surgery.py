@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, skip_init
+from torch.nn.utils import parametrize
 
 from .layers import LayerInput, Target, find_layers, inner_model
 from .outputs import find_logits
@@ -25,9 +25,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: If ``model`` is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
-    return copy.deepcopy(inner_model(model))
+    return copy.deepcopy(_inner(model))
 
 
 def by_name(model: nn.Module, target_layers: Target | Sequence[Target]) -> list[Target]:
@@ -49,7 +47,7 @@ def by_name(model: nn.Module, target_layers: Target | Sequence[Target]) -> list[
         >>> by_name(model, model[1])
         ['1']
     """
-    model = inner_model(model)
+    model = _inner(model)
     find_layers(model, target_layers)  # refuses what is not a layer of the model
     targets = [target_layers] if isinstance(target_layers, Target) else target_layers
     return [_named(model, target) for target in targets]
@@ -75,7 +73,7 @@ def find_head(model: nn.Module, head: nn.Module | str | None = None) -> str:
         >>> find_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
         '2'
     """
-    model = inner_model(model)
+    model = _inner(model)
     if head is None:
         name = _last_linear(model)
     else:
@@ -113,9 +111,8 @@ def linear_head(model: nn.Module, name: str) -> nn.Linear:
         return layer
     # Not remove_parametrizations: a copy shares the class that holds them with the original, which would lose them too.
     weight, bias = layer.weight.detach(), layer.bias
-    plain = skip_init(
-        nn.Linear, layer.in_features, layer.out_features, bias is not None, device=weight.device, dtype=weight.dtype
-    )
+    plain = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta", dtype=weight.dtype)
+    plain.to_empty(device=weight.device)
     plain.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
     plain.train(layer.training)
     parent, _, child = name.rpartition(".")
@@ -163,6 +160,12 @@ def check_head_is_last(model: nn.Module, name: str, images: Tensor) -> None:
             f"adding the same to every output of head {name!r} changes the model's probabilities, or the logits do not "
             "come from it; give the nn.Linear whose rows are the classes as head=, of a model that returns logits"
         )
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
+    return inner_model(model)
 
 
 def _last_linear(model: nn.Module) -> str:

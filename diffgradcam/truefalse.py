@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import weightings
-from .engine import BaseCAM, Pass, Reduction, channel_sum, columns
+from .engine import BaseCAM, Pass, columns
 from .layers import Target
 from .outputs import Classes, class_index, find_logits
-from .scores import check_contrast, logit, logit_difference
+from .scores import check_contrast, logit, logit_difference, refuse_same
 
 _WORDS = ("runner_up", "mean")
 
@@ -84,7 +84,7 @@ class TrueFalseCAM(BaseCAM):
     ) -> None:
         if false_class not in _WORDS and (not isinstance(false_class, int) or isinstance(false_class, bool)):
             raise ValueError(f"false_class is {false_class!r}; expected 'runner_up', 'mean' or a class index")
-        # The difference of two Grad-CAM maps is the Grad-CAM map of this difference; it is computed as the former.
+        # Grad-CAM is linear in the score: the difference of two maps is the map of the difference.
         score = partial(logit_difference, baseline="max" if false_class == "runner_up" else false_class)
         super().__init__(model, target_layers, reshape_transform, score=score, rectify=False, output=output)
         self.false_class = false_class
@@ -117,54 +117,24 @@ class TrueFalseCAM(BaseCAM):
                 shape = tuple(true.shape)
                 raise ValueError(f"classes have shape {shape}; compare() takes one true class for each image")
             false = self._false_classes(logits, true) if false_classes is None else class_index(logits, false_classes)
-            if false is not None:
-                _refuse_same(columns(true), columns(false))
             true_maps = self._fuse(self._score_maps(forward, logit, columns(true)), true)
-            false_maps = self._fuse(self._false_maps(forward, columns(true), false), true if false is None else false)
-            reference = true_maps if false is None or false.ndim == 1 else true_maps.unsqueeze(1)
+            if false is None:
+                false_maps = self._fuse(self._score_maps(forward, _mean_of_others, columns(true)), true)
+            else:
+                refuse_same(columns(true), columns(false))
+                false_maps = self._fuse(self._score_maps(forward, logit, columns(false)), false)
+            reference = true_maps.unsqueeze(1) if false_maps.ndim > true_maps.ndim else true_maps
             return TrueFalseMaps(logits.detach(), true, false, true_maps, false_maps, reference - false_maps)
 
-    def _class_maps(
-        self, forward: Pass, classes: Tensor, *, create_graph: bool = False, reduction: Reduction = channel_sum
-    ) -> list[Tensor]:
-        false = self._false_classes(forward.logits, classes)
-        if false is not None:
-            _refuse_same(classes, false)
-        true_maps = self._score_maps(forward, logit, classes, create_graph=create_graph, reduction=reduction)
-        false_maps = self._false_maps(forward, classes, false, create_graph=create_graph, reduction=reduction)
-        return [true - false for true, false in zip(true_maps, false_maps, strict=True)]
-
-    def _false_maps(
-        self,
-        forward: Pass,
-        classes: Tensor,
-        false: Tensor | None,
-        *,
-        create_graph: bool = False,
-        reduction: Reduction = channel_sum,
-    ) -> list[Tensor]:
-        score, index = (_mean_of_others, classes) if false is None else (logit, columns(false))
-        return self._score_maps(forward, score, index, create_graph=create_graph, reduction=reduction)
-
-    def _false_classes(self, logits: Tensor, classes: Tensor) -> Tensor | None:
-        """The class to compare each of ``classes``, ``(B,)`` or ``(B, N)``, with; None for the mean of the others."""
+    def _false_classes(self, logits: Tensor, true: Tensor) -> Tensor | None:
+        """The class to compare each of the true classes ``(B,)`` with; None for the mean of the others."""
         check_contrast(logits)
         if self.false_class == "mean":
             return None
-        if isinstance(self.false_class, int):
-            return class_index(logits, self.false_class).unsqueeze(1).expand_as(columns(classes)).reshape(classes.shape)
-        own = columns(classes).unsqueeze(2)
-        others = logits.detach().unsqueeze(1).expand(-1, own.shape[1], -1).scatter(2, own, -torch.inf)
-        return others.argmax(2).reshape(classes.shape)
+        if self.false_class == "runner_up":
+            return logits.detach().scatter(1, columns(true), -torch.inf).argmax(1)
+        return class_index(logits, self.false_class)
 
 
 def _mean_of_others(logits: Tensor, classes: Tensor) -> Tensor:
     return (logits.sum(1) - logit(logits, classes)) / (logits.shape[1] - 1)
-
-
-def _refuse_same(true: Tensor, false: Tensor) -> None:
-    if bool((true == false).any()):
-        image = int((true == false).any(1).nonzero()[0, 0])
-        raise ValueError(
-            f"the true and the false class of image {image} are the same; give another false class, or 'runner_up'"
-        )

@@ -1,17 +1,13 @@
 """Train a network on labels alone, and again guided by where people look, and see what each of them looks at.
 
-The task, made from real images: is the patch on the picture a face? In training every face lies on a texture and every
-other patch on a photograph, so the background gives the answer away; in the test it doesn't. The human map marks the patch.
-Patches and backgrounds of the test are new. Writes output/train_with_saliency.png, in about a minute.
+The task is in faces.py. Takes about a minute; writes output/train_with_saliency.png with the first images of the test.
 """
 
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
-from skimage import color, data
-from torch import nn
+from faces import NAMES, network, training_and_test
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from diffgradcam import GradCAM, TrueFalseCAM
@@ -20,50 +16,13 @@ from diffgradcam.maps import minmax, rectify, resize, scale_signed
 from diffgradcam.metrics import energy_in_mask
 from diffgradcam.visualize import grid, show_cam_on_image, show_divergence_on_image
 
-NAMES = ("no face", "face")
 
-
-def make_images(count, patches, backgrounds, related, seed=0):
-    """Images (N, 1, 64, 64) in [0, 1], labels (N,) and human maps (N, 64, 64)."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 2
-    images, human = np.zeros((2, count, 64, 64), np.float32)
-    for image, region, label in zip(images, human, labels, strict=True):
-        photo, side = backgrounds[label if related else rng.integers(2)], rng.integers(20, 31)
-        y, x = rng.integers(0, np.array(photo.shape) - 63)
-        top, left = rng.integers(0, 65 - side, 2)
-        patch = np.s_[top : top + side, left : left + side]
-        image[:], region[patch] = photo[y : y + 64, x : x + 64], 1
-        image[patch] = cv2.resize(rng.choice(patches[label]), (side, side))
-    return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels), torch.from_numpy(human)
-
-
-def tasks():
-    """Training and test images: the network meets none of the patches and backgrounds of one in the other."""
-    faces, others = np.split(data.lfw_subset(), 2)
-    photo, other_photo = color.rgb2gray(data.coffee()), color.rgb2gray(data.chelsea())
-    training = make_images(1000, (others[:70], faces[:70]), (photo, data.grass() / 255), related=True)
-    test = make_images(400, (others[70:], faces[70:]), (other_photo, data.gravel() / 255), related=False)
-    return training, test
-
-
-def network():
-    """Three stages to an 8 x 8 map, then a pooled linear head."""
-    stages = [
-        nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU())
-        for inputs, outputs in ((1, 16), (16, 32), (32, 64))
-    ]
-    return nn.Sequential(nn.Sequential(*stages), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
-
-
-def train(training, alpha, title):
-    """With alpha = 1 the cross-entropy is all there is."""
+def train(loader, alpha, title):
     torch.manual_seed(0)
     model, criterion = network(), SaliencyGuidedLoss(DifferenceSalienceLoss(), alpha)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*training), batch_size=32, shuffle=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     with GradCAM(model, "0", rectify=False) as cam:
-        for _ in tqdm(range(12), title, unit="epoch"):
+        for _ in tqdm(range(12), f"training, {title}", unit="epoch"):
             for images, labels, human in loader:
                 logits = model(images)
                 maps = cam.maps(logits, torch.stack([labels, 1 - labels], 1))
@@ -75,10 +34,29 @@ def train(training, alpha, title):
 
 
 def main():
-    training, test = tasks()
-    images, labels, human = test
-    pictures = [[picture] for picture in (255*images[:4, 0]).byte().numpy()]
+    training, (images, labels, human) = training_and_test()
+    loader = DataLoader(TensorDataset(*training), batch_size=32, shuffle=True)
+    photos = images[:4].movedim(1, 3).expand(-1, -1, -1, 3).numpy()
+    pictures = [[(255 * photo).astype("uint8")] for photo in photos]
+    titles = [[f"new image:\n{NAMES[label]}"] for label in labels[:4]]
     for title, alpha in (("labels alone", 1.0), ("guided", 0.5)):
-        model = train(training, alpha, title)
-        both = TrueFalseCAM(model, "0").compare(images, labels)
-        ...
+        logits, _, _, true, false, difference = TrueFalseCAM(train(loader, alpha, title), "0").compare(images, labels)
+        right, inside = (logits.argmax(1) == labels).float(), energy_in_mask(resize(difference, (64, 64)), human)
+        print(f"{title}: {right.mean():.0%} of new images right, {inside.mean():.0%} of the evidence in the patch")
+        # Both sides on one scale, so that they compare.
+        sides = resize(minmax(rectify(torch.stack([true, false], 1)))[:4].flatten(0, 1), (64, 64)).view(4, 2, 64, 64)
+        signed = scale_signed(resize(difference[:4], (64, 64)))
+        for i, probabilities in enumerate(logits[:4].softmax(1)):
+            for word, label, side in zip(("true", "false"), (labels[i], 1 - labels[i]), sides[i].numpy(), strict=True):
+                pictures[i].append(show_cam_on_image(photos[i], side, use_rgb=True))
+                titles[i].append(f"{title}, {word}:\n{NAMES[label]} {probabilities[label]:.2f}")
+            pictures[i].append(show_divergence_on_image(photos[i], signed[i].numpy(), use_rgb=True))
+            titles[i].append(f"{title}:\nred true, blue false")
+    path = Path("output/train_with_saliency.png")
+    path.parent.mkdir(exist_ok=True)
+    grid(pictures, titles, size=1.8).savefig(path, dpi=110)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -216,9 +216,9 @@ def test_a_class_is_not_compared_with_itself():
         partial(cam, models.images()),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match=r"true and the false class of image 1 are the same; give another false"):
+        with pytest.raises(ValueError, match="would be contrasted with itself"):
             call([0, 2, 1])
-    with pytest.raises(ValueError, match=r"true and the false class of image 2 are the same; give another false"):
+    with pytest.raises(ValueError, match="would be contrasted with itself"):
         cam.compare(models.images(), 0, false_classes=torch.tensor([[1, 2], [3, 4], [2, 0]]))
 
 

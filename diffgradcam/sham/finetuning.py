@@ -272,7 +272,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _epoch(numbers: Tensor) -> Epoch:
     loss, preserve, fooling, accuracy, agreement, kept, reached = numbers.tolist()
-    return Epoch(loss, preserve, fooling, None if math.isnan(accuracy) else accuracy, agreement, kept, reached, "trained")
+    return Epoch(
+        loss, preserve, fooling, None if math.isnan(accuracy) else accuracy, agreement, kept, reached, "trained"
+    )
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -165,12 +165,14 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="activation of the target layer of image 1 is NaN"):
         common_mode_hoax(model, "relu", x.index_fill(0, torch.tensor(1), float("nan")), SMALL)
     with pytest.raises(ValueError, match="0 for all images"):
-        common_mode_hoax(nn.Sequential(nn.ReLU(), *pooled()[-3:]).double(), "0", -torch.rand(2, 6, 6, 5).double(), SMALL)
+        common_mode_hoax(
+            nn.Sequential(nn.ReLU(), *pooled()[-3:]).double(), "0", -torch.rand(2, 6, 6, 5).double(), SMALL
+        )
     with pytest.raises(TypeError, match="a batch is str"):
         common_mode_hoax(model, "relu", ["x"], SMALL)
-    with pytest.raises(TypeError, match="head 'relu' is ReLU; expected the nn.Linear"):
+    with pytest.raises(TypeError, match=r"head 'relu' is ReLU; expected the nn\.Linear"):
         common_mode_hoax(model, "relu", x, SMALL, head="relu")
-    with pytest.raises(TypeError, match="model is int; expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model is int; expected a torch\.nn\.Module"):
         common_mode_hoax(3, "relu", x, SMALL)
 
 
@@ -193,7 +195,9 @@ def test_the_layer_may_be_a_module_of_the_given_model_which_is_left_as_it_is():
     with untouched(model):
         moved = [spatial_hoax(model, target, ROLL) for target in (model.relu, layer_input(model.pool))]
     for fooled in moved:
-        assert torch.equal(GradCAM(fooled, layer_input("pool")).explain(x).maps, GradCAM(moved[0], "relu").explain(x).maps)
+        assert torch.equal(
+            GradCAM(fooled, layer_input("pool")).explain(x).maps, GradCAM(moved[0], "relu").explain(x).maps
+        )
 
 
 def test_an_index_permutes_as_a_function_does():

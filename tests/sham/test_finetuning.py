@@ -70,21 +70,22 @@ class NanAt:
 
 def test_digits_are_fooled():
     clean, (x, labels) = trained(), data()
-    loader = list(zip(x[:512].split(64), labels[:512].split(64), strict=True))
-    fooled, history = run(clean, loader, LAYER, MASK, epochs=6, lr=1e-2, alpha=0.2)
-    assert history[-1].accuracy > 0.95
-    assert history[-1].fooling < 0.6 * history[0].fooling
+    loader = list(zip(x[:384].split(64), labels[:384].split(64), strict=True))
+    fooled, history = run(clean, loader, LAYER, MASK, epochs=10, lr=1e-2, alpha=0.05)
+    assert history[-1].fooling < 0.5 * history[0].fooling
+    assert history[-1].reached > 0.7
     kept, reached = kept_and_reached(clean, fooled, x[512:1024])
     assert kept < 0.1
-    assert reached > 0.5
+    assert reached > 0.6
+    assert kept_and_reached(clean, fooled, x[512:1024], method=DiffGradCAM)[1] < reached - 0.3
     with torch.no_grad():
-        assert float((fooled(x).argmax(1) == labels).float().mean()) > 0.9
+        assert float((fooled(x).argmax(1) == labels).float().mean()) > 0.8
 
 
 def test_an_adaptive_attack_fools_contrast():
     clean, (x, labels) = trained(), data()
-    loader = list(zip(x[:512].split(64), labels[:512].split(64), strict=True))
-    fooled, _ = run(clean, loader, LAYER, MASK, method=DiffGradCAM, epochs=4, lr=1e-2, alpha=0.2)
+    loader = list(zip(x[:384].split(64), labels[:384].split(64), strict=True))
+    fooled, _ = run(clean, loader, LAYER, MASK, method=DiffGradCAM, epochs=6, lr=1e-2, alpha=0.05)
     kept, reached = kept_and_reached(clean, fooled, x[512:1024], method=DiffGradCAM)
     before = kept_and_reached(clean, clean, x[512:1024], method=DiffGradCAM)[1]
     assert kept < 0.5
@@ -159,7 +160,7 @@ def test_common_mode_scope_moves_no_decision(build):
     assert torch.allclose(model(x).softmax(1), fooled(x).softmax(1), atol=1e-12)
     assert all(epoch.agreement == 1 for epoch in history)
     assert history[-1].fooling < history[0].fooling - 1e-3
-    added = fooled.head.weight - model.head.weight
+    added = (fooled.head.weight - model.head.weight).detach()
     assert float(added.abs().max()) > 0.05
     assert torch.allclose(added, added[:1].expand_as(added), atol=1e-12)
     assert fooled.state_dict().keys() == model.state_dict().keys()
@@ -186,7 +187,7 @@ def test_decisions_need_no_labels():
 
 
 def test_two_classes_swap_their_maps():
-    options = dict(epochs=30, loss=active_loss, classes=(0, 3), lr=1e-2, alpha=0.1)
+    options = {"epochs": 30, "loss": active_loss, "classes": (0, 3), "lr": 1e-2, "alpha": 0.1}
     _, history = run(pooled(), labelled(1), "relu", SMALL, **options)
     assert history[-1].fooling < 0.8 * history[0].fooling
 
@@ -240,25 +241,19 @@ class Shuffled:
         return iter(list(zip(x.float()[order].split(4), y[order].split(4), strict=True)))
 
 
-@pytest.mark.parametrize("make_loader", [Shuffled, partial(shuffling, own_generator=True)])
 @pytest.mark.parametrize("scope", ["all", "common_mode"])
 @pytest.mark.parametrize("fail_at", [2, 4, 9])
-def test_a_killed_run_resumes_bit_by_bit(tmp_path, make_loader, scope, fail_at):
-    options = dict(epochs=4, scope=scope, freeze_batch_norm=False, lr=1e-2)
-    whole, history = run(noisy(), make_loader(), "2", SMALL, **options)
+def test_a_killed_run_resumes_bit_by_bit(tmp_path, scope, fail_at):
+    options = {"epochs": 4, "scope": scope, "freeze_batch_norm": False, "lr": 1e-2}
+    whole, history = run(noisy(), Shuffled(), "2", SMALL, **options)
 
     path = tmp_path / "runs" / "fooled.pt"
     checked = 1 if scope == "common_mode" else 0  # one batch is taken to check the head
-    loader = make_loader()
-    loader = Flaky(loader, fail_at + checked) if make_loader is Shuffled else loader
-    if make_loader is Shuffled:
-        with pytest.raises(KeyboardInterrupt):
-            run(noisy(), loader, "2", SMALL, checkpoint=path, **options)
-        assert path.exists() is (fail_at >= 4)
-    else:
-        run(noisy(), loader, "2", SMALL, checkpoint=path, **{**options, "epochs": 1 + fail_at // 4})
+    with pytest.raises(KeyboardInterrupt):
+        run(noisy(), Flaky(Shuffled(), fail_at + checked), "2", SMALL, checkpoint=path, **options)
+    assert path.exists() is (fail_at >= 4)
     torch.rand(5)  # another process draws something else before
-    resumed, again = run(noisy(), make_loader(), "2", SMALL, checkpoint=path, **options)
+    resumed, again = run(noisy(), Shuffled(), "2", SMALL, checkpoint=path, **options)
 
     assert same(resumed, whole)
     assert again == history
@@ -308,8 +303,10 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
 @pytest.mark.parametrize(("call", "good_epochs"), [(1, 0), (3, 0), (4, 1), (6, 1)])
 def test_nan_keeps_the_last_good_epoch(tmp_path, call, good_epochs):
     path = tmp_path / "fooled.pt"
-    options = dict(epochs=3, checkpoint=path, lr=1e-2)
-    with pytest.warns(RuntimeWarning, match=f"NaN or infinite in epoch {good_epochs + 1}; the model is that of the last"):
+    options = {"epochs": 3, "checkpoint": path, "lr": 1e-2}
+    with pytest.warns(
+        RuntimeWarning, match=f"NaN or infinite in epoch {good_epochs + 1}; the model is that of the last"
+    ):
         fooled, history = run(pooled(), labelled(), "relu", SMALL, loss=NanAt(call), **options)
     assert [epoch.status for epoch in history] == ["trained"] * good_epochs + ["diverged"]
     good = run(pooled(), labelled(), "relu", SMALL, epochs=good_epochs, lr=1e-2)[0] if good_epochs else pooled()
@@ -341,7 +338,7 @@ def test_bad_input_is_refused():
         run(model, batches, "relu", border_mask((7, 7), 28))
     with pytest.raises(ValueError, match="the loader gave no batches"):
         run(model, [], "relu", SMALL)
-    with pytest.raises(ValueError, match="the loader gave no batches; .*a generator is soon used up"):
+    with pytest.raises(ValueError, match=r"the loader gave no batches; .*a generator is soon used up"):
         run(model, iter(batches), "relu", SMALL, epochs=2)
     with pytest.raises(TypeError, match="gives no labels: expected batches"):
         run(model, [batches[0][0]], "relu", SMALL)
