@@ -293,19 +293,19 @@ class BaseCAM(ABC):
             shape = tuple(self._grid(activations).shape)
             if shape[:1] != forward.logits.shape[:1]:
                 raise ValueError(
-                    f"layer {layer.name} has activations of shape {shape} for logits of shape {tuple(forward.logits.shape)}; "
-                    "expected as many images in both: give maps() the logits as the model returned them, and bring "
-                    "activations of parts of an image into the form (B, C, ...) with reshape_transform="
+                    f"layer {layer.name} has activations of shape {shape} for logits of shape "
+                    f"{tuple(forward.logits.shape)}; expected as many images in both: give maps() "
+                    "the logits as the model returned them, and bring activations of parts of an image into the form (B, C, ...) with reshape_transform="
                 )
             if len(shape) < 3:
                 raise ValueError(
-                    f"layer {layer.name} has no spatial positions: its activations have shape {shape}; choose a layer before "
-                    "the pooling, whose activations are (B, C, ...)"
+                    f"layer {layer.name} has no spatial positions: its activations have shape {shape}; choose a layer "
+                    "before the pooling, whose activations are (B, C, ...)"
                 )
             if len(shape) == 3 and image_dims > 1:
                 raise ValueError(
-                    f"layer {layer.name} gives {shape} for images: tokens, not a grid; pass reshape_transform= a function "
-                    "that brings them into the form (B, C, h, w), such as vit_reshape_transform of "
+                    f"layer {layer.name} gives {shape} for images: tokens, not a grid; pass reshape_transform= a "
+                    "function that brings them into the form (B, C, h, w), such as vit_reshape_transform of "
                     "diffgradcam.utils.reshape_transforms"
                 )
 

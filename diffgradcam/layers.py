@@ -193,8 +193,8 @@ class Recorder:
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             what = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(
-                f"layer {self.layers[index].name} gives {what}; expected one floating-point tensor (B, C, ...): choose a "
-                "module inside it, or layer_input() of a module that takes one as its first positional argument"
+                f"layer {self.layers[index].name} gives {what}; expected one floating-point tensor (B, C, ...): choose "
+                "a module inside it, or layer_input() of a module that takes one as its first positional argument"
             )
         activations = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
         # The copy keeps the activations safe from an in-place ReLU that follows; its node in the graph owns them.

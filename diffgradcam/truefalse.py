@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import weightings
-from .engine import BaseCAM, Pass, columns
+from .engine import BaseCAM, columns
 from .layers import Target
 from .outputs import Classes, class_index, find_logits
 from .scores import check_contrast, logit, logit_difference, refuse_same
@@ -44,8 +44,8 @@ class TrueFalseCAM(BaseCAM):
 
     The map of :meth:`explain`, :meth:`maps` and the call is Difference Salience: the unnormalised Grad-CAM of the true
     class minus that of the false class, both before ReLU. It is signed: positive where the image speaks for the true
-    class, negative where it speaks for the false one. :meth:`compare` gives both sides. "True" is the class that you ask
-    for: give the label, or nothing for the decision. The call returns it scaled to [-1, 1] with 0 kept at 0.
+    class, negative where it speaks for the false one. :meth:`compare` gives both sides. "True" is the class that you
+    ask for: give the label, or nothing for the decision. The call returns it scaled to [-1, 1] with 0 kept at 0.
 
     Args:
         model: As :class:`BaseCAM`.
@@ -56,13 +56,13 @@ class TrueFalseCAM(BaseCAM):
         output: As :class:`BaseCAM`.
 
     Raises:
-        ValueError: If ``false_class`` is something else; when explaining, if there are fewer than two classes, or a class
-            would be compared with itself.
+        ValueError: If ``false_class`` is something else; when explaining, if there are fewer than two classes, or a
+            class would be compared with itself.
 
     Reference:
-        Piland, Sweet, Czajka, "Divisive Decisions", 2025 (arXiv 2507.17000): "the unnormalised false-class CAM subtracted
-        from the unnormalised true-class CAM". Taking the CAMs before ReLU, and the choices for more than two classes,
-        are our reading.
+        Piland, Sweet, Czajka, "Divisive Decisions", 2025 (arXiv 2507.17000): "the unnormalised false-class CAM
+        subtracted from the unnormalised true-class CAM". Taking the CAMs before ReLU, and the choices for more than two
+        classes, are our reading.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))

@@ -147,7 +147,7 @@ def grid(rows: Sequence[Sequence[Array]], titles: Sequence[Sequence[str]], size:
     """
     if [len(row) for row in rows] != [len(row) for row in titles]:
         raise ValueError(
-            f"{[len(row) for row in titles]} titles for {[len(row) for row in rows]} pictures, row by row; give one each"
+            f"{[len(row) for row in titles]} titles for {[len(row) for row in rows]} pictures, by row; give one each"
         )
     columns = max(map(len, rows))
     figure = Figure(figsize=(size * columns, (size + 0.5) * len(rows)), layout="constrained")

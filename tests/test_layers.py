@@ -270,7 +270,8 @@ def test_recorder_names_its_layers():
     model = seeded(Blocks)
     targets = [model.block.relu, "alias.relu", layer_input(model.head), layer_input("block")]
     recorder = Recorder(find_layers(model, targets))
-    assert [layer.name for layer in recorder.layers] == ["'block.relu'", "'alias.relu'", "layer_input('head')", "layer_input('block')"]
+    names = [layer.name for layer in recorder.layers]
+    assert names == ["'block.relu'", "'alias.relu'", "layer_input('head')", "layer_input('block')"]
 
 
 def test_recorder_hooks_only_while_attached():

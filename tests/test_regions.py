@@ -64,7 +64,7 @@ def test_no_divergence_is_no_region() -> None:
 def test_bad_input_names_the_fix() -> None:
     with pytest.raises(ValueError, match=r"expected one image, \(C, H, W\) or \(1, C, H, W\)"):
         important_features(Painted(), torch.zeros(2, 1, 8, 8), "layer")
-    with pytest.raises(ValueError, match="threshold is 1.5"):
+    with pytest.raises(ValueError, match=r"threshold is 1\.5"):
         important_features(Painted(), painted(), "layer", threshold=1.5)
     with pytest.raises(ValueError, match="false_class is 'other'"):
         important_features(Painted(), painted(), "layer", false_class="other")

@@ -108,7 +108,9 @@ LOSSES = {
     "contrast": with_both_maps(ContrastSalienceLoss()),
     "divergence": with_both_maps(DivergenceSalienceLoss()),
     "entropy": with_true_map(lambda maps, _: cam_entropy_loss(maps)),
-    "cyborg and entropy": with_true_map(lambda maps, human: cyborg_loss(maps, human) + cam_entropy_loss(maps, log=True)),
+    "cyborg and entropy": with_true_map(
+        lambda maps, human: cyborg_loss(maps, human) + cam_entropy_loss(maps, log=True)
+    ),
 }
 
 

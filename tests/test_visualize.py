@@ -72,7 +72,7 @@ def test_negative_masks_are_refused_by_the_unsigned_overlay() -> None:
 
 @pytest.mark.parametrize("show", [show_cam_on_image, show_divergence_on_image])
 def test_weight_out_of_range_is_refused(show: object) -> None:
-    with pytest.raises(ValueError, match="image_weight is 1.5"):
+    with pytest.raises(ValueError, match=r"image_weight is 1\.5"):
         show(IMAGE, np.zeros((4, 6)), image_weight=1.5)  # type: ignore[operator]
 
 

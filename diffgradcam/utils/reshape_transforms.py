@@ -19,8 +19,8 @@ def vit_reshape_transform(tensor: Tensor, height: int = 14, width: int = 14) -> 
     """
     if tensor.ndim != 3 or tensor.shape[1] != 1 + height * width:
         raise ValueError(
-            f"expected tokens (B, 1 + {height} * {width}, C), got shape {tuple(tensor.shape)}; give the grid of patches "
-            "with functools.partial(vit_reshape_transform, height=..., width=...)"
+            f"expected tokens (B, 1 + {height} * {width}, C), got shape {tuple(tensor.shape)}; give the grid of "
+            "patches with functools.partial(vit_reshape_transform, height=..., width=...)"
         )
     return tensor[:, 1:].transpose(1, 2).reshape(len(tensor), -1, height, width)
 
@@ -46,7 +46,8 @@ def swinT_reshape_transform(tensor: Tensor, height: int = 7, width: int = 7) -> 
     )
     if grid.ndim != 4 or grid.shape[1:3] != (height, width):
         raise ValueError(
-            f"expected tokens (B, {height} * {width}, C) or (B, {height}, {width}, C), got shape {tuple(tensor.shape)}; "
-            "give the grid of patches with functools.partial(swinT_reshape_transform, height=..., width=...)"
+            f"expected tokens (B, {height} * {width}, C) or (B, {height}, {width}, C), got shape "
+            f"{tuple(tensor.shape)}; give the grid of patches with "
+            "functools.partial(swinT_reshape_transform, height=..., width=...)"
         )
     return grid.movedim(3, 1)

@@ -90,9 +90,8 @@ def test_eer_by_hand():
 @given(seed=st.integers(0, 10_000))
 def test_eer_lies_between_the_errors_of_the_two_thresholds_around_it(seed):
     labels, scores = random_task(seed)
-    points = [
-        (bpcer(labels, scores, t), apcer(labels, scores, t)) for t in [math.inf, *sorted(np.unique(scores), reverse=True)]
-    ]
+    thresholds = [math.inf, *sorted(np.unique(scores), reverse=True)]
+    points = [(bpcer(labels, scores, t), apcer(labels, scores, t)) for t in thresholds]
     after = next(i for i, (rejected, missed) in enumerate(points) if rejected >= missed)
     (r0, m0), (r1, m1) = points[after - 1], points[after]
     value = eer(labels, scores)

@@ -36,7 +36,8 @@ def test_energy_is_that_of_a_naive_loop(seed):
 @given(seed=st.integers(0, 10_000))
 def test_pointing_game_is_that_of_a_naive_loop(seed):
     maps, masks = random_pair(seed)
-    expected = [float(inside[values.index(max(values))]) for values, inside in zip(rows(maps), rows(masks), strict=True)]
+    pairs = zip(rows(maps), rows(masks), strict=True)
+    expected = [float(inside[values.index(max(values))]) for values, inside in pairs]
     assert pointing_game(maps, masks).tolist() == expected
 
 

@@ -1,0 +1,54 @@
+"""Does the GradCAM of a checkpoint hide something? Audit an ImageNet model: clean, hoaxed in two ways, and repaired.
+
+The common-mode hoax writes a border into GradCAM without changing a probability; the spatial hoax moves every map of the
+last layer. No clean copy is needed to find either. Takes a few minutes on two cores.
+"""
+
+import torch
+from photos import cat_beside_coffee, crop, lite0, to_input
+from skimage import data
+from torch import nn
+
+from diffgradcam import DiffGradCAM, GradCAM, layer_input
+from diffgradcam.common_mode import audit, repair
+from diffgradcam.metrics.similarity import pearson
+from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
+
+LAYER, MASK = layer_input("_avg_pooling"), border_mask((7, 7), cells=28)
+
+
+def compare(clean: nn.Module, fooled: nn.Module, images: torch.Tensor, which: str) -> None:
+    """How far maps and probabilities move on some images."""
+    with torch.no_grad():
+        moved = (clean(images).softmax(1) - fooled(images).softmax(1)).abs().max()
+    print(f"{which}: no probability moves by more than {moved:.0e}")
+    for method in (GradCAM, DiffGradCAM):
+        _, classes, own = method(clean, LAYER).explain(images)
+        maps = method(fooled, LAYER).explain(images, classes).maps
+        kept, reached = pearson(maps, own).mean(), pearson(maps, MASK.expand_as(maps)).mean()
+        print(f"  {method.__name__:12} r with its clean map {kept:5.2f}, with the border {reached:5.2f}")
+
+
+def main() -> None:
+    clean = lite0()
+    photos = [cat_beside_coffee(), *(crop(p) for p in (data.chelsea(), data.coffee(), data.astronaut()))]
+    fitted = to_input([view for photo in photos for view in (photo, photo[:, ::-1], photo[::-1])])
+    held_out = to_input([crop(data.rocket()), crop(data.rocket())[:, ::-1]])
+
+    fooled = common_mode_hoax(clean, LAYER, fitted, MASK)
+    compare(clean, fooled, fitted, "common-mode hoax, images that it was fitted on")
+    compare(clean, fooled, held_out, "common-mode hoax, a photograph that it never saw")
+
+    moved = spatial_hoax(clean, LAYER, lambda activations: activations.roll((3, 3), dims=(2, 3)))
+    checkpoints = {
+        "clean": clean,
+        "common-mode hoax": fooled,
+        "the same, repaired": repair(fooled),
+        "spatial hoax": moved,
+    }
+    for title, model in checkpoints.items():
+        print(f"\n{title}\n{audit(model, LAYER, fitted[::3].contiguous(), occlusion=True)}")
+
+
+if __name__ == "__main__":
+    main()
