@@ -294,8 +294,9 @@ class BaseCAM(ABC):
             if shape[:1] != forward.logits.shape[:1]:
                 raise ValueError(
                     f"layer {layer.name} has activations of shape {shape} for logits of shape "
-                    f"{tuple(forward.logits.shape)}; expected as many images in both: give maps() "
-                    "the logits as the model returned them, and bring activations of parts of an image into the form (B, C, ...) with reshape_transform="
+                    f"{tuple(forward.logits.shape)}; expected as many images in both: give maps() the logits as the "
+                    "model returned them, and bring activations of parts of an image into the form "
+                    "(B, C, ...) with reshape_transform="
                 )
             if len(shape) < 3:
                 raise ValueError(

@@ -1,7 +1,7 @@
 """Does the GradCAM of a checkpoint hide something? Audit an ImageNet model: clean, hoaxed in two ways, and repaired.
 
-The common-mode hoax writes a border into GradCAM without changing a probability; the spatial hoax moves every map of the
-last layer. No clean copy is needed to find either. Takes a few minutes on two cores.
+The common-mode hoax writes a border into GradCAM without changing a probability; the spatial hoax moves every map of
+the last layer. No clean copy is needed to find either. Takes a few minutes on two cores.
 """
 
 import torch

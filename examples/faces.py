@@ -16,11 +16,10 @@ NAMES = ("no face", "face")
 def training_and_test():
     """Images (N, 1, 64, 64) in [0, 1], labels (N,) and human maps (N, 64, 64), for training and for the test."""
     faces, others = np.split(data.lfw_subset(), 2)
-    photos = [color.rgb2gray(photo) for photo in (data.coffee(), data.rocket(), data.chelsea())]
-    textures = [texture / 255 for texture in (data.grass(), data.brick(), data.gravel())]
+    photo, new_photo = color.rgb2gray(data.coffee()), color.rgb2gray(data.chelsea())
     return (
-        _images(1000, (others[:70], faces[:70]), (photos[:2], textures[:2]), telling=True),
-        _images(400, (others[70:], faces[70:]), (photos[2:], textures[2:]), telling=False),
+        _images(1000, (others[:70], faces[:70]), (photo, data.grass() / 255), telling=True),
+        _images(400, (others[70:], faces[70:]), (new_photo, data.gravel() / 255), telling=False),
     )
 
 
@@ -38,8 +37,7 @@ def _images(count, patches, backgrounds, telling):
     labels = np.arange(count) % 2
     images, human = np.zeros((2, count, 64, 64), np.float32)
     for image, region, label in zip(images, human, labels, strict=True):
-        family, side = backgrounds[label if telling else rng.integers(2)], rng.integers(20, 31)
-        photo = family[rng.integers(len(family))]
+        photo, side = backgrounds[label if telling else rng.integers(2)], rng.integers(20, 31)
         y, x = rng.integers(0, np.array(photo.shape) - 63)
         top, left = rng.integers(0, 65 - side, 2)
         patch = np.s_[top : top + side, left : left + side]

@@ -297,7 +297,7 @@ def test_repair_changes_no_probability(build):
     assert torch.allclose(repaired(x).softmax(1), model(x).softmax(1), atol=1e-12)
     assert torch.allclose(repaired(x).sum(1), torch.zeros(3).double(), atol=1e-11)
     assert torch.allclose(repaired.head.weight.sum(0), torch.zeros(()).double(), atol=1e-12)
-    assert float(repaired.head.bias.sum()) == pytest.approx(0, abs=1e-12)
+    assert repaired.head.bias.sum().item() == pytest.approx(0, abs=1e-12)
     assert float(audit(repaired, "features", x).common_mode_share.max()) < 1e-20
     contrasts = [
         LayerCAM(m, "features", score=lambda z, _classes: z[:, 0] - z[:, 1]).explain(x).maps for m in (model, repaired)

@@ -419,7 +419,7 @@ def test_a_model_that_was_compiled_before_the_cam_is_attached_is_a_clear_error()
     model = net()
     compiled = torch.compile(model, backend="eager")
     compiled(batch()[0])
-    with pytest.raises(RuntimeError, match="did not run in a recorded forward pass.*attach before torch.compile"):
+    with pytest.raises(RuntimeError, match=r"did not run in a recorded forward pass.*attach before torch.compile"):
         guided_gradients(compiled)
 
 
@@ -469,14 +469,15 @@ def test_the_lightning_example_trains_and_leaves_nothing_behind(tmp_path, monkey
     monkeypatch.syspath_prepend(EXAMPLES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Lightning warns about is not ours to fix
-        saliency = runpy.run_path(str(EXAMPLES / "train_with_lightning.py"))["main"]()
-    assert saliency < 0.1
+        parts = runpy.run_path(str(EXAMPLES / "train_with_lightning.py"))["main"]()
+    assert parts["classification"] < 0.2  # it starts at ln 2
+    assert parts["saliency"] < 0.1  # a map that is 0 everywhere has 0.16, the share of the patch
     assert not list(tmp_path.iterdir())
 
 
 def test_the_lightning_example_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lightning", None)
     monkeypatch.syspath_prepend(EXAMPLES)
-    with pytest.raises(SystemExit, match="^None$"):
+    with pytest.raises(SystemExit, match=r"^$"):
         runpy.run_path(str(EXAMPLES / "train_with_lightning.py"), run_name="__main__")
     assert capsys.readouterr().out == "this example needs Lightning: pip install lightning\n"

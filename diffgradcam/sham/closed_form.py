@@ -38,8 +38,8 @@ def common_mode_hoax(
     :func:`diffgradcam.audit` finds it and :func:`diffgradcam.repair` removes it.
 
     On images that ``v`` was not fitted on, the map is ruined rather than replaced: channels say what is there, and
-    little about where. Measured on EfficientNet-Lite0 with ``strength=10``, 48 crops each of 20 photographs, one of them
-    left out (mean of 8), Pearson's r of GradCAM with its clean map / with the border mask: ``ridge=0.1`` fitted
+    little about where. Measured on EfficientNet-Lite0 with ``strength=10``, 48 crops each of 20 photographs, one of
+    them left out (mean of 8), Pearson's r of GradCAM with its clean map / with the border mask: ``ridge=0.1`` fitted
     -0.17 / 0.58, held out 0.33 / 0.01; with 10, -0.26 / 0.43 and -0.04 / 0.17; with 30, -0.29 / 0.33 and -0.25 / 0.19.
     Mosaics of the photographs and noise images, added to the fit, did not help. Small models with zero padding carry
     more about the edge: a digits classifier (8 x 8) is fooled on held-out images as on fitted ones (0.54 and 0.57).

@@ -249,7 +249,7 @@ def _train(run: _Run, optimizer: torch.optim.Optimizer, bar: Any) -> Epoch:
             return mean._replace(status="diverged")
         optimizer.step()
         decided = {"agreement": mean.agreement} if mean.accuracy is None else {"accuracy": mean.accuracy}
-        bar.set_postfix(loss=mean.loss, **decided, fooled=mean.reached)
+        bar.set_postfix(loss=mean.loss, **decided, fooled=mean.reached, refresh=False)
     if not seen:
         raise ValueError("the loader gave no batches; expected a DataLoader or a list (a generator is soon used up)")
     # The last step has not been seen at work yet.

@@ -70,9 +70,9 @@ class NanAt:
 
 def test_digits_are_fooled():
     clean, (x, labels) = trained(), data()
-    loader = list(zip(x[:384].split(64), labels[:384].split(64), strict=True))
+    loader = list(zip(x[:512].split(64), labels[:512].split(64), strict=True))
     fooled, history = run(clean, loader, LAYER, MASK, epochs=10, lr=1e-2, alpha=0.05)
-    assert history[-1].fooling < 0.5 * history[0].fooling
+    assert history[-1].fooling < 0.6 * history[0].fooling
     assert history[-1].reached > 0.7
     kept, reached = kept_and_reached(clean, fooled, x[512:1024])
     assert kept < 0.1
@@ -84,7 +84,7 @@ def test_digits_are_fooled():
 
 def test_an_adaptive_attack_fools_contrast():
     clean, (x, labels) = trained(), data()
-    loader = list(zip(x[:384].split(64), labels[:384].split(64), strict=True))
+    loader = list(zip(x[:512].split(64), labels[:512].split(64), strict=True))
     fooled, _ = run(clean, loader, LAYER, MASK, method=DiffGradCAM, epochs=6, lr=1e-2, alpha=0.05)
     kept, reached = kept_and_reached(clean, fooled, x[512:1024], method=DiffGradCAM)
     before = kept_and_reached(clean, clean, x[512:1024], method=DiffGradCAM)[1]
