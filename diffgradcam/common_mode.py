@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -51,8 +50,8 @@ class AuditReport:
             over that of all rows. None where the model's head cannot be found. It also finds a common mode that these
             images do not excite, but it is no part of the verdict: a small one may come from the initialisation.
         threshold: Above which a median share is suspicious.
-        gradcam_agreement: Pearson's r of GradCAM with the drop of the log-odds under occlusion, ``(B,)``; None without
-            ``occlusion``.
+        gradcam_agreement: Pearson's r of GradCAM with the drop of the log-odds under occlusion, ``(B,)``, in [-1, 1];
+            None without ``occlusion``.
         diffgradcam_agreement: The same for DiffGradCAM (log-odds).
         agreement_threshold: Below which a mean agreement is suspicious.
     """
@@ -114,7 +113,7 @@ def audit(
     *,
     occlusion: bool = False,
     threshold: float = 0.1,
-    agreement_threshold: float = 0.1,
+    agreement_threshold: float = 0.3,
     reshape_transform: Callable[[Tensor], Tensor] | None = None,
     output: Callable[[Any], Tensor] = find_logits,
     progress: bool = True,
@@ -127,10 +126,12 @@ def audit(
     a common-mode hoax of equal size (``strength=1``) about 0.5. An untrained model, or a freshly initialised head,
     still has the common mode of its initialisation and may be reported.
 
-    The second half, ``occlusion=True``, is about behaviour and costs 49 forward passes more: each cell of a 7 x 7 grid
-    is filled with the image's mean colour, and the drop of the log-odds is correlated with the maps. It also finds what
-    leaves the common mode alone: permuted features, maps that were trained. Noisy for one image (clean
-    EfficientNet-Lite0: r from 0.08 to 0.89, mean 0.55), clear over eight or more (fooled: means of -0.06 and less).
+    The second half, ``occlusion=True``, is about behaviour and costs 49 forward passes more: windows of 3 x 3 cells of a
+    7 x 7 grid, one around each cell, are filled with the image's mean colour, and the drop of the log-odds is correlated
+    with the mean of the map in the window. It also finds what leaves the common mode alone: permuted features, maps that
+    were trained. Measured on EfficientNet-Lite0, mean r of 8 photographs: clean GradCAM 0.62 (0.06 to 0.91), clean
+    DiffGradCAM 0.57, after four spatial hoaxes -0.39 to 0.23, the border mask -0.53, random maps 0.01 +- 0.10. So it is
+    noisy for one image, clear over eight or more. (Windows of a single cell take too little away: clean r 0.18.)
 
     A verdict is evidence, no proof: "nothing found" does not certify a model.
 
@@ -271,15 +272,15 @@ def _occlusion_drops(
     output: Callable[[Any], Tensor],
     progress: bool,
 ) -> Tensor:
-    """How far the log-odds of each decision fall when a cell is filled with the image's mean, ``(B, 7, 7)``."""
+    """How far the log-odds of each decision fall when the window around a cell is filled with the image's mean."""
     height, width = images.shape[2:]
-    rows, columns = ([round(i * n / _GRID) for i in range(_GRID + 1)] for n in (height, width))
+    rows, columns = _windows(height), _windows(width)
     fill = images.mean((2, 3), keepdim=True)
     before = logit_difference(logits, classes)
     drops = []
     with torch.no_grad(), tqdm(total=_GRID**2, desc="occlusion", disable=not progress) as bar:
-        for top, bottom in pairwise(rows):
-            for left, right in pairwise(columns):
+        for top, bottom in rows:
+            for left, right in columns:
                 occluded = images.clone()
                 occluded[..., top:bottom, left:right] = fill
                 drops.append(before - logit_difference(output(model(occluded)), classes))
@@ -287,8 +288,17 @@ def _occlusion_drops(
     return torch.stack(drops, 1).view(-1, _GRID, _GRID)
 
 
+def _windows(length: int) -> list[tuple[int, int]]:
+    """First and last pixel (exclusive) of the three cells around each cell; two at the edge."""
+    edges = [round(i * length / _GRID) for i in range(_GRID + 1)]
+    return [(edges[max(0, i - 1)], edges[min(_GRID, i + 2)]) for i in range(_GRID)]
+
+
 def _agreement(maps: Tensor, drops: Tensor) -> Tensor:
-    return pearson(F.adaptive_avg_pool2d(maps.unsqueeze(1), _GRID).squeeze(1), drops.to(maps.dtype))
+    cells = F.adaptive_avg_pool2d(maps.unsqueeze(1), _GRID)
+    # The mean over the window, not the sum: windows at the edge are smaller, and sums would favour the centre.
+    windows = F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False)
+    return pearson(windows.squeeze(1), drops.to(maps.dtype))
 
 
 def _refuse_what_is_no_softmax(outputs: Tensor) -> None:

@@ -144,9 +144,7 @@ class BaseCAM(ABC):
             RuntimeError: If a layer did not run, ran more than once, or the output does not depend on it.
         """
         with self._forward(input_tensor, args, kwargs) as forward:
-            index = class_index(forward.logits, classes)
-            layers = self._class_maps(forward, columns(index))
-            return Explanation(forward.logits.detach(), index, self._fuse(layers, index))
+            return self._explanation(forward, classes)
 
     def maps(self, logits: Tensor, classes: Classes = None) -> Tensor:
         """Differentiable maps of the forward pass that you already made, for a loss on them.
@@ -288,6 +286,11 @@ class BaseCAM(ABC):
             self._check_positions(recorder, forward, image_dims=dims)
             yield forward
 
+    def _explanation(self, forward: Pass, classes: Classes) -> Explanation:
+        index = class_index(forward.logits, classes)
+        layers = self._class_maps(forward, columns(index))
+        return Explanation(forward.logits.detach(), index, self._fuse(layers, index))
+
     def _check_positions(self, recorder: Recorder, forward: Pass, image_dims: int = 1) -> None:
         for layer, activations in zip(recorder.layers, forward.activations, strict=True):
             shape = tuple(self._grid(activations).shape)
@@ -377,6 +380,52 @@ class BaseCAM(ABC):
         maps = [self._rectified(layer.flatten(0, 1)) for layer in layers]
         size = max((layer.shape[1:] for layer in maps), key=torch.Size.numel)
         return torch.stack([then.resize(layer, size) for layer in maps]).mean(0).reshape(*classes.shape, *size)
+
+
+def explain_together(
+    cams: Sequence[BaseCAM], input_tensor: Any, classes: Classes = None, *args: Any, **kwargs: Any
+) -> list[Explanation]:
+    """What each of several CAMs explains, in one forward pass for all of them.
+
+    Args:
+        cams: CAMs of one model that read the same layers, with the same ``output`` and ``reshape_transform``.
+        input_tensor: As in :meth:`BaseCAM.explain`.
+        classes: As in :meth:`BaseCAM.explain`, the same for all CAMs.
+        *args: Further arguments of the model.
+        **kwargs: Further keyword arguments of the model.
+
+    Returns:
+        For each CAM what its :meth:`~BaseCAM.explain` gives.
+
+    Raises:
+        ValueError: If there are no CAMs, or they cannot share a forward pass; otherwise as :meth:`BaseCAM.explain`.
+        TypeError: As :meth:`BaseCAM.explain`.
+        RuntimeError: As :meth:`BaseCAM.explain`.
+    """
+    if not cams:
+        raise ValueError("there are no CAMs to explain with; expected at least one")
+    first = cams[0]
+    for cam in cams[1:]:
+        if different := [what for what, same in _shared(first, cam).items() if not same]:
+            names = [[layer.name for layer in each._recorder.layers] for each in (first, cam)]
+            raise ValueError(
+                f"{type(first).__name__} (layers {', '.join(names[0])}) and {type(cam).__name__} (layers "
+                f"{', '.join(names[1])}) differ in {' and '.join(different)}, so no forward pass serves both; give "
+                "them the same, or explain them one after the other"
+            )
+    with first._forward(input_tensor, args, kwargs) as forward:
+        return [cam._explanation(forward, classes) for cam in cams]
+
+
+def _shared(first: BaseCAM, second: BaseCAM) -> dict[str, bool]:
+    # One layer may go by several names: the module and its side are what counts.
+    layers, others = ([layer[:2] for layer in cam._recorder.layers] for cam in (first, second))
+    return {
+        "the model": inner_model(first.model) is inner_model(second.model),
+        "the target layers": layers == others,
+        "output=": first.output == second.output,
+        "reshape_transform=": first.reshape_transform == second.reshape_transform,
+    }
 
 
 def columns(classes: Tensor) -> Tensor:

@@ -258,7 +258,8 @@ def _did_not_run(name: str) -> str:
 def _without_gradients(name: str) -> str:
     return (
         f"layer {name} ran without gradients (no_grad, inference_mode or reentrant checkpointing), so nothing was "
-        "recorded; switch gradients on for the forward pass, or use explain() or the call, which need none"
+        "recorded; switch gradients on for the forward pass (checkpoint with use_reentrant=False), or use explain() or "
+        "the call, which need none"
     )
 
 

@@ -7,6 +7,7 @@ the last layer. No clean copy is needed to find either. Takes a few minutes on t
 import torch
 from photos import cat_beside_coffee, crop, lite0, to_input
 from skimage import data
+from sklearn.datasets import load_sample_images
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, layer_input
@@ -39,6 +40,7 @@ def main() -> None:
     compare(clean, fooled, fitted, "common-mode hoax, images that it was fitted on")
     compare(clean, fooled, held_out, "common-mode hoax, a photograph that it never saw")
 
+    checked = torch.cat([fitted[::3], held_out[:1], to_input([crop(p) for p in load_sample_images().images])])
     moved = spatial_hoax(clean, LAYER, lambda activations: activations.roll((3, 3), dims=(2, 3)))
     checkpoints = {
         "clean": clean,
@@ -47,7 +49,7 @@ def main() -> None:
         "spatial hoax": moved,
     }
     for title, model in checkpoints.items():
-        print(f"\n{title}\n{audit(model, LAYER, fitted[::3].contiguous(), occlusion=True)}")
+        print(f"\n{title}\n{audit(model, LAYER, checked, occlusion=True)}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Guided(lightning.LightningModule):
     def __init__(self, model, cam):
         super().__init__()
         self.model, self.cam = model, cam
-        self.criterion = SaliencyGuidedLoss(DifferenceSalienceLoss())
+        self.criterion = SaliencyGuidedLoss(DifferenceSalienceLoss(), alpha=0.2)
 
     def training_step(self, batch, _):
         """Log both parts of the loss, and minimise their sum."""
@@ -33,7 +33,8 @@ class Guided(lightning.LightningModule):
         logits = self.model(images)
         maps = self.cam.maps(logits, torch.stack([labels, 1 - labels], 1))
         loss = self.criterion(logits, labels, maps, human)
-        self.log_dict({"classification": loss.classification, "saliency": loss.saliency}, prog_bar=True)
+        parts = {"classification": loss.classification, "saliency": loss.saliency}
+        self.log_dict(parts, on_step=False, on_epoch=True, prog_bar=True)
         return loss.total
 
     def configure_optimizers(self):
@@ -43,17 +44,15 @@ class Guided(lightning.LightningModule):
 
 def main():
     lightning.seed_everything(0, verbose=False)
-    training, (images, labels, human) = training_and_test()
-    model = network()
+    model, (training, (images, labels, _)) = network(), training_and_test()
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
     )
     with GradCAM(model, "0", rectify=False) as cam:
         trainer.fit(Guided(model, cam), DataLoader(TensorDataset(*training), batch_size=32, shuffle=True))
         right = (cam.explain(images).classes == labels).float().mean()
-    parts = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    print(f"after one epoch: {right:.0%} of new images right; last batch: {parts}")
-    return parts
+    print(f"after one epoch: {right:.0%} of new images right")
+    return trainer.callback_metrics
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_an_imagenet_model_is_cleared_and_its_hoax_found(lite0, photo_inputs):
 
 
 def naive_drops(model, x, classes):
-    """Cell by cell, image by image."""
+    """Window by window, image by image."""
     drops = torch.zeros(len(x), 7, 7, dtype=x.dtype)
     height, width = x.shape[2:]
     edges = [[round(i * n / 7) for i in range(8)] for n in (height, width)]
@@ -124,7 +124,8 @@ def naive_drops(model, x, classes):
                 for j in range(7):
                     covered = x[b].clone()
                     for channel in range(x.shape[1]):
-                        rows, columns = slice(edges[0][i], edges[0][i + 1]), slice(edges[1][j], edges[1][j + 1])
+                        rows = slice(edges[0][max(i - 1, 0)], edges[0][min(i + 2, 7)])
+                        columns = slice(edges[1][max(j - 1, 0)], edges[1][min(j + 2, 7)])
                         covered[channel, rows, columns] = x[b, channel].mean()
                     drops[b, i, j] = log_odds(x[b]) - log_odds(covered)
     return drops
@@ -141,7 +142,11 @@ def test_agreement_with_occlusion_is_computed_by_loops():
     report = quiet(model, "relu", x, occlusion=True)
     drops = naive_drops(model, x, report.classes)
     for method, agreement in ((GradCAM, report.gradcam_agreement), (DiffGradCAM, report.diffgradcam_agreement)):
-        maps = F.adaptive_avg_pool2d(method(model, "relu").explain(x).maps.unsqueeze(1), 7).squeeze(1)
+        cells = F.adaptive_avg_pool2d(method(model, "relu").explain(x).maps.unsqueeze(1), 7).squeeze(1)
+        near = [range(max(i - 1, 0), min(i + 2, 7)) for i in range(7)]
+        maps = torch.tensor(
+            [[[float(cell[near[i]][:, near[j]].mean()) for j in range(7)] for i in range(7)] for cell in cells]
+        )
         assert agreement.tolist() == pytest.approx(naive_pearson(maps, drops), abs=1e-9)
 
 
@@ -160,7 +165,7 @@ def test_contrast_agrees_with_behaviour_after_a_common_mode_hoax():
     clean, x = trained(), data()[0][:48]
     before = quiet(clean, LAYER, x, occlusion=True)
     after = quiet(common_mode_hoax(clean, LAYER, x, MASK), LAYER, x, occlusion=True)
-    assert float(after.gradcam_agreement.mean()) < 0.1 < float(before.gradcam_agreement.mean())
+    assert float(after.gradcam_agreement.mean()) < 0.2 < float(before.gradcam_agreement.mean())
     assert torch.allclose(after.diffgradcam_agreement, before.diffgradcam_agreement, atol=1e-2)
 
 
