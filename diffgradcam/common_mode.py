@@ -102,7 +102,7 @@ class AuditReport:
         if self.gradcam_agreement is None:
             lines.append("  behaviour: not checked; occlusion=True finds what leaves the common mode alone")
         elif len(share) < _ENOUGH_IMAGES:
-            lines.append(f"  agreement is noisy for a single image: audit {_ENOUGH_IMAGES} or more")
+            lines.append(f"  agreement is noisy for {len(share)} images: audit {_ENOUGH_IMAGES} or more")
         return "\n".join(lines)
 
 
@@ -126,12 +126,13 @@ def audit(
     a common-mode hoax of equal size (``strength=1``) about 0.5. An untrained model, or a freshly initialised head,
     still has the common mode of its initialisation and may be reported.
 
-    The second half, ``occlusion=True``, is about behaviour and costs 49 forward passes more: windows of 3 x 3 cells of a
-    7 x 7 grid, one around each cell, are filled with the image's mean colour, and the drop of the log-odds is correlated
-    with the mean of the map in the window. It also finds what leaves the common mode alone: permuted features, maps that
-    were trained. Measured on EfficientNet-Lite0, mean r of 8 photographs: clean GradCAM 0.62 (0.06 to 0.91), clean
-    DiffGradCAM 0.57, after four spatial hoaxes -0.39 to 0.23, the border mask -0.53, random maps 0.01 +- 0.10. So it is
-    noisy for one image, clear over eight or more. (Windows of a single cell take too little away: clean r 0.18.)
+    The second half, ``occlusion=True``, is about behaviour and costs 49 forward passes more: windows of 3 x 3 cells of
+    a 7 x 7 grid, one around each cell, are filled with the image's mean colour, and the drop of the log-odds is
+    correlated with the mean of the map in the window. It also finds what leaves the common mode alone: permuted
+    features, maps that were trained. Measured on EfficientNet-Lite0, mean r of 8 photographs: clean GradCAM 0.62 (0.06
+    to 0.91), clean DiffGradCAM 0.57, after four spatial hoaxes -0.39 to 0.23, the border mask -0.53, random maps
+    0.01 +- 0.10. So it is noisy for one image, clear over eight or more. (Windows of a single cell take too little
+    away: clean r 0.18.) On a digits classifier clean 0.43, after the common-mode hoax -0.27, after a spatial one -0.38.
 
     A verdict is evidence, no proof: "nothing found" does not certify a model.
 

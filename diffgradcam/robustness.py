@@ -12,11 +12,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,6 +30,9 @@ from .outputs import class_index
 from .sham import FoolingLoss, location_loss
 from .sham.batches import read_batch
 from .surgery import copy_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Explainer = Callable[[nn.Module], BaseCAM]
 Explained = Literal["decisions", "labels"]
@@ -238,6 +240,8 @@ class BenchmarkResult:
         Returns:
             A figure; write it with ``result.figure().savefig(path)``.
         """
+        from matplotlib.figure import Figure  # not at the top: it takes longer than the rest of the package
+
         masked = all(row.reached_after is not None for row in self.rows)
         figure = Figure(figsize=(4.5 * (1 + masked) + 1.5, 1.5 + 0.35 * len(self.rows)), layout="constrained")
         axes = figure.subplots(1, 1 + masked, sharey=True, squeeze=False)[0]
@@ -321,6 +325,7 @@ def benchmark(
     Example:
         >>> from diffgradcam import DiffGradCAM, GradCAM
         >>> from diffgradcam.sham import border_mask, common_mode_hoax
+        >>> _ = torch.manual_seed(0)  # an untrained model; how far it is fooled depends on its weights
         >>> clean = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
         >>> images, mask = torch.rand(16, 3, 9, 9), border_mask((7, 7), cells=28)
         >>> fooled = common_mode_hoax(clean, "1", images, mask)

@@ -145,7 +145,8 @@ def test_agreement_with_occlusion_is_computed_by_loops():
         cells = F.adaptive_avg_pool2d(method(model, "relu").explain(x).maps.unsqueeze(1), 7).squeeze(1)
         near = [range(max(i - 1, 0), min(i + 2, 7)) for i in range(7)]
         maps = torch.tensor(
-            [[[float(cell[near[i]][:, near[j]].mean()) for j in range(7)] for i in range(7)] for cell in cells]
+            [[[float(cell[near[i]][:, near[j]].mean()) for j in range(7)] for i in range(7)] for cell in cells],
+            dtype=torch.float64,
         )
         assert agreement.tolist() == pytest.approx(naive_pearson(maps, drops), abs=1e-9)
 

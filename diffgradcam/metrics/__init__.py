@@ -6,7 +6,7 @@ Bona fide images then need groups too, since a test set of attacks alone has no 
 one of the attack types, and every split holds out one attack type with its share of the bona fide images.
 """
 
-from diffgradcam.metrics.classification import (
+from .classification import (
     PairedComparison,
     Spread,
     accuracy,
@@ -20,8 +20,8 @@ from diffgradcam.metrics.classification import (
     mean_and_spread,
     paired_comparison,
 )
-from diffgradcam.metrics.localization import energy_in_mask, iou_at_matched_area, pointing_game
-from diffgradcam.metrics.similarity import cosine, pearson, rmse, spearman, ssim
+from .localization import energy_in_mask, iou_at_matched_area, pointing_game
+from .similarity import cosine, pearson, rmse, spearman, ssim
 
 __all__ = [
     "PairedComparison",
