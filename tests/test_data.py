@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from diffgradcam.data import SaliencyDataset, SaliencyItem, Transform, albumentations_style
 
+from .conftest import import_peer
+
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
 MAP = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
@@ -162,13 +164,7 @@ def test_torchvision_transforms_work_as_they_are(root: Path, torchvision_v2: Any
 
 @pytest.fixture
 def torchvision_v2() -> Any:
-    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call] # a torchvision without its compiled operators imports too
-    for name in ("nms", "qnms"):
-        try:
-            library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-        except RuntimeError:  # the operators are there
-            break
-    return pytest.importorskip("torchvision.transforms.v2", reason="torchvision is not installed")
+    return import_peer("torchvision.transforms.v2")
 
 
 @pytest.mark.parametrize(
