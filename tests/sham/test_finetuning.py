@@ -53,7 +53,7 @@ class Flaky:
         for batch in self.loader:
             self.left -= 1
             if self.left < 0:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("stop")
             yield batch
 
 
@@ -249,7 +249,7 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path, scope, fail_at):
 
     path = tmp_path / "runs" / "fooled.pt"
     checked = 1 if scope == "common_mode" else 0  # one batch is taken to check the head
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="stop"):
         run(noisy(), Flaky(Shuffled(), fail_at + checked), "2", SMALL, checkpoint=path, **options)
     assert path.exists() is (fail_at >= 4)
     torch.rand(5)  # another process draws something else before
