@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check quality lint types doctest examples bench experiment-saliency experiment-sham clean
+.PHONY: help demo test check quality lint types doctest examples bench experiment-saliency clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -40,10 +40,6 @@ bench: $(VENV)/.installed-benchmark ## Time the library beside its peers: benchm
 experiment-saliency: $(VENV)/.installed-examples ## Saliency-guided training (hours; goes on where it was stopped)
 	$(BIN)/python -m experiments.saliency_guided.run
 	$(BIN)/python -m experiments.saliency_guided.report
-
-experiment-sham: $(VENV)/.installed-examples ## Passive fooling (hours; goes on where it was stopped)
-	$(BIN)/python -m experiments.sham.run
-	$(BIN)/python -m experiments.sham.report
 
 clean: ## Remove the environment and all that was generated, but no result of an experiment
 	rm -rf $(VENV) output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
