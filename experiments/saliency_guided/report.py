@@ -169,8 +169,8 @@ def markdown(results: Results) -> str:
         "0.5). The open sets here ask for transfer between related kinds, not to anything at all. The strengths of the "
         "artefacts, the shapes of the anomalies, the first convolution and the number of epochs were also set with "
         "CE's test figures of seeds 0 to 3 in view. On the way a two-epoch pass of all methods and "
-        "a full training of CE, CYBORG, Contrast and Divergence, on one seed of *attacks*, were looked at, and this page "
-        "itself when eight of the twelve seeds were there; nothing was changed in response.",
+        "a full training of CE, CYBORG, Contrast and Divergence, on one seed of *attacks*, were looked at, and this "
+        "page itself when eight of the twelve seeds were there; nothing was changed in response.",
         "## What held and what did not",
         _in_short(decisions, maps),
         f"The main figure, fixed before the run, is AUROC averaged over the tasks; {count} paired seeds, 95% bootstrap "
