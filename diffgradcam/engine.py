@@ -38,11 +38,23 @@ class Explanation(NamedTuple):
     maps: Tensor
 
 
+Run = Callable[[Tensor, Tensor], Tensor]
+
+
 class Pass(NamedTuple):
-    """One forward pass: the logits, with their graph down to the activations of each target layer."""
+    """One forward pass, and what it takes to make others like it.
+
+    Attributes:
+        logits: ``(B, K)``, with their graph down to the activations.
+        activations: Of each target layer, ``(B, ...)``.
+        run: ``(inputs (M, ...), rows (M,)) -> logits (M, K)``: the model, without gradients, on other inputs in place
+            of the first argument. Further arguments that are tensors with ``B`` rows follow ``rows``, the number of the
+            image that each input was made from. None for a forward pass that the library did not make.
+    """
 
     logits: Tensor
     activations: list[Tensor]
+    run: Run | None = None
 
 
 def channel_sum(channels: Tensor) -> Tensor:
@@ -267,8 +279,9 @@ class BaseCAM(ABC):
             if any(is_compiled(module) for module in model.modules()):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             recorder = stack.enter_context(Recorder(self._recorder.layers, cut=True))
-            inputs = (_normal(value) for value in (input_tensor, *args))
-            logits = self.output(model(*inputs, **{name: _normal(value) for name, value in kwargs.items()}))
+            inputs = [_normal(value) for value in (input_tensor, *args)]
+            options = {name: _normal(value) for name, value in kwargs.items()}
+            logits = self.output(model(*inputs, **options))
             recorder.detach()
             if not isinstance(logits, Tensor):
                 raise TypeError(f"output= returned {type(logits).__name__}; expected the tensor of logits")
@@ -279,7 +292,14 @@ class BaseCAM(ABC):
             stack.enter_context(torch.autocast(logits.device.type, enabled=False))
             torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
             check_finite("the output", logits)
-            forward = Pass(logits, recorder.activations(logits))
+
+            def run(others: Tensor, rows: Tensor) -> Tensor:
+                further = [_rows(value, rows, len(logits)) for value in inputs[1:]]
+                named = {name: _rows(value, rows, len(logits)) for name, value in options.items()}
+                with torch.no_grad():
+                    return self.output(model(others, *further, **named))
+
+            forward = Pass(logits, recorder.activations(logits), run)
             for layer, activations in zip(recorder.layers, forward.activations, strict=True):
                 check_finite(f"the activation of layer {layer.name}", activations)
             dims = input_tensor.ndim - 2 if isinstance(input_tensor, Tensor) else 1
@@ -332,7 +352,7 @@ class BaseCAM(ABC):
         linear = self.weighting in (weightings.gradcam, weightings.hirescam) and reduction is channel_sum
         closed = None
         if len(blocks) > 1 and linear and not create_graph and self.reshape_transform is None:
-            closed = pooled_linear_maps(inner_model(self.model), *forward)
+            closed = pooled_linear_maps(inner_model(self.model), forward.logits, forward.activations)
         if closed is not None and score is scores.logit:
             return [
                 logit_maps[torch.arange(len(classes), device=classes.device).unsqueeze(1), classes]
@@ -352,7 +372,7 @@ class BaseCAM(ABC):
     def _cotangent_maps(
         self, forward: Pass, cotangents: Tensor, *, create_graph: bool = False, reduction: Reduction = channel_sum
     ) -> list[Tensor]:
-        gradients = activation_gradients(*forward, cotangents, create_graph=create_graph)
+        gradients = activation_gradients(forward.logits, forward.activations, cotangents, create_graph=create_graph)
         return [self._layer_maps(*layer, reduction) for layer in zip(forward.activations, gradients, strict=True)]
 
     def _layer_maps(self, activations: Tensor, gradients: Tensor, reduction: Reduction) -> Tensor:
@@ -431,6 +451,11 @@ def _shared(first: BaseCAM, second: BaseCAM) -> dict[str, bool]:
 def columns(classes: Tensor) -> Tensor:
     """Classes ``(B,)`` as ``(B, 1)``; ``(B, N)`` stays."""
     return classes.unsqueeze(1) if classes.ndim == 1 else classes
+
+
+def _rows(value: Any, rows: Tensor, batch: int) -> Any:
+    """The rows of an argument that has one for each image; other arguments stay."""
+    return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
 
 
 def _normal(value: Any) -> Any:

@@ -12,6 +12,7 @@ from diffgradcam.cam import GradCAM
 
 pytest.importorskip("skimage", reason="the stand-in tasks need scikit-image")
 
+from experiments import cells
 from experiments.saliency_guided import report, run, tasks, training
 from experiments.saliency_guided.tasks import KINDS, build
 from experiments.saliency_guided.training import METHODS, Config, evaluate, train
@@ -185,16 +186,6 @@ def test_a_run_writes_cells_resumes_and_ignores_what_was_cut_short(tmp_path: Pat
     assert trained == ["CYBORG"]
 
 
-def test_a_cell_is_there_completely_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run.os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        run._write(tmp_path / "cell.json", {"a": 1})
-    assert list(tmp_path.glob("*.json")) == []
-
-
 def test_another_configuration_does_not_mix_with_cells_that_exist(tmp_path: Path) -> None:
     settings = {"tasks": ("attacks",), "methods": ("CE",), "seeds": range(1)}
     run.run(tmp_path, config=TINY, **settings)
@@ -226,7 +217,7 @@ def write_cells(folder: Path, gains: dict[str, float], seeds: int) -> None:
                     metrics = dict.fromkeys(METRICS, 0.5) | {"auroc": 0.8 + 0.01 * (seed % 4) + gain}
                     cell = {"task": task, "setting": setting, "method": method, "seed": seed, "metrics": metrics}
                     cell |= {"held_out": "x", "seconds": 20.0, "config": Config()._asdict()}
-                    run._write(folder / f"{run._name(seed, task, method, setting)}.json", cell)
+                    cells.write(folder / f"{run._name(seed, task, method, setting)}.json", cell)
 
 
 def test_the_report_says_what_held_and_what_did_not(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ setting and method has are used, since methods are compared in pairs, seed by se
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffgradcam.metrics import PairedComparison, mean_and_spread, paired_comparison
+from experiments.cells import read
 
 from .run import RESULTS, SETTINGS
 from .tasks import KINDS
@@ -63,10 +63,7 @@ def load(results: Path = RESULTS) -> Results:
     Raises:
         ValueError: If fewer than two seeds are complete, or cells have different configurations.
     """
-    cells = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    configs = {json.dumps(cell["config"], sort_keys=True) for cell in cells}
-    if len(configs) > 1:
-        raise ValueError(f"the cells in {results} have {len(configs)} configurations: keep those of one")
+    cells = read(results)
     tasks = tuple(task for task in KINDS if any(cell["task"] == task for cell in cells))
     found = {(cell["task"], cell["setting"], cell["method"], cell["seed"]): cell["metrics"] for cell in cells}
     keys = [(task, setting, method) for task in tasks for setting in SETTINGS for method in METHODS]

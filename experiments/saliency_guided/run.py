@@ -9,10 +9,7 @@ kind that it lacked.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +17,8 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from experiments import cells
 
 from .tasks import KINDS, build
 from .training import METHODS, Config, evaluate, train
@@ -48,12 +47,9 @@ def run(
     Raises:
         ValueError: If a cell of another configuration lies in ``results``: the two must not be compared.
     """
-    results.mkdir(parents=True, exist_ok=True)
-    cells = {path.stem for path in results.glob("*.json")}
-    for path in results.glob("*.json"):
-        _check_same(path, config)
+    finished = cells.names(results, config._asdict())
     trainings = [(seed, task, method) for seed in seeds for task in tasks for method in methods]
-    missing = [key for key in trainings if not cells.issuperset(_name(*key, setting) for setting in SETTINGS)]
+    missing = [key for key in trainings if not finished.issuperset(_name(*key, setting) for setting in SETTINGS)]
     progress = tqdm(missing, desc="trainings", initial=len(trainings) - len(missing), total=len(trainings))
     built: tuple[Any, ...] = ()
     for seed, task, method in progress:
@@ -75,28 +71,11 @@ def run(
                 "seconds": round(seconds, 1),  # of one core, for the training
                 "config": config._asdict(),
             }
-            _write(results / f"{_name(seed, task, method, setting)}.json", cell)
+            cells.write(results / f"{_name(seed, task, method, setting)}.json", cell)
 
 
 def _name(seed: int, task: str, method: str, setting: str) -> str:
     return f"{task}-{setting}-{re.sub('[^a-z]+', '_', method.lower())}-{seed}"
-
-
-def _write(path: Path, cell: dict[str, Any]) -> None:
-    """Write beside, then move: a cell is there completely or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
-        json.dump(cell, file, indent=1)
-        file.write("\n")
-    os.replace(file.name, path)
-
-
-def _check_same(path: Path, config: Config) -> None:
-    found = json.loads(path.read_text())["config"]
-    if found != config._asdict():
-        raise ValueError(
-            f"{path.name} was made with {found}, but this run has {config._asdict()}: "
-            "move the old cells away or choose another folder with --results"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
