@@ -1,0 +1,76 @@
+"""The cells of an experiment: one JSON file for each, there completely or not at all, all of one configuration.
+
+That is what lets a run be killed at any time and go on where it was: a cell that exists is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_NUMBER = r"(?:-?\d[\d.]*(?:[eE][-+]?\d+)?|null)"
+_ENTRY = rf'"\w+": {_NUMBER}'
+# A list, or an object, that holds nothing but numbers.
+_NUMBERS = re.compile(rf"\[\s*{_NUMBER}(?:,\s*{_NUMBER})*\s*\]|\{{\s*{_ENTRY}(?:,\s*{_ENTRY})*\s*\}}")
+
+
+def write(path: Path, cell: Mapping[str, Any]) -> None:
+    """Write beside, then move. A list of numbers, or an object of nothing but numbers, takes one line.
+
+    Args:
+        path: The cell's file, ``.json``, in a folder that exists.
+        cell: What JSON can hold.
+    """
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
+        file.write(_NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), json.dumps(cell, indent=1)) + "\n")
+    os.replace(file.name, path)
+
+
+def names(folder: Path, config: Mapping[str, Any]) -> set[str]:
+    """Which cells are finished, after a check that they belong to this run.
+
+    Args:
+        folder: Folder of the cells; made where it is missing.
+        config: What every cell holds as ``"config"``, as this run has it.
+
+    Returns:
+        Names of files, without ``.json``.
+
+    Raises:
+        ValueError: If a cell of another configuration lies there: the two must not be compared.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    expected = json.loads(json.dumps(config))  # with lists for tuples, as a cell has them
+    paths = sorted(folder.glob("*.json"))
+    for path in paths:
+        found = json.loads(path.read_text())["config"]
+        if found != expected:
+            raise ValueError(
+                f"{path.name} was made with {found}, but this run has {expected}: "
+                "move the old cells away or choose another folder with --results"
+            )
+    return {path.stem for path in paths}
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All finished cells.
+
+    Args:
+        folder: Folder of the cells.
+
+    Returns:
+        The cells in the order of their names; none where there is no such folder.
+
+    Raises:
+        ValueError: If they have different configurations.
+    """
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    configs = {json.dumps(cell["config"], sort_keys=True) for cell in cells}
+    if len(configs) > 1:
+        raise ValueError(f"the cells in {folder} have {len(configs)} configurations: keep those of one")
+    return cells
