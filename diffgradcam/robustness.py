@@ -57,7 +57,7 @@ class Estimate:
 
     Attributes:
         mean: NaN where the figure is defined for no image.
-        low: Lower end of the interval; NaN for fewer than two images.
+        low: Lower end of the interval; NaN for fewer than two images, and without resamples.
         high: Upper end.
         n: For how many images the figure is defined.
     """
@@ -304,7 +304,7 @@ def benchmark(
             ``location_loss``; it is what we remember of Heo et al. and is unverified, as are [0, 0.3] for Top-k and
             [0.1, 1] for Centre-mass (whose loss has the opposite sign and another unit here). State it with the rate.
         confidence: Level of the bootstrap intervals over the images, between 0 and 1.
-        resamples: Number of resamples.
+        resamples: Number of resamples; 0 for no intervals, where you take them over seeds, say.
         seed: Seed of the resampling.
         progress: Show a progress bar.
 
@@ -498,7 +498,7 @@ def _where(defined: Tensor, values: Tensor) -> Tensor:
 def _estimate(stats: Any, values: _Floats, confidence: float, resamples: int, seed: int) -> Estimate:
     values = values[~np.isnan(values)]
     mean = float(values.mean()) if len(values) else math.nan
-    if len(values) < 2:
+    if len(values) < 2 or not resamples:
         return Estimate(mean, math.nan, math.nan, len(values))
     interval = stats.bootstrap(
         (values,),
@@ -543,8 +543,8 @@ def _check_options(
         raise ValueError(f"fooling_range is {fooling_range}; expected the lowest and the highest loss, as (0.0, 0.2)")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; expected a level between 0 and 1, such as 0.95")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; expected at least 1, and 1000 for an interval to rely on")
+    if resamples < 0:
+        raise ValueError(f"resamples is {resamples}; expected 0 (no intervals) or more, 1000 to rely on")
 
 
 def _check_labels(labels: Tensor | None, classes: str, decided: _Figures) -> None:

@@ -218,6 +218,13 @@ def test_the_interval_is_that_of_a_mean():
     assert narrow.high - narrow.low == pytest.approx(2 * 0.674 * error, rel=0.2)
 
 
+def test_without_resamples_there_are_means_and_no_intervals():
+    x = images(7)
+    none, some = (compare(pooled(), flat(), loader=[x], resamples=r)["signed"].kept.pearson for r in (0, 20))
+    assert (none.mean, none.n) == (some.mean, some.n)
+    assert math.isnan(none.low) and math.isnan(none.high) and some.low < none.mean < some.high
+
+
 def test_the_seed_decides_the_interval_and_batches_decide_nothing():
     x = images(7)
     whole = compare(pooled(), flat(), loader=[x], mask=HOAX)
@@ -479,7 +486,7 @@ def test_wrong_options_are_refused():
         ({"fooling_range": (0.3, 0.1)}, r"fooling_range is \(0.3, 0.1\); expected the lowest and the highest loss"),
         ({"mask": HOAX, "fooling_loss": lambda *_: torch.zeros(())}, r"fooling_loss returned shape \(\) for 4 maps"),
         ({"confidence": 95}, "confidence is 95; expected a level between 0 and 1"),
-        ({"resamples": 0}, "resamples is 0; expected at least 1"),
+        ({"resamples": -1}, r"resamples is -1; expected 0 \(no intervals\) or more"),
     ):
         with pytest.raises(ValueError, match=message):
             compare(pooled(), pooled(), **options)

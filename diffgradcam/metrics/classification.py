@@ -289,6 +289,40 @@ def mean_and_spread(values: ArrayLike) -> Spread:
     return Spread(float(array.mean()), sd, len(array))
 
 
+def mean_interval(
+    values: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    method: Method = "percentile",
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Bootstrap confidence interval of the mean of a figure that each image has, such as those of faithfulness.
+
+    Args:
+        values: One figure per image, ``(N,)``.
+        confidence: Level of the interval, between 0 and 1.
+        resamples: Number of resamples of the images.
+        method: As :func:`bootstrap_interval`.
+        seed: Seed of the resampling.
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        ValueError: If there are fewer than two values, one is not finite, or an option is wrong.
+        ImportError: If SciPy is not installed.
+
+    Example:
+        >>> mean_interval([1.0, 1.0, 1.0])
+        (1.0, 1.0)
+    """
+    array = _finite("values", values)
+    if len(array) < 2:
+        raise ValueError(f"got {len(array)} value: expected one per image, at least two, for an interval of their mean")
+    return _bootstrap([array], np.mean, confidence, resamples, method, seed)
+
+
 def paired_comparison(
     values: ArrayLike,
     reference: ArrayLike,

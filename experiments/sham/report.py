@@ -26,8 +26,6 @@ EXPLAINERS = (*PLAIN, *CONTRASTIVE)
 PARTS = {"held_out": "held-out images", "fitted": "images that the attack saw"}
 IMMUNE, RUINED, REPLACED = 0.99, 0.5, 0.5  # Pearson's r: what the page calls so
 _DRAWN = ("GradCAM", "GradCAM++", "LayerCAM", "DiffGradCAM logsumexp", "DiffGradCAM max", "DiffGradCAM mean")
-_TRAINED = [attack for attack in ATTACKS if attack not in CLOSED_FORM]
-_ADAPTIVE = [attack for attack in _TRAINED if "Diff" in attack]
 
 Key: TypeAlias = tuple[str, str, float | None]  # setting, attack, strength
 
@@ -160,7 +158,7 @@ def _reading(results: Results) -> list[str]:
 
 
 def _immunity(results: Results) -> Iterable[str]:
-    for attack in ("common mode", "spatial"):
+    for attack in CLOSED_FORM:
         settings = [setting for setting in results.settings if results.has(setting, attack)]
         unmoved = [
             explainer
@@ -201,7 +199,7 @@ def _movement(results: Results, attack: str, explainer: str, settings: Sequence[
 
 
 def _trained(results: Results) -> Iterable[str]:
-    for attack in ("SHAM on GradCAM", "Location on GradCAM"):
+    for attack in [attack for attack in ATTACKS if attack.endswith(" on GradCAM")]:
         settings = [setting for setting in results.settings if results.has(setting, attack)]
         for part, what in PARTS.items():
             differences = {
@@ -224,7 +222,7 @@ def _trained(results: Results) -> Iterable[str]:
 
 
 def _adaptive(results: Results) -> Iterable[str]:
-    for attack in _ADAPTIVE:
+    for attack in [attack for attack in ATTACKS if "DiffGradCAM" in attack]:
         victim = attack.removeprefix("SHAM on ")
         settings = [setting for setting in results.settings if results.has(setting, attack)]
         won = [s for s in settings if results.map(s, attack, victim, "reached_after", "fitted").mean >= REPLACED]

@@ -105,7 +105,7 @@ def compare(setting: Setting, fooled: nn.Module, batches: Batches) -> dict[str, 
     """The means of :func:`diffgradcam.benchmark` over the images; intervals are taken over seeds, in the report."""
     loader = [batch if setting.labelled else batch[0] for batch in batches]
     result = benchmark(
-        setting.model, fooled, explainers(setting.layer), loader, mask=setting.mask, resamples=2, progress=False
+        setting.model, fooled, explainers(setting.layer), loader, mask=setting.mask, resamples=0, progress=False
     )
     return {
         "decisions": _means(asdict(result.decisions)),

