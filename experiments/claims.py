@@ -1,0 +1,233 @@
+"""Write what became of each claim of the two papers: ``python -m experiments.claims``.
+
+Reads the cells of ``experiments/sham`` and ``experiments/saliency_guided`` and the benchmark's figures, and writes
+``docs/results/claims.md``. Claims are paraphrased from the papers' abstracts, which is all of them that we had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.saliency_guided import report as saliency
+from experiments.sham import report as sham
+from experiments.sham.explainers import CONTRASTIVE
+from experiments.sham.settings import HOAX_CELLS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs" / "results"
+PEERS = ROOT / "benchmarks" / "results" / "peers.json"
+
+_SHAM = "`make experiment-sham`, [sham.md](sham.md)"
+_SALIENCY = "`make experiment-saliency`, [saliency_guided.md](saliency_guided.md)"
+_LOGSUMEXP = "DiffGradCAM logsumexp"
+_BASELINES = ("DiffGradCAM mean", _LOGSUMEXP, "DiffGradCAM max")
+
+
+class Claim(NamedTuple):
+    """A claim, whether it held, and what was measured."""
+
+    claim: str
+    verdict: str
+    measured: str
+    command: str
+
+
+def diffgradcam(results: sham.Results) -> list[Claim]:
+    """The claims of arXiv 2506.08514."""
+    settings = results.settings
+    return [
+        Claim(
+            "Maps of single logits are open to passive fooling: a model can be changed to show a false map while it "
+            "decides as before.",
+            "held",
+            "One vector added to all classes, no probability moved (KL at most "
+            f"{_worst_kl(results):.0e} nats): GradCAM keeps r = "
+            + _each(results, "common mode", "GradCAM", "kept", "fitted")
+            + " with its clean map on images that the vector was fitted on, and "
+            + _each(results, "common mode", "GradCAM", "kept", "held_out")
+            + " on others.",
+            _SHAM,
+        ),
+        Claim(
+            "SHAM, an entropy-aware form of passive fooling, serves as a benchmark of CAM robustness.",
+            "held, with fine-tuning that sees enough images",
+            "Entropy of GradCAM, clean / after SHAM on GradCAM / of the hoax itself, in nats, on seen images: "
+            + ", ".join(f"{s} {_entropies(results, s)}" for s in settings)
+            + ". GradCAM reaches the hoax with r = "
+            + _each(results, "SHAM on GradCAM", "GradCAM", "reached_after", "fitted")
+            + " on seen images, "
+            + _each(results, "SHAM on GradCAM", "GradCAM", "reached_after", "held_out")
+            + " on others.",
+            _SHAM,
+        ),
+        Claim(
+            "DiffGradCAM is not susceptible to passive fooling.",
+            "held for what all logits share, by construction; **not** for fine-tuning, and not at all for features "
+            "that are moved",
+            f"Common mode: every contrastive map keeps at least r = {_lowest(results, 'common mode'):.4f} of itself in "
+            "every seed, setting and part. On seen images: "
+            + "; ".join(
+                f"{what}, {explainer} {'keeps' if figure == 'kept' else 'reaches'} "
+                + _each(results, attack, explainer, figure, "fitted")
+                for what, attack, explainer, figure in (
+                    ("SHAM fine-tuning on GradCAM", "SHAM on GradCAM", "GradCAM", "kept"),
+                    ("the same", "SHAM on GradCAM", _LOGSUMEXP, "kept"),
+                    ("aimed at it", "SHAM on DiffGradCAM logsumexp", _LOGSUMEXP, "kept"),
+                    ("aimed at it", "SHAM on DiffGradCAM logsumexp", _LOGSUMEXP, "reached_after"),
+                    ("features rolled by half the map", "spatial", _LOGSUMEXP, "kept"),
+                )
+            )
+            + ".",
+            _SHAM,
+        ),
+        Claim(
+            "DiffGradCAM matches GradCAM in the non-adversarial case.",
+            "a property of the baseline, not of the method",
+            "Mean r with GradCAM of the same clean model, held-out images: "
+            + "; ".join(f"{b.removeprefix('DiffGradCAM ')}: {_clean(results, b)}" for b in _BASELINES)
+            + ".",
+            _SHAM,
+        ),
+        Claim(
+            "Validated on multi-class tasks with few and many classes.",
+            "measured",
+            f"{len(settings)} settings with 4 to 1000 classes: {', '.join(settings)}. None is the papers' own task or "
+            "model.",
+            _SHAM,
+        ),
+        Claim("DiffGradCAM is lightweight.", "held", _cost(), "`make bench`, README"),
+    ]
+
+
+def divisive(results: saliency.Results) -> list[Claim]:
+    """The claims of arXiv 2507.17000."""
+    decisions, maps = (saliency.compare(results, metric) for metric in ("auroc", "difference_energy"))
+    return [
+        Claim(
+            "In binary tasks, the maps of the true and of the false class should diverge where humans look.",
+            "measured as what training for it does",
+            "The share of the difference map's energy in the marked region, against training with cross-entropy: "
+            + _gains(maps, "CE", ("CYBORG", "Difference", "Contrast", "Divergence")),
+            _SALIENCY,
+        ),
+        Claim(
+            "Three training methods with both maps generalise better than the true class's alone (CYBORG), on closed "
+            "and open sets.",
+            "shown for one of our three readings, on kinds that training had; on the unseen kind not shown",
+            "AUROC against CYBORG, paired by seed: "
+            + _gains(decisions, "CYBORG", ("Difference", "Contrast", "Divergence")),
+            _SALIENCY,
+        ),
+        Claim(
+            "A post-hoc tool identifies important features.",
+            "built, not evaluated against the paper's (its definition is not public to us)",
+            "`important_features` ranks the regions that tell one class from another, and "
+            "`examples/important_features.py` checks them by taking them away.",
+            "`python examples/important_features.py`",
+        ),
+        Claim(
+            "Evaluated on synthetic face detection, presentation attack detection and chest X-ray anomalies.",
+            "not measured: the data are released on request only",
+            f"Stand-ins made from real photographs instead: {', '.join(results.tasks)}. They say nothing about the "
+            "published tasks beyond the direction of an effect.",
+            _SALIENCY,
+        ),
+    ]
+
+
+def markdown(contrast: Sequence[Claim], training: Sequence[Claim]) -> str:
+    """The page."""
+    parts = [
+        "# The claims of the two papers, and what we measured",
+        "Generated by `python -m experiments.claims` from committed cells; do not edit. Claims are paraphrased from "
+        "the abstracts, the only part of the papers that we had: the methods are our reading of them, and so is what a "
+        "claim means. Figures are means over seeds and images; *seen* images are those that an attack was fitted on.",
+    ]
+    titles = (
+        ("DiffGradCAM (arXiv 2506.08514)", contrast),
+        ("Divisive Decisions (arXiv 2507.17000)", training),
+    )
+    for title, claims in titles:
+        parts.append(f"## {title}")
+        parts += [f"**{c.claim}** — *{c.verdict}.*\n\n{c.measured}\n\n{c.command}" for c in claims]
+    return "\n\n".join(parts) + "\n"
+
+
+def _each(results: sham.Results, attack: str, explainer: str, what: str, part: str) -> str:
+    settings = [s for s in results.settings if results.has(s, attack)]
+    return ", ".join(f"{s} {results.map(s, attack, explainer, what, part).mean:.2f}" for s in settings)
+
+
+def _lowest(results: sham.Results, attack: str) -> float:
+    return min(
+        results.map(s, attack, explainer, "kept", part).low
+        for s in results.settings
+        if results.has(s, attack)
+        for explainer in CONTRASTIVE
+        for part in sham.PARTS
+    )
+
+
+def _worst_kl(results: sham.Results) -> float:
+    return max(results.decisions(s, "common mode", "kl", part).high for s in results.settings for part in sham.PARTS)
+
+
+def _entropies(results: sham.Results, setting: str) -> str:
+    key = (setting, "SHAM on GradCAM", sham.shown_strength(setting, "SHAM on GradCAM"))
+
+    def entropy(when: str) -> float:
+        return results.over_seeds(key, lambda cell: cell["fitted"]["rows"]["GradCAM"][f"entropy_{when}"]).mean
+
+    return f"{entropy('before'):.2f} / {entropy('after'):.2f} / {math.log(HOAX_CELLS):.2f}"
+
+
+def _clean(results: sham.Results, explainer: str) -> str:
+    means = {
+        s: results.over_seeds((s, sham.CLEAN, None), lambda cell: cell["maps"][explainer]) for s in results.settings
+    }
+    return ", ".join(f"{setting} {figure.mean:.3f}" for setting, figure in means.items())
+
+
+def _cost() -> str:
+    rows = {(row["work"], row["batch"]): row["values"] for row in json.loads(PEERS.read_text())["rows"]}
+    return (
+        "One map costs "
+        + " and ".join(
+            f"{rows['one map', batch]['diffgradcam']:.2f} forward passes at batch {batch} (pytorch-grad-cam's GradCAM "
+            f"{rows['one map', batch]['pytorch-grad-cam']:.2f})"
+            for batch in (1, 16)
+        )
+        + ": the score differs, the work does not."
+    )
+
+
+def _gains(comparisons: Sequence[saliency.Comparison], reference: str, methods: Sequence[str]) -> str:
+    sets = []
+    for setting in saliency.SETTINGS:
+        found = {c.method: c for c in comparisons if (c.setting, c.reference) == (setting, reference)}
+        texts = [
+            f"{m} {found[m].paired.difference:+.3f} (corrected p {found[m].adjusted_p:.2g})"
+            for m in methods
+            if m in found
+        ]
+        sets.append(f"{setting} set: {', '.join(texts)}")
+    return "; ".join(sets) + "."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.claims", description=__doc__)
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
+    options = parser.parse_args(arguments)
+    options.docs.mkdir(parents=True, exist_ok=True)
+    page = markdown(diffgradcam(sham.load()), divisive(saliency.load()))
+    (options.docs / "claims.md").write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
