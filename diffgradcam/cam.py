@@ -1,18 +1,22 @@
-"""The published methods: each is a weighting and a score."""
+"""The published methods: each is a weighting and a score, a few with another reduction or gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, NoReturn, final
 
+import torch
 from torch import Tensor, nn
 
-from . import weightings
-from .engine import BaseCAM
-from .layers import Target
-from .outputs import find_logits
+from . import maps as then
+from . import scores, weightings
+from .engine import BaseCAM, Cotangents, Pass
+from .gradients import activation_gradients, hessian_products, pooled_linear_maps
+from .layers import Target, inner_model
+from .outputs import Classes, find_logits
 from .scores import Baseline, baseline_function, finer, logit_difference
+from .targets import OutputTarget
 
 
 @final
@@ -187,3 +191,187 @@ class FinerCAM(BaseCAM):
     ) -> None:
         score = partial(finer, alpha=alpha, comparisons=comparisons)
         super().__init__(model, target_layers, reshape_transform, score=score, rectify=rectify, output=output)
+
+
+@final
+class EigenGradCAM(BaseCAM):
+    """Eigen-Grad-CAM: the first principal component of gradients times activations. Arguments as :class:`BaseCAM`.
+
+    The reduction is :func:`diffgradcam.maps.principal_component`, which says how the arbitrary sign is chosen: mostly
+    on the side of the sum over the channels, which is HiResCAM, so the map is positive where the image speaks for the
+    class.
+
+    Reference:
+        ``EigenGradCAM`` of the library pytorch-grad-cam, after Muhammad and Yeasin, "Eigen-CAM", 2020; no paper.
+    """
+
+    weighting = staticmethod(weightings.hirescam)
+    reduction = staticmethod(then.principal_component)
+
+
+@final
+class ShapleyCAM(BaseCAM):
+    """ShapleyCAM: Grad-CAM of the gradient corrected by half the curvature. Arguments as :class:`BaseCAM`.
+
+    Weights ``mean_S (G - 1/2 H A)``, with ``H`` the Hessian of the score with respect to the activations of the layer:
+    the Shapley value of a channel for the score's second-order expansion. For a logit above which only ReLU and linear
+    layers follow, the score is piecewise linear, ``H = 0``, and the map is Grad-CAM's. Other scores are curved: the
+    paper's own is ``z_c + log p_c``, and any contrast with log-sum-exp is.
+
+    Each explained class costs a second-order product, and each layer above the target must have second derivatives.
+
+    Reference:
+        Cai, "CAMs as Shapley Value-based Explainers", 2025 (arXiv 2501.06261), read in pytorch-grad-cam's code.
+
+    Example:
+        >>> from diffgradcam.scores import log_probability, logit
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> cam = ShapleyCAM(model, "0", score=lambda z, c: logit(z, c) + log_probability(z, c))
+        >>> cam.explain(torch.rand(5, 3, 8, 8)).maps.shape
+        torch.Size([5, 6, 6])
+    """
+
+    weighting = staticmethod(weightings.gradcam)
+
+    def _gradients(self, forward: Pass, cotangents: Cotangents, *, create_graph: bool = False) -> list[Tensor]:
+        with torch.enable_grad():
+            vectors = cotangents(forward.logits, create_graph=True)
+            gradients = activation_gradients(forward.logits, forward.activations, vectors, create_graph=True)
+            products = hessian_products(gradients, forward.activations, create_graph=create_graph)
+        return [gradient - product / 2 for gradient, product in zip(gradients, products, strict=True)]
+
+
+@final
+class CAM(BaseCAM):
+    """CAM: the weights of the linear head, without any gradient. Arguments as :class:`BaseCAM`.
+
+    ``sum_k w_ck A_k``, for a model whose logits are a linear layer of the mean over the positions of the one target
+    layer; then it is :class:`GradCAM` times the number of positions. Of a score it is the same sum over the logits,
+    each with its share in the score. That the head is of this kind is checked in each forward pass, by its gradient.
+
+    Raises:
+        ValueError: When explaining, if the head is of another kind.
+
+    Reference:
+        Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016.
+    """
+
+    weighting = staticmethod(weightings.gradcam)
+
+    def _class_maps(self, forward: Pass, classes: Tensor, *, create_graph: bool = False) -> list[Tensor]:
+        self._check_head(forward)
+        layers = super()._class_maps(forward, classes, create_graph=create_graph)
+        return [maps * maps.shape[2:].numel() for maps in layers]
+
+    def _target_maps(self, forward: Pass, targets: Sequence[OutputTarget]) -> list[Tensor]:
+        self._check_head(forward)
+        return super()._target_maps(forward, targets)
+
+    def _check_head(self, forward: Pass) -> None:
+        model = inner_model(self.model)
+        if pooled_linear_maps(model, forward.logits, forward.activations, self._grid) is None:
+            names = ", ".join(layer.name for layer in self._recorder.layers)
+            raise ValueError(
+                f"the logits are not a linear layer of the mean over the positions of {names} alone (in float32 or "
+                "wider), so there is no CAM; name the layer that is pooled, or layer_input() of the pooling, or use "
+                "GradCAM, which is the same map wherever there is a CAM"
+            )
+
+
+@final
+class SmoothGradCAMPlusPlus(BaseCAM):
+    """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy copies of the image.
+
+    The weighting is :func:`diffgradcam.weightings.smooth_gradcam_plus_plus`; the weighted activations are those of the
+    image itself. Every image gets the same noise, from the seed alone, so its map does not depend on its batch.
+    torch-cam differs in three things: it takes the sign of the last copy's gradient instead of the mean's, weights the
+    activations of the last copy instead of the image's, and its noise is not relative to the image.
+
+    Args:
+        model: As :class:`BaseCAM`.
+        target_layers: As :class:`BaseCAM`.
+        reshape_transform: As :class:`BaseCAM`.
+        samples: How many noisy copies; each is a forward pass.
+        std: Standard deviation of the noise, relative to the range of the image (largest minus smallest value).
+        seed: Of the noise. The global random numbers are left alone.
+        score: As :class:`BaseCAM`.
+        rectify: As :class:`BaseCAM`.
+        output: As :class:`BaseCAM`.
+
+    Raises:
+        ValueError: If there are no samples, or the noise is negative.
+        NotImplementedError: From ``maps()``, which has the one forward pass that you made.
+
+    Reference:
+        Omeiza et al., "Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique", 2019 (arXiv
+        1908.01224). How many copies and how much noise are our choice.
+    """
+
+    weighting = staticmethod(weightings.gradcam_plus_plus)  # what it is without noise
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Target | Sequence[Target],
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        *,
+        samples: int = 8,
+        std: float = 0.15,
+        seed: int = 0,
+        score: scores.Score = scores.logit,
+        rectify: bool = True,
+        output: Callable[[Any], Tensor] = find_logits,
+    ) -> None:
+        if samples < 1:
+            raise ValueError(f"samples is {samples}; expected at least 1 noisy copy")
+        if not std >= 0:
+            raise ValueError(f"std is {std}; expected 0 or more, relative to the range of the image")
+        super().__init__(model, target_layers, reshape_transform, score=score, rectify=rectify, output=output)
+        self.samples = samples
+        self.std = std
+        self.seed = seed
+
+    def maps(self, logits: Tensor, classes: Classes = None) -> NoReturn:
+        """There are none to train with: other forward passes than yours are behind them.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "SmoothGradCAMPlusPlus has no maps of a forward pass that it did not make: it runs the model on noisy "
+            "images; use explain() for maps to look at, and GradCAMPlusPlus for maps to train with"
+        )
+
+    def _cotangent_maps(
+        self,
+        forward: Pass,
+        cotangents: Cotangents,
+        *,
+        create_graph: bool = False,  # noqa: ARG002  (only maps() asks for one)
+    ) -> list[Tensor]:
+        assert forward.again is not None  # maps() refuses
+        images = forward.images
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            kind = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"the input is {kind}; noise can only be added to a tensor of floating-point numbers")
+        flat = images.flatten(1)
+        spread = self.std * (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (images.ndim - 1))
+        generator = torch.Generator().manual_seed(self.seed)
+        sums: list[Tensor] = []
+        for _ in range(self.samples):
+            noise = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float64).to(images)
+            with forward.again(images + spread * noise) as noisy:
+                powers = [self._powers(rows) for rows in self._gradients(noisy, cotangents)]
+            sums = [total + power for total, power in zip(sums, powers, strict=True)] if sums else powers
+        return [
+            torch.stack([self._smooth_map(self._grid(layer), row) for row in (total / self.samples).unbind(2)], 1)
+            for layer, total in zip(forward.activations, sums, strict=True)
+        ]
+
+    def _powers(self, gradients: Tensor) -> Tensor:
+        """The gradients ``(B, N, ...)`` to the powers of one, two and three, ``(3, B, N, C, *S)``."""
+        grid = torch.stack([self._grid(row) for row in gradients.unbind(1)], 1)
+        return torch.stack([grid, grid**2, grid**3])
+
+    def _smooth_map(self, grid: Tensor, moments: Tensor) -> Tensor:
+        return self._layer_map(grid, weightings.smooth_gradcam_plus_plus(grid, *moments.unbind(0)))

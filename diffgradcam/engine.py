@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,11 +19,13 @@ from . import maps as then
 from . import scores, weightings
 from .gradients import activation_gradients, class_blocks, pooled_linear_maps, score_gradients, widen
 from .layers import Recorder, Target, find_layers, inner_model, is_compiled
-from .outputs import Classes, check_finite, class_index, find_logits
+from .outputs import Classes, check_finite, check_grid, class_index, find_logits
 from .targets import OutputTarget, read_targets, target_gradients
 
 _Self = TypeVar("_Self", bound="BaseCAM")
 Reduction = Callable[[Tensor], Tensor]
+Fusion = Callable[[list[Tensor], Sequence[int]], Tensor]
+Cotangents = Callable[..., Tensor]
 
 
 class Explanation(NamedTuple):
@@ -50,11 +54,16 @@ class Pass(NamedTuple):
         run: ``(inputs (M, ...), rows (M,)) -> logits (M, K)``: the model, without gradients, on other inputs in place
             of the first argument. Further arguments that are tensors with ``B`` rows follow ``rows``, the number of the
             image that each input was made from. None for a forward pass that the library did not make.
+        images: The first argument of the model; None where ``run`` is.
+        again: ``images -> Pass``, a context manager: the model once more, with gradients, on other images in place of
+            the first argument. None where ``run`` is.
     """
 
     logits: Tensor
     activations: list[Tensor]
     run: Run | None = None
+    images: Any = None
+    again: Callable[[Any], contextlib.AbstractContextManager[Pass]] | None = None
 
 
 def channel_sum(channels: Tensor) -> Tensor:
@@ -121,10 +130,15 @@ class BaseCAM(ABC):
         vars(self).update(state)
         self._prepare()  # a copy is not attached
 
-    @staticmethod
+    reduction: Reduction = staticmethod(channel_sum)
+    """From the weighted activations of a layer to its map, ``(B, C, *S) -> (B, *S)``."""
+
+    fusion: Fusion = staticmethod(then.average)
+    """From the maps of the layers, ``(M, *S)`` each, to one of a given size, see :func:`diffgradcam.maps.average`."""
+
     @abstractmethod
-    def weighting(activations: Tensor, gradients: Tensor) -> Tensor:
-        """Weights of the activations, see :mod:`diffgradcam.weightings`.
+    def weighting(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Weights of the activations: a static function of :mod:`diffgradcam.weightings`, or a method with options.
 
         Args:
             activations: ``(B, C, *S)``.
@@ -217,13 +231,15 @@ class BaseCAM(ABC):
             input_tensor: Images, ``(B, C, H, W)`` (or with one or three spatial dimensions).
             targets: One target for each image, see :mod:`diffgradcam.utils.model_targets`, or class indices; None is
                 the class with the largest logit.
-            aug_smooth: Average over six versions of each image: mirrored or not, times 0.9, 1 and 1.1.
-            eigen_smooth: First principal component of the weighted activations instead of their sum.
+            aug_smooth: Average over six versions of each image, mirrored or not, times 0.9, 1 and 1.1: as
+                :class:`~diffgradcam.smoothing.AugSmooth`.
+            eigen_smooth: First principal component of the weighted activations instead of their sum: as
+                :class:`~diffgradcam.smoothing.EigenSmooth`.
             **kwargs: Further keyword arguments of the model.
 
         Returns:
             float32, ``(B, H, W)``, each map scaled to [0, 1]; signed maps to [-1, 1] with 0 kept at 0. The logits of
-            the call (of its last version with ``aug_smooth``) are in ``outputs``.
+            the call are in ``outputs``.
 
         Raises:
             TypeError: As :meth:`explain`.
@@ -236,40 +252,48 @@ class BaseCAM(ABC):
                 f"input_tensor is {type(input_tensor).__name__}; expected a tensor of images (B, C, H, W), such as "
                 "diffgradcam.utils.image.preprocess_image makes it (explain() takes whatever the model takes)"
             )
-        reduction = then.principal_component if eigen_smooth else channel_sum
-        if not aug_smooth:
-            return self._heatmaps(input_tensor, targets, reduction, kwargs).numpy()
-        versions = [
-            self._heatmaps(image * factor, targets, reduction, kwargs)
-            for image in (input_tensor, input_tensor.flip(-1))
-            for factor in (0.9, 1.0, 1.1)
-        ]
-        return torch.stack(versions[:3] + [mirrored.flip(-1) for mirrored in versions[3:]]).mean(0).numpy()
+        if eigen_smooth:
+            smooth = self._with_reduction(then.principal_component)
+            heatmaps = smooth(input_tensor, targets, aug_smooth, **kwargs)
+            self.outputs = smooth.outputs
+            return heatmaps
+        if aug_smooth:
+            from .smoothing import AugSmooth  # here, because it is built on this module
+
+            augmented = AugSmooth(self)
+            heatmaps = augmented(input_tensor, targets, **kwargs)
+            self.outputs = augmented.outputs
+            return heatmaps
+        return self._heatmaps(input_tensor, targets, kwargs).numpy()
+
+    def _with_reduction(self: _Self, reduction: Reduction) -> _Self:
+        """A copy that collapses weighted channels in another way than to their sum, if it sums them."""
+        if self.reduction is not channel_sum:
+            return self
+        other = copy.copy(self)
+        other.reduction = reduction
+        return other
 
     def _heatmaps(
-        self,
-        input_tensor: Tensor,
-        targets: Sequence[OutputTarget | int] | None,
-        reduction: Reduction,
-        kwargs: dict[str, Any],
+        self, input_tensor: Tensor, targets: Sequence[OutputTarget | int] | None, kwargs: dict[str, Any]
     ) -> Tensor:
         with self._forward(input_tensor, (), kwargs) as forward:
             self.outputs = forward.logits.detach()
-            classes, callables = read_targets(targets, len(forward.logits))
-            if callables is None:
-                index = class_index(forward.logits, classes).unsqueeze(1)
-                layers = self._class_maps(forward, index, reduction=reduction)
-            elif self.score is scores.logit:
-                layers = self._cotangent_maps(forward, target_gradients(callables, forward.logits), reduction=reduction)
-            else:
-                raise ValueError(
-                    f"target {type(callables[0]).__name__} is a score of its own, but this {type(self).__name__} "
-                    "explains another score; give ClassifierOutputTarget(class), or explain this target with GradCAM"
-                )
             scale = then.minmax if self.rectify else then.scale_signed
-            single = [self._rectified(layer.squeeze(1)) for layer in layers]
-            resized = [then.resize(scale(layer), input_tensor.shape[2:]) for layer in single]
-            return scale(torch.stack(resized).mean(0)).float().cpu()
+            layers = [scale(self._rectified(layer.squeeze(1))) for layer in self._asked_maps(forward, targets)]
+            return scale(self.fusion(layers, input_tensor.shape[2:])).float().cpu()
+
+    def _asked_maps(self, forward: Pass, targets: Sequence[OutputTarget | int] | None) -> list[Tensor]:
+        """Signed maps of the targets of the call: one tensor ``(B, 1, *S)`` for each layer."""
+        classes, callables = read_targets(targets, len(forward.logits))
+        if callables is None:
+            return self._class_maps(forward, class_index(forward.logits, classes).unsqueeze(1))
+        if self.score is not scores.logit:
+            raise ValueError(
+                f"target {type(callables[0]).__name__} is a score of its own, but this {type(self).__name__} "
+                "explains another score; give ClassifierOutputTarget(class), or explain this target with GradCAM"
+            )
+        return self._target_maps(forward, callables)
 
     @contextlib.contextmanager
     def _forward(self, input_tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Pass]:
@@ -289,17 +313,28 @@ class BaseCAM(ABC):
                 raise ValueError(
                     "the model's output is a single number for the whole batch; expected a row for each image"
                 )
-            stack.enter_context(torch.autocast(logits.device.type, enabled=False))
+            device = logits.device.type
+            mixed = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+            stack.enter_context(torch.autocast(device, enabled=False))
             torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
             check_finite("the output", logits)
 
             def run(others: Tensor, rows: Tensor) -> Tensor:
-                further = [_rows(value, rows, len(logits)) for value in inputs[1:]]
-                named = {name: _rows(value, rows, len(logits)) for name, value in options.items()}
-                with torch.no_grad():
+                further = [rows_of(value, rows, len(logits)) for value in inputs[1:]]
+                named = {name: rows_of(value, rows, len(logits)) for name, value in options.items()}
+                # No cache: it would keep weights that were cast here, without their graph, for the caller's next step.
+                with torch.no_grad(), torch.autocast(device, mixed[1], mixed[0], cache_enabled=False):
                     return self.output(model(others, *further, **named))
 
-            forward = Pass(logits, recorder.activations(logits), run)
+            @contextlib.contextmanager
+            def again(images: Any) -> Iterator[Pass]:
+                with (
+                    torch.autocast(device, mixed[1], mixed[0], cache_enabled=False),
+                    self._forward(images, args, kwargs) as other,
+                ):
+                    yield other
+
+            forward = Pass(logits, recorder.activations(logits), run, inputs[0], again)
             for layer, activations in zip(recorder.layers, forward.activations, strict=True):
                 check_finite(f"the activation of layer {layer.name}", activations)
             dims = input_tensor.ndim - 2 if isinstance(input_tensor, Tensor) else 1
@@ -313,81 +348,65 @@ class BaseCAM(ABC):
 
     def _check_positions(self, recorder: Recorder, forward: Pass, image_dims: int = 1) -> None:
         for layer, activations in zip(recorder.layers, forward.activations, strict=True):
-            shape = tuple(self._grid(activations).shape)
-            if shape[:1] != forward.logits.shape[:1]:
-                raise ValueError(
-                    f"layer {layer.name} has activations of shape {shape} for logits of shape "
-                    f"{tuple(forward.logits.shape)}; expected as many images in both: give maps() the logits as the "
-                    "model returned them, and bring activations of parts of an image into the form "
-                    "(B, C, ...) with reshape_transform="
-                )
-            if len(shape) < 3:
-                raise ValueError(
-                    f"layer {layer.name} has no spatial positions: its activations have shape {shape}; choose a layer "
-                    "before the pooling, whose activations are (B, C, ...)"
-                )
-            if len(shape) == 3 and image_dims > 1:
-                raise ValueError(
-                    f"layer {layer.name} gives {shape} for images: tokens, not a grid; pass reshape_transform= a "
-                    "function that brings them into the form (B, C, h, w), such as vit_reshape_transform of "
-                    "diffgradcam.utils.reshape_transforms"
-                )
+            check_grid(layer.name, self._grid(activations), forward.logits, image_dims)
 
-    def _class_maps(
-        self, forward: Pass, classes: Tensor, *, create_graph: bool = False, reduction: Reduction = channel_sum
-    ) -> list[Tensor]:
+    def _class_maps(self, forward: Pass, classes: Tensor, *, create_graph: bool = False) -> list[Tensor]:
         """Signed maps of each class ``(B, N)``: one tensor ``(B, N, *S)`` for each layer."""
-        return self._score_maps(forward, self.score, classes, create_graph=create_graph, reduction=reduction)
+        return self._score_maps(forward, self.score, classes, create_graph=create_graph)
+
+    def _target_maps(self, forward: Pass, targets: Sequence[OutputTarget]) -> list[Tensor]:
+        """Signed maps of one target for each image: one tensor ``(B, 1, *S)`` for each layer."""
+        return self._cotangent_maps(forward, partial(target_gradients, targets))
 
     def _score_maps(
-        self,
-        forward: Pass,
-        score: scores.Score,
-        classes: Tensor,
-        *,
-        create_graph: bool = False,
-        reduction: Reduction = channel_sum,
+        self, forward: Pass, score: scores.Score, classes: Tensor, *, create_graph: bool = False
     ) -> list[Tensor]:
         blocks = class_blocks(classes)
-        linear = self.weighting in (weightings.gradcam, weightings.hirescam) and reduction is channel_sum
-        closed = None
-        if len(blocks) > 1 and linear and not create_graph and self.reshape_transform is None:
-            closed = pooled_linear_maps(inner_model(self.model), forward.logits, forward.activations)
+        closed = None if create_graph or len(blocks) == 1 else self._closed_form(forward)
         if closed is not None and score is scores.logit:
-            return [
-                logit_maps[torch.arange(len(classes), device=classes.device).unsqueeze(1), classes]
-                for logit_maps in closed
-            ]
+            return [closed[torch.arange(len(classes), device=classes.device).unsqueeze(1), classes]]
         done = []
         for block in blocks:
-            cotangents = score_gradients(score, forward.logits, block, create_graph=create_graph)
+            cotangents = partial(score_gradients, score, classes=block)
             if closed is None:
-                done.append(self._cotangent_maps(forward, cotangents, create_graph=create_graph, reduction=reduction))
+                done.append(self._cotangent_maps(forward, cotangents, create_graph=create_graph))
             else:
-                done.append(
-                    [(cotangents @ maps.flatten(2)).view(*cotangents.shape[:2], *maps.shape[2:]) for maps in closed]
-                )
+                maps = cotangents(forward.logits) @ closed.flatten(2)
+                done.append([maps.view(*maps.shape[:2], *closed.shape[2:])])
         return [torch.cat(layer, 1) for layer in zip(*done, strict=True)]
 
-    def _cotangent_maps(
-        self, forward: Pass, cotangents: Tensor, *, create_graph: bool = False, reduction: Reduction = channel_sum
-    ) -> list[Tensor]:
-        gradients = activation_gradients(forward.logits, forward.activations, cotangents, create_graph=create_graph)
-        return [self._layer_maps(*layer, reduction) for layer in zip(forward.activations, gradients, strict=True)]
+    def _closed_form(self, forward: Pass) -> Tensor | None:
+        """The maps of all logits, ``(B, K, *S)``, where a map is linear in the score and the head pooled and linear."""
+        mean_gradient = self.weighting in (weightings.gradcam, weightings.hirescam)
+        plain = type(self)._gradients is BaseCAM._gradients and self.reduction is channel_sum
+        if not (mean_gradient and plain):
+            return None
+        maps = pooled_linear_maps(inner_model(self.model), forward.logits, forward.activations, self._grid)
+        return None if maps is None else maps[0]
 
-    def _layer_maps(self, activations: Tensor, gradients: Tensor, reduction: Reduction) -> Tensor:
+    def _cotangent_maps(self, forward: Pass, cotangents: Cotangents, *, create_graph: bool = False) -> list[Tensor]:
+        """Signed maps of what ``cotangents(logits, create_graph=) -> (B, N, *O)`` differentiates."""
+        gradients = self._gradients(forward, cotangents, create_graph=create_graph)
+        return [self._layer_maps(*layer) for layer in zip(forward.activations, gradients, strict=True)]
+
+    def _gradients(self, forward: Pass, cotangents: Cotangents, *, create_graph: bool = False) -> list[Tensor]:
+        """Gradients ``(B, N, ...)`` of each layer."""
+        vectors = cotangents(forward.logits, create_graph=create_graph)
+        return activation_gradients(forward.logits, forward.activations, vectors, create_graph=create_graph)
+
+    def _layer_maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
         grid = self._grid(activations)
-        maps = []
-        for gradient in gradients.unbind(1):
-            weights = self.weighting(grid, self._grid(gradient))
-            weighted = weights * grid
-            if weighted.shape != grid.shape:
-                raise ValueError(
-                    f"the weighting returned shape {tuple(weights.shape)}, which does not broadcast to the activations "
-                    f"{tuple(grid.shape)}"
-                )
-            maps.append(reduction(weighted))
+        maps = [self._layer_map(grid, self.weighting(grid, self._grid(gradient))) for gradient in gradients.unbind(1)]
         return torch.stack(maps, 1)
+
+    def _layer_map(self, grid: Tensor, weights: Tensor) -> Tensor:
+        weighted = weights * grid
+        if weighted.shape != grid.shape:
+            raise ValueError(
+                f"the weighting returned shape {tuple(weights.shape)}, which does not broadcast to the activations "
+                f"{tuple(grid.shape)}"
+            )
+        return self.reduction(weighted)
 
     def _grid(self, tensor: Tensor) -> Tensor:
         return widen(tensor if self.reshape_transform is None else self.reshape_transform(tensor))
@@ -396,10 +415,10 @@ class BaseCAM(ABC):
         return then.rectify(maps) if self.rectify else maps
 
     def _fuse(self, layers: list[Tensor], classes: Tensor) -> Tensor:
-        """Average the layers' maps ``(B, N, *S)`` at the size of the largest, in the shape of the classes."""
+        """Fuse the layers' maps ``(B, N, *S)`` at the size of the largest, in the shape of the classes."""
         maps = [self._rectified(layer.flatten(0, 1)) for layer in layers]
         size = max((layer.shape[1:] for layer in maps), key=torch.Size.numel)
-        return torch.stack([then.resize(layer, size) for layer in maps]).mean(0).reshape(*classes.shape, *size)
+        return self.fusion(maps, size).reshape(*classes.shape, *size)
 
 
 def explain_together(
@@ -443,6 +462,7 @@ def _shared(first: BaseCAM, second: BaseCAM) -> dict[str, bool]:
     return {
         "the model": inner_model(first.model) is inner_model(second.model),
         "the target layers": layers == others,
+        "how the model runs": type(first)._forward is type(second)._forward,
         "output=": first.output == second.output,
         "reshape_transform=": first.reshape_transform == second.reshape_transform,
     }
@@ -453,7 +473,7 @@ def columns(classes: Tensor) -> Tensor:
     return classes.unsqueeze(1) if classes.ndim == 1 else classes
 
 
-def _rows(value: Any, rows: Tensor, batch: int) -> Any:
+def rows_of(value: Any, rows: Tensor, batch: int) -> Any:
     """The rows of an argument that has one for each image; other arguments stay."""
     return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
 

@@ -6,6 +6,8 @@ What remains is linear, and the same for every score: these cotangents times the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +53,12 @@ def score_gradients(score: Score, logits: Tensor, classes: Tensor, *, create_gra
 
 
 def activation_gradients(
-    output: Tensor, activations: list[Tensor], cotangents: Tensor, *, create_graph: bool = False
+    output: Tensor,
+    activations: list[Tensor],
+    cotangents: Tensor,
+    *,
+    create_graph: bool = False,
+    unused_is_zero: bool = False,
 ) -> list[Tensor]:
     """Vector-Jacobian products of the output with respect to the activations of each layer.
 
@@ -60,6 +67,7 @@ def activation_gradients(
         activations: One tensor ``(B, ...)`` for each layer.
         cotangents: ``(B, N, *O)``.
         create_graph: Keep the graph, so that the result can be differentiated.
+        unused_is_zero: Activations that the output does not depend on have the gradient 0 instead of raising an error.
 
     Returns:
         Gradients, ``(B, N, ...)``, for each layer. No ``.grad`` is touched.
@@ -79,6 +87,11 @@ def activation_gradients(
             create_graph=create_graph,
             allow_unused=True,
         )
+        if unused_is_zero:
+            return tuple(
+                vector.new_zeros(*vector.shape[:batched], *layer.shape) if gradient is None else gradient
+                for gradient, layer in zip(gradients, activations, strict=True)
+            )
         if any(gradient is None for gradient in gradients):
             raise RuntimeError(
                 "the output does not depend on a target layer: the model detaches it; choose a later layer"
@@ -94,12 +107,57 @@ def activation_gradients(
     return [gradients.movedim(0, 1) for gradients in products]
 
 
+def hessian_products(gradients: list[Tensor], activations: list[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+    """The Hessian of each score with respect to the activations of a layer, times these activations.
+
+    Args:
+        gradients: Of each layer, ``(B, N, ...)``, with their graph.
+        activations: Of each layer, ``(B, ...)``.
+        create_graph: Keep the graph, so that the result can be differentiated.
+
+    Returns:
+        ``H A``, ``(B, N, ...)``, for each layer; 0 for a score that is linear in the activations.
+
+    Raises:
+        RuntimeError: If a layer above has no second derivative.
+    """
+    return [
+        torch.stack([_product(row, layer, create_graph) for row in rows.unbind(1)], 1)
+        for rows, layer in zip(gradients, activations, strict=True)
+    ]
+
+
+def _product(gradients: Tensor, activations: Tensor, create_graph: bool) -> Tensor:
+    if not gradients.requires_grad:
+        return torch.zeros_like(activations)
+    try:
+        (product,) = torch.autograd.grad(
+            gradients,
+            activations,
+            activations,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):
+            raise
+        raise RuntimeError(
+            f"a layer above the target has no second derivative ({error}); run a model with attention under "
+            "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), or use GradCAM"
+        ) from error
+    return product
+
+
 def class_blocks(classes: Tensor) -> tuple[Tensor, ...]:
     """Cut ``(B, N)`` classes into blocks along ``N`` that bound the memory of what is computed for each class."""
     return torch.split(classes, _CLASSES_PER_BLOCK, dim=1)
 
 
-def pooled_linear_maps(model: nn.Module, logits: Tensor, activations: list[Tensor]) -> list[Tensor] | None:
+def pooled_linear_maps(
+    model: nn.Module, logits: Tensor, activations: list[Tensor], grid: Callable[[Tensor], Tensor] = widen
+) -> list[Tensor] | None:
     """All K class activation maps in closed form, if the logits are a linear layer of the mean over the positions.
 
     Then the gradient of logit ``k`` is ``weight[k] / number of positions`` everywhere, and the map of any score is its
@@ -109,7 +167,8 @@ def pooled_linear_maps(model: nn.Module, logits: Tensor, activations: list[Tenso
     Args:
         model: The model, whose linear layers are the candidates.
         logits: ``(B, K)`` with the graph down to the activations.
-        activations: ``(B, C, *S)``, of a single layer; several are never in closed form.
+        activations: Of a single layer, ``(B, C, *S)`` after ``grid``; several are never in closed form.
+        grid: Brings activations, and their gradients, into the form ``(B, C, *S)``.
 
     Returns:
         Signed maps of all logits, one tensor ``(B, K, *S)``; None for a head of another kind.
@@ -119,7 +178,7 @@ def pooled_linear_maps(model: nn.Module, logits: Tensor, activations: list[Tenso
     """
     if len(activations) != 1 or activations[0].dtype != logits.dtype or widen(logits) is not logits:
         return None
-    (features,) = activations
+    features = grid(activations[0].detach())
     shape = (logits.shape[1], features.shape[1])
     weights = [layer.weight.detach() for layer in model.modules() if isinstance(layer, nn.Linear)]
     candidates = [w for w in weights if w.shape == shape and w.dtype == logits.dtype and w.device == logits.device]
@@ -127,11 +186,11 @@ def pooled_linear_maps(model: nn.Module, logits: Tensor, activations: list[Tenso
         return None
     positions = features.shape[2:].numel()
     vector = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype).to(logits.device)
-    (actual,) = torch.autograd.grad(logits, features, vector, retain_graph=True)
+    actual = grid(torch.autograd.grad(logits, activations, vector, retain_graph=True)[0])
     tolerance = torch.finfo(logits.dtype).eps ** 0.5 * actual.abs().amax()
     for weight in candidates:
         expected = (vector @ weight / positions).view(*actual.shape[:2], *[1] * (actual.ndim - 2))
         if bool(((actual - expected).abs() <= tolerance).all()):
-            maps = weight @ features.detach().flatten(2) / positions
+            maps = weight @ features.flatten(2) / positions
             return [maps.view(*logits.shape, *features.shape[2:])]
     return None

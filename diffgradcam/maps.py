@@ -6,12 +6,14 @@ so that a zero map and a constant map have a finite value and a finite gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Kernel = Callable[[Tensor, float], Tensor]
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -89,6 +91,32 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return resized.squeeze(1)
 
 
+def average(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """The mean of the maps of several layers, at a common size.
+
+    Args:
+        layers: The maps of each layer, ``(B, *S)``.
+        size: The size to bring them to.
+
+    Returns:
+        Maps, ``(B, *size)``.
+    """
+    return torch.stack([resize(maps, size) for maps in layers]).mean(0)
+
+
+def product(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """The product of the maps of several layers, each scaled to [0, 1]: what every layer marks.
+
+    Args:
+        layers: The maps of each layer, ``(B, *S)``, at least 0.
+        size: The size to bring them to before they are multiplied; they are scaled before and after.
+
+    Returns:
+        Maps, ``(B, *size)``, in [0, 1].
+    """
+    return torch.stack([minmax(resize(minmax(maps), size)) for maps in layers]).prod(0)
+
+
 def entropy(maps: Tensor) -> Tensor:
     """Entropy of each map read as a distribution over positions: ``-sum q ln q`` with ``q = map / sum(map)``.
 
@@ -116,23 +144,162 @@ def entropy(maps: Tensor) -> Tensor:
 def principal_component(channels: Tensor) -> Tensor:
     """Collapse weighted channels to their first principal component over positions, instead of to their sum.
 
-    The sign of a principal component is arbitrary; it is chosen to agree with the sum over the channels.
+    ``v . (A - mean A)`` with ``v`` the direction of the channels in which the positions vary most. The sign of ``v`` is
+    arbitrary; it is chosen so that the map correlates with the sum over the channels. Where channels cancel out in that
+    sum (after a layer normalisation, say), the position of largest magnitude becomes positive. Where the two largest
+    variances are equal the direction is arbitrary too, and the gradient takes it as fixed.
 
     Args:
         channels: Weighted activations, ``(B, C, *S)``.
 
     Returns:
-        Maps, ``(B, *S)``.
+        Maps, ``(B, *S)``, with mean 0.
 
     Reference:
-        Muhammad and Yeasin, "Eigen-CAM", 2020 (arXiv 2008.00299), here on weighted activations ("eigen smoothing").
+        Muhammad and Yeasin, "Eigen-CAM", 2020 (arXiv 2008.00299). The channels are centred first, as in
+        pytorch-grad-cam, which leaves the sign to chance; how it is chosen here is ours.
     """
-    flat = channels.flatten(2)
-    centred = flat - flat.mean(2, keepdim=True)
-    _, _, directions = torch.linalg.svd(centred.transpose(1, 2), full_matrices=False)
-    projection = (directions[:, :1] @ centred).squeeze(1)
-    sign = torch.where((projection * centred.sum(1)).sum(1, keepdim=True) < 0, -1.0, 1.0).to(projection.dtype)
-    return torch.mul(sign, projection).view(len(channels), *channels.shape[2:])
+    centred = _centred(channels.flatten(2))
+    if centred.shape[1] <= centred.shape[2]:
+        direction = _leading_eigenvector(centred @ centred.transpose(1, 2))
+        projection = (direction.unsqueeze(1) @ centred).squeeze(1)
+    else:  # The same from the other side, where the matrix is smaller.
+        projection = _leading_component(centred.transpose(1, 2) @ centred, 0)
+    return _signed_by(projection, centred).view(len(channels), *channels.shape[2:])
+
+
+def kernel_principal_component(channels: Tensor, kernel: str = "sigmoid", gamma: float | None = None) -> Tensor:
+    """The first principal component over positions in the feature space of a kernel.
+
+    ``sqrt(l) u`` with ``l, u`` the largest eigenvalue and eigenvector of the centred kernel matrix of the positions.
+    With the linear kernel it is :func:`principal_component`, and the sign is chosen as there. A kernel matrix without a
+    positive eigenvalue gives a map of zeros.
+
+    Args:
+        channels: Weighted activations, ``(B, C, *S)``. The memory needed grows with the square of the number of
+            positions.
+        kernel: ``"linear"``, ``"poly"`` ``(g x.y + 1)^3``, ``"rbf"`` ``exp(-g |x - y|^2)``, ``"sigmoid"``
+            ``tanh(g x.y + 1)`` or ``"cosine"``, of the centred channels at two positions.
+        gamma: ``g`` above; None is one over the number of channels.
+
+    Returns:
+        Maps, ``(B, *S)``.
+
+    Raises:
+        ValueError: For another kernel.
+
+    Reference:
+        Karmani et al., "KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA", 2024 (arXiv
+        2410.00267), read in pytorch-grad-cam's code, whose kernels are scikit-learn's.
+    """
+    centred = _centred(channels.flatten(2))
+    matrix = kernel_function(kernel)(centred.transpose(1, 2), 1 / max(channels.shape[1], 1) if gamma is None else gamma)
+    rounding = matrix.shape[1] * torch.finfo(matrix.dtype).eps * matrix.detach().abs().amax((1, 2)).unsqueeze(1)
+    matrix = matrix - matrix.mean(1, keepdim=True)
+    matrix = matrix - matrix.mean(2, keepdim=True)
+    return _signed_by(_leading_component(matrix, rounding), centred).view(len(channels), *channels.shape[2:])
+
+
+def kernel_function(name: str) -> Kernel:
+    """Look up a kernel by name.
+
+    Args:
+        name: See :func:`kernel_principal_component`.
+
+    Returns:
+        A function ``(points (B, P, C), gamma) -> (B, P, P)``.
+
+    Raises:
+        ValueError: For any other name.
+    """
+    if name not in _KERNELS:
+        raise ValueError(f"{name!r} is not a kernel; expected one of {sorted(_KERNELS)}")
+    return _KERNELS[name]
+
+
+def _products(points: Tensor) -> Tensor:
+    return points @ points.transpose(1, 2)
+
+
+def _squared_distances(points: Tensor) -> Tensor:
+    products = _products(points)
+    squares = products.diagonal(dim1=1, dim2=2)
+    return (squares.unsqueeze(1) + squares.unsqueeze(2) - 2 * products).clamp_min(0)
+
+
+def _cosine(points: Tensor) -> Tensor:
+    squares = points.square().sum(2, keepdim=True)
+    zero = squares == 0
+    return _products(torch.where(zero, 0, points / torch.where(zero, 1, squares).sqrt()))
+
+
+_KERNELS: dict[str, Kernel] = {
+    "linear": lambda points, _gamma: _products(points),
+    "poly": lambda points, gamma: (gamma * _products(points) + 1) ** 3,
+    "rbf": lambda points, gamma: (-gamma * _squared_distances(points)).exp(),
+    "sigmoid": lambda points, gamma: (gamma * _products(points) + 1).tanh(),
+    "cosine": lambda points, _gamma: _cosine(points),
+}
+
+
+class _LeadingEigenvector(torch.autograd.Function):
+    """The eigenvector of the largest eigenvalue of symmetric matrices ``(B, n, n) -> (B, n)``.
+
+    PyTorch's own derivative also divides by the differences between the other eigenvalues, which is 0 / 0 as soon as
+    two channels are dead. Only their distance to the largest one matters: ``dv = (l - M)^+ dM v``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(matrix)
+        leading: Tensor = vectors[..., -1].contiguous()
+        scale = values.abs().amax(-1, keepdim=True)
+        gaps = values[..., -1:] - values[..., :-1]
+        tied = (gaps <= values.shape[-1] * torch.finfo(values.dtype).eps * scale).any(-1, keepdim=True) | (scale == 0)
+        ctx.save_for_backward(matrix, leading, scale, tied)
+        return leading
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Differentiable in its turn: the leading vector, whose eigenvalue is moved away, makes the system regular.
+        matrix, leading, scale, tied = ctx.saved_tensors
+        column, row = leading.unsqueeze(-1), leading.unsqueeze(-2)
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        system = (row @ matrix @ column) * identity - matrix + scale.unsqueeze(-1) * (column @ row)
+        across = gradient.unsqueeze(-1) - column @ (row @ gradient.unsqueeze(-1))
+        fixed = tied.unsqueeze(-1)
+        parts = torch.linalg.solve(torch.where(fixed, identity, system), torch.where(fixed, 0, across))
+        outer: Tensor = parts @ row
+        return (outer + outer.transpose(-2, -1)) / 2
+
+
+def _leading_eigenvector(matrix: Tensor) -> Tensor:
+    vector: Tensor = _LeadingEigenvector.apply(matrix)  # type: ignore[no-untyped-call]
+    return vector
+
+
+def _leading_component(matrix: Tensor, least: Tensor | float) -> Tensor:
+    """``sqrt(l) u`` of the largest eigenvalue of symmetric matrices, ``(B, n, n) -> (B, n)``; 0 if ``l <= least``."""
+    vector = _leading_eigenvector(matrix)
+    value = (vector.unsqueeze(1) @ matrix @ vector.unsqueeze(2)).flatten(1)
+    positive = value > least
+    return torch.where(positive, vector * torch.where(positive, value, 1).sqrt(), 0)
+
+
+def _centred(channels: Tensor) -> Tensor:
+    """Channels ``(B, C, P)`` with mean 0; exactly 0 where a channel is constant up to rounding."""
+    span = channels.amax(2, keepdim=True) - channels.amin(2, keepdim=True)
+    constant = span <= 8 * torch.finfo(channels.dtype).eps * channels.abs().amax(2, keepdim=True)
+    return torch.where(constant, 0, channels - channels.mean(2, keepdim=True))
+
+
+def _signed_by(projection: Tensor, centred: Tensor) -> Tensor:
+    """Turn projections ``(B, P)`` to the side of the sum over the channels ``(B, C, P)``, or else of the largest."""
+    agreement = (projection * centred.sum(1)).sum(1, keepdim=True)
+    possible = (projection.abs() * centred.abs().sum(1)).sum(1, keepdim=True)
+    silent = agreement.abs() <= torch.finfo(agreement.dtype).eps ** 0.5 * possible
+    largest = projection.amax(1, keepdim=True) + projection.amin(1, keepdim=True)
+    return torch.where(torch.where(silent, largest, agreement) < 0, -projection, projection)
 
 
 def _flat(maps: Tensor) -> Tensor:

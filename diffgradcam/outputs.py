@@ -57,6 +57,37 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_grid(name: str, activations: Tensor, logits: Tensor, image_dims: int) -> None:
+    """Refuse activations that are not ``(B, C, *S)`` with the images of the logits.
+
+    Args:
+        name: The layer, for the message.
+        activations: After ``reshape_transform``.
+        logits: ``(B, ...)``.
+        image_dims: How many spatial dimensions the input has; 1 where that is not known.
+
+    Raises:
+        ValueError: If the number of images differs, there are no positions, or images became a sequence of tokens.
+    """
+    shape = tuple(activations.shape)
+    if shape[:1] != logits.shape[:1]:
+        raise ValueError(
+            f"layer {name} has activations of shape {shape} for logits of shape {tuple(logits.shape)}; expected as "
+            "many images in both: give maps() the logits as the model returned them, and bring activations of parts "
+            "of an image into the form (B, C, ...) with reshape_transform="
+        )
+    if len(shape) < 3:
+        raise ValueError(
+            f"layer {name} has no spatial positions: its activations have shape {shape}; choose a layer before the "
+            "pooling, whose activations are (B, C, ...)"
+        )
+    if len(shape) == 3 and image_dims > 1:
+        raise ValueError(
+            f"layer {name} gives {shape} for images: tokens, not a grid; pass reshape_transform= a function that "
+            "brings them into the form (B, C, h, w), such as tokens_to_grid of diffgradcam.utils.reshape_transforms"
+        )
+
+
 def class_index(logits: Tensor, classes: Classes) -> Tensor:
     """Read the classes that a caller asks for, in any of their forms.
 

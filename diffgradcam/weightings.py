@@ -50,9 +50,35 @@ def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
     Reference:
         Chattopadhay et al., "Grad-CAM++", WACV 2018, equation 19.
     """
+    return _plus_plus(activations, gradients.relu(), gradients.relu())
+
+
+def smooth_gradcam_plus_plus(activations: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """Smooth Grad-CAM++: :func:`gradcam_plus_plus` with averages over noisy images in place of powers of one gradient.
+
+    ``sum_S relu(D1) D2 / (2 D2 + (sum_S A) D3)`` with ``Dn`` the mean of ``G^n`` over the noisy images, computed as
+    ``relu(D1) / (2 + (sum_S A) D3 / D2)``, the denominator kept at 1 or more as there. Without noise it is Grad-CAM++.
+
+    Args:
+        activations: Of the image itself, ``(B, C, *S)``.
+        first: Mean gradient of the score over noisy images, ``(B, C, *S)``.
+        second: Mean of the squared gradient.
+        third: Mean of the gradient to the power of three.
+
+    Returns:
+        Weights, ``(B, C, 1, ...)``, at least 0.
+
+    Reference:
+        Omeiza et al., "Smooth Grad-CAM++", 2019 (arXiv 1908.01224). The paper has the first derivative in the numerator
+        of the weight where Grad-CAM++ has the second; we follow Grad-CAM++, as torch-cam does.
+    """
+    zero = second == 0
+    return _plus_plus(activations, first.relu(), torch.where(zero, 0, third / torch.where(zero, 1, second)))
+
+
+def _plus_plus(activations: Tensor, positive: Tensor, ratio: Tensor) -> Tensor:
     total = activations.sum(_spatial(activations), keepdim=True)
-    positive = gradients.relu()
-    return (positive / (2 + total * positive).clamp_min(1)).sum(_spatial(activations), keepdim=True)
+    return (positive / (2 + total * ratio).clamp_min(1)).sum(_spatial(activations), keepdim=True)
 
 
 def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -124,6 +150,42 @@ def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
         ``GradCAMElementWise`` of the library pytorch-grad-cam; no paper.
     """
     return torch.where(activations * gradients > 0, gradients, 0)
+
+
+def uniform(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Every channel counts alike: Eigen-CAM, whose map is a principal component of the activations as they are.
+
+    Args:
+        activations: ``(B, C, *S)``.
+        gradients: Not used.
+
+    Returns:
+        The weight 1, without dimensions.
+
+    Reference:
+        Muhammad and Yeasin, "Eigen-CAM", 2020 (arXiv 2008.00299).
+    """
+    return activations.new_ones(())
+
+
+def fem(activations: Tensor, gradients: Tensor, k: float = 2.0) -> Tensor:
+    """FEM: the share of a channel's positions that are unusually active, above its mean by ``k`` standard deviations.
+
+    Args:
+        activations: ``(B, C, *S)``.
+        gradients: Not used.
+        k: How many standard deviations (of the population, over the positions).
+
+    Returns:
+        Weights, ``(B, C, 1, ...)``, in [0, 1]. They are steps: a loss on the map goes through the activations alone.
+
+    Reference:
+        Fuad et al., "Features Understanding in 3D CNNs for Actions Recognition in Video", IPTA 2020.
+    """
+    dims = _spatial(activations)
+    fixed = activations.detach()
+    threshold = fixed.mean(dims, keepdim=True) + k * fixed.std(dims, correction=0, keepdim=True)
+    return (fixed > threshold).to(fixed).mean(dims, keepdim=True)
 
 
 def _spatial(activations: Tensor) -> tuple[int, ...]:

@@ -6,8 +6,12 @@ import torch
 from torch import nn
 
 from diffgradcam import (
+    FEM,
+    KPCACAM,
     DiffGradCAM,
     DiffGradCAMPlusPlus,
+    EigenCAM,
+    EigenGradCAM,
     FinerCAM,
     GradCAM,
     GradCAMElementWise,
@@ -64,6 +68,16 @@ METHODS = {
         oracles.difference(oracles.logsumexp),
         oracles.hirescam,
     ),
+    "EigenGrad": (EigenGradCAM, {}, oracles.logit, oracles.eigen_gradcam),
+    "EigenGrad of Diff": (
+        EigenGradCAM,
+        {"score": logit_difference},
+        oracles.difference(oracles.logsumexp),
+        oracles.eigen_gradcam,
+    ),
+    "Eigen": (EigenCAM, {}, oracles.logit, oracles.eigencam),
+    "KPCA": (KPCACAM, {}, oracles.logit, oracles.kpcacam()),
+    "FEM": (FEM, {"k": 1.0}, oracles.logit, oracles.fem(1.0)),
 }
 CONTRASTS = [name for name in METHODS if "Diff" in name or name == "Finer"]
 HEADS = {

@@ -132,6 +132,66 @@ def gradcam_elementwise(activations, gradients):
     return _positions(activations, gradients, lambda a, g: max(g * a, 0.0))
 
 
+def eigencam(activations, _gradients):
+    return principal_component(activations)
+
+
+def eigen_gradcam(activations, gradients):
+    return principal_component(activations * gradients)
+
+
+def principal_component(channels):
+    """Of one image, ``(C, *S)``: its largest singular vector, with its sign chosen."""
+    centred = _centred(channels)
+    left, values, _ = np.linalg.svd(centred.T)
+    return _turned(left[:, 0] * values[0], centred).reshape(channels.shape[1:])
+
+
+def kpcacam(kernel=None):
+    """``kernel(x, y)`` of the centred channels of two positions; by default tanh(x . y / C + 1)."""
+
+    def weighting(activations, _gradients):
+        centred = _centred(activations)
+        points = centred.T
+        if kernel is None:
+            matrix = np.array([[math.tanh(x @ y / len(x) + 1) for y in points] for x in points])
+        else:
+            matrix = np.array([[kernel(x, y) for y in points] for x in points])
+        n = len(points)
+        centring = np.eye(n) - np.full((n, n), 1 / n)
+        values, vectors = np.linalg.eigh(centring @ matrix @ centring)
+        component = vectors[:, -1] * math.sqrt(max(values[-1], 0.0))
+        return _turned(component, centred).reshape(activations.shape[1:])
+
+    return weighting
+
+
+def _centred(channels):
+    return np.stack([one.flatten() - sum(one.flatten().tolist()) / one.size for one in channels])
+
+
+def _turned(component, centred):
+    agreement = sum(float(component[s]) * sum(float(one[s]) for one in centred) for s in range(len(component)))
+    possible = sum(abs(float(component[s])) * sum(abs(float(one[s])) for one in centred) for s in range(len(component)))
+    if abs(agreement) < 1e-8 * possible:
+        agreement = max(component, key=abs)
+    return -component if agreement < 0 else component
+
+
+def fem(k):
+    def weighting(activations, _gradients):
+        result = np.zeros(activations.shape[1:])
+        for a in activations:
+            mean = sum(float(a[s]) for s in np.ndindex(a.shape)) / a.size
+            variance = sum((float(a[s]) - mean) ** 2 for s in np.ndindex(a.shape)) / a.size
+            unusual = sum(float(a[s]) > mean + k * math.sqrt(variance) for s in np.ndindex(a.shape))
+            for s in np.ndindex(a.shape):
+                result[s] += unusual / a.size * float(a[s])
+        return result
+
+    return weighting
+
+
 def _positions(activations, gradients, product):
     result = np.zeros(activations.shape[1:])
     for a, g in zip(activations, gradients, strict=True):

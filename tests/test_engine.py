@@ -12,10 +12,13 @@ from diffgradcam import (
     BaseCAM,
     DiffGradCAM,
     DiffGradCAMPlusPlus,
+    EigenCAM,
+    EigenGradCAM,
     FinerCAM,
     GradCAM,
     HiResCAM,
     LayerCAM,
+    ShapleyCAM,
     TrueFalseCAM,
     XGradCAM,
 )
@@ -39,6 +42,7 @@ every = pytest.mark.parametrize("name", METHODS)
 
 SMOOTH = [GradCAM, partial(GradCAM, score=probability), DiffGradCAM, partial(DiffGradCAM, baseline="mean"), XGradCAM]
 SMOOTH += [HiResCAM, FinerCAM, TrueFalseCAM, partial(TrueFalseCAM, false_class="mean")]
+SMOOTH += [EigenCAM, EigenGradCAM, partial(ShapleyCAM, score=logit_difference)]
 
 
 def signed(method, model, layer):

@@ -73,7 +73,8 @@ def test_without_the_control_nothing_is_reported(tmp_path: Path) -> None:
 def test_photographs_are_squares_of_the_originals() -> None:
     pixels = photo("rocket")
     whole = centre(pixels)
-    assert whole.shape == (224, 224, 3) and whole.dtype == np.uint8
+    assert whole.shape == (224, 224, 3)
+    assert whole.dtype == np.uint8
     side = min(pixels.shape[:2])
     left = (pixels.shape[1] - side) // 2
     assert math.isclose(whole.mean(), pixels[:, left : left + side].mean(), rel_tol=0.02)

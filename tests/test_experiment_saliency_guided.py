@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diffgradcam.cam import GradCAM
+from diffgradcam import GradCAM
 
 pytest.importorskip("skimage", reason="the stand-in tasks need scikit-image")
 

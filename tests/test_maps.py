@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import cv2
 import numpy as np
@@ -149,3 +150,70 @@ def test_the_principal_component_explains_the_most_variance_and_agrees_with_the_
 
 def test_the_principal_component_of_zeros_is_zero():
     assert then.principal_component(torch.zeros(2, 3, 4, 4)).tolist() == torch.zeros(2, 4, 4).tolist()
+
+
+def test_the_sign_of_the_principal_component_is_that_of_the_sum_or_else_of_the_largest():
+    ramp = torch.tensor([0.0, 1.0, 5.0]).double()
+    together = torch.stack([2 * ramp, ramp, -ramp]).view(1, 3, 1, 3)  # the sum is 2 * ramp
+    assert then.principal_component(together)[0, 0, 2] > 0
+    assert then.principal_component(-together)[0, 0, 2] < 0
+    cancelled = torch.stack([ramp, -ramp]).view(1, 2, 1, 3)  # the sum is 0: the last position is farthest from the mean
+    exact = 2**0.5 * (ramp - 2)
+    for channels in (cancelled, -cancelled, cancelled.flip(1)):
+        torch.testing.assert_close(then.principal_component(channels).flatten(), exact, rtol=1e-10, atol=1e-10)
+
+
+COMPONENTS = [then.principal_component] + [
+    partial(then.kernel_principal_component, kernel=kernel) for kernel in ("linear", "poly", "rbf", "sigmoid", "cosine")
+]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6), (2, 5, 3), (2, 3, 2, 3), (1, 2, 2, 2, 2)])
+@pytest.mark.parametrize("function", COMPONENTS)
+def test_components_have_exact_derivatives_with_dead_channels_too(function, shape):
+    channels = torch.randn(shape).double()
+    assert torch.autograd.gradcheck(function, channels.clone().requires_grad_(), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, channels.clone().requires_grad_(), fast_mode=True)
+
+    def with_dead(alive):  # three equal eigenvalues of 0, at which the derivative of all eigenvectors is 0 / 0
+        return function(torch.cat([alive, torch.zeros_like(alive), torch.ones_like(alive)], 1))
+
+    assert torch.autograd.gradcheck(with_dead, channels.clone().requires_grad_(), fast_mode=True)
+    assert torch.autograd.gradgradcheck(with_dead, channels.clone().requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.0, 1e-30, 1e10])
+@pytest.mark.parametrize("shape", [(2, 3, 7), (2, 9, 2, 2), (1, 1, 1)])
+@pytest.mark.parametrize("function", COMPONENTS)
+def test_constant_channels_have_no_component_and_a_finite_gradient(function, shape, value, dtype):
+    channels = torch.full(shape, value, dtype=dtype, requires_grad=True)
+    maps = function(channels)
+    assert not maps.any()
+    (gradient,) = torch.autograd.grad(maps.sum(), channels)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("function", COMPONENTS)
+def test_two_directions_of_equal_variance_have_a_finite_gradient(function):
+    channels = torch.eye(4).double().view(1, 4, 2, 2).requires_grad_()
+    (gradient,) = torch.autograd.grad(function(channels).square().sum(), channels)
+    assert gradient.isfinite().all()
+
+
+def test_a_kernel_matrix_without_a_positive_eigenvalue_gives_zeros():
+    # About 1 - 3e-3 x.y: negative definite once it is centred, since four points in six dimensions are independent.
+    negative = then.kernel_principal_component(torch.randn(1, 6, 4).double(), "poly", gamma=-1e-3)
+    assert not negative.any()
+
+
+def test_fusions():
+    large, small = torch.tensor([[[0.0, 2.0, 4.0]]]), torch.tensor([[[3.0]]])
+    assert then.average([large, small], (1, 3)).tolist() == [[[1.5, 2.5, 3.5]]]
+    assert then.product([large, small], (1, 3)).tolist() == [[[0.0, 0.0, 0.0]]]  # a constant marks nothing
+    assert then.product([large, large.flip(2)], (1, 3)).tolist() == [[[0.0, 0.25, 0.0]]]
+    resized = torch.from_numpy(oracles.resize(np.array([[0.0, 1.0]]), (1, 3)))
+    expected = torch.tensor([[0.0, 0.5, 1.0]]).double() * then.minmax(resized)
+    torch.testing.assert_close(
+        then.product([large.double(), torch.tensor([[[7.0, 9.0]]]).double()], (1, 3))[0], expected
+    )

@@ -114,6 +114,46 @@ def test_xgradcam_gives_a_channel_that_cancels_out_no_weight():
     assert weights.flatten().tolist() == [0.0, 1.0]
 
 
+def test_fem_by_hand():
+    # Channel 0: mean 1, standard deviation sqrt(3), so one of four is above 1 + 1.5 * sqrt(3). Channel 1: constant.
+    activations = torch.tensor([[[0.0, 0.0, 0.0, 4.0], [0.1, 0.1, 0.1, 0.1]]])
+    assert weightings.fem(activations, activations, k=1.5).tolist() == [[[0.25], [0.0]]]
+    assert weightings.fem(activations, activations, k=2.0).tolist() == [[[0.0], [0.0]]]
+    assert weightings.fem(activations, activations).tolist() == [[[0.0], [0.0]]]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1.0, 1e-30])
+def test_fem_of_constants_is_zero(value):
+    activations = torch.full((2, 3, 7, 5), value, requires_grad=True)
+    weights = weightings.fem(activations, activations)
+    assert not weights.any()
+    assert not weights.requires_grad
+
+
+def test_every_channel_alike():
+    activations = torch.randn(2, 3, 4)
+    assert torch.equal(weightings.uniform(activations, activations) * activations, activations)
+
+
+def test_smooth_plus_plus_by_hand():
+    # Gradients 1 and 3 of one position: D1 = 2, D2 = 5, D3 = 14; sum A = 10: 2 * 5 / (10 + 10 * 14).
+    activations = torch.tensor([[[10.0, 0.0]]])
+    first, second, third = torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[5.0, 1.0]]]), torch.tensor([[[14.0, 1.0]]])
+    weights = weightings.smooth_gradcam_plus_plus(activations, first, second, third)
+    assert weights.flatten().tolist() == pytest.approx([10 / 150])
+    # A negative third moment would turn the denominator: 2 + 10 * -14 / 5 is kept at 1.
+    assert weightings.smooth_gradcam_plus_plus(activations, first, second, -third).flatten().tolist() == [2.0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-30])
+def test_smooth_plus_plus_of_equal_gradients_is_plus_plus(value):
+    activations, gradients = torch.rand(2, 3, 4), torch.full((2, 3, 4), value)
+    powers = [gradients**p for p in (1, 2, 3)]
+    smooth = weightings.smooth_gradcam_plus_plus(activations, *powers)
+    expected = weightings.gradcam_plus_plus(activations, gradients)
+    torch.testing.assert_close(smooth, expected, rtol=1e-6, atol=0)
+
+
 @every
 def test_gradcheck(name):
     activations = (torch.rand(2, 2, 3, 2).double() + 0.1).requires_grad_()

@@ -27,7 +27,9 @@ def hooks(model):
     """How many hooks of each kind every module has."""
     found = {}
     for name, module in model.named_modules():
-        found[name] = {key: len(value) for key, value in vars(module).items() if "hooks" in key and isinstance(value, dict)}
+        found[name] = {
+            key: len(value) for key, value in vars(module).items() if "hooks" in key and isinstance(value, dict)
+        }
     return found
 
 

@@ -4,14 +4,18 @@ from ..targets import (
     BinaryClassifierOutputTarget,
     ClassifierOutputSoftmaxTarget,
     ClassifierOutputTarget,
+    FasterRCNNBoxScoreTarget,
     RawScoresOutputTarget,
     SemanticSegmentationTarget,
+    SimilarityTarget,
 )
 
 __all__ = [
     "BinaryClassifierOutputTarget",
     "ClassifierOutputSoftmaxTarget",
     "ClassifierOutputTarget",
+    "FasterRCNNBoxScoreTarget",
     "RawScoresOutputTarget",
     "SemanticSegmentationTarget",
+    "SimilarityTarget",
 ]

@@ -117,7 +117,8 @@ def _reading(results: Results) -> list[str]:
             (better if gain else unclear).append(_name(key))
         lines.append(
             f"**{title}**: {len(better)} of {len(better) + len(unclear)} methods are better than the random control "
-            f"(the 95% interval of the paired difference lies on one side); not shown for: {', '.join(unclear) or 'none'}."
+            "(the 95% interval of the paired difference lies on one side); not shown for: "
+            f"{', '.join(unclear) or 'none'}."
         )
     for figure in ("deletion", "insertion", "road"):
         title, up, _ = FIGURES[figure]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffgradcam.cam import GradCAM
+from diffgradcam import GradCAM
 from diffgradcam.losses import (
     ContrastSalienceLoss,
     CyborgLoss,
