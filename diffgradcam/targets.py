@@ -48,6 +48,24 @@ class ClassifierOutputSoftmaxTarget:
         return model_output.softmax(-1)[..., self.category]
 
 
+class ClassifierOutputReST:
+    """A logit plus the logarithm of its softmax probability: the score of ShapleyCAM's paper.
+
+    Args:
+        category: Class index.
+
+    Reference:
+        "ReST" in Cai, "CAMs as Shapley Value-based Explainers", 2025 (arXiv 2501.06261), read in pytorch-grad-cam.
+    """
+
+    def __init__(self, category: int) -> None:
+        self.category = category
+
+    def __call__(self, model_output: Tensor) -> Tensor:
+        """``z_c + log p_c``, from logits ``(..., K)``."""
+        return (model_output + model_output.log_softmax(-1))[..., self.category]
+
+
 class BinaryClassifierOutputTarget:
     """One sigmoid output, read for class 1 as it is and for class 0 with its sign changed.
 

@@ -9,6 +9,7 @@ from diffgradcam.targets import read_targets, target_gradients
 from diffgradcam.utils import model_targets
 from diffgradcam.utils.model_targets import (
     BinaryClassifierOutputTarget,
+    ClassifierOutputReST,
     ClassifierOutputSoftmaxTarget,
     ClassifierOutputTarget,
     RawScoresOutputTarget,
@@ -21,6 +22,7 @@ def test_values_of_each_target():
     assert float(ClassifierOutputTarget(2)(z)) == 4.0
     total = math.exp(1) + math.exp(2) + math.exp(4)
     assert float(ClassifierOutputSoftmaxTarget(1)(z)) == pytest.approx(math.exp(2) / total)
+    assert float(ClassifierOutputReST(1)(z)) == pytest.approx(2 + 2 - math.log(total))
     assert float(BinaryClassifierOutputTarget(1)(torch.tensor([3.0]))) == 3.0
     assert float(BinaryClassifierOutputTarget(0)(torch.tensor([3.0]))) == -3.0
     assert RawScoresOutputTarget()(z).tolist() == z.tolist()
@@ -33,6 +35,7 @@ def test_targets_read_a_batch_too():
     z = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert ClassifierOutputTarget(1)(z).tolist() == [2.0, 4.0]
     assert ClassifierOutputSoftmaxTarget(1)(z).tolist() == pytest.approx([1 / (1 + math.exp(-1))] * 2)
+    assert ClassifierOutputReST(1)(z).tolist() == pytest.approx([n - math.log(1 + math.exp(-1)) for n in (2, 4)])
 
 
 def test_the_drop_in_path_gives_the_very_same_targets():
