@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from diffgradcam import (
     FEM,
@@ -19,6 +21,7 @@ from diffgradcam import (
     DiffGradCAM,
     EigenCAM,
     EigenGradCAM,
+    Explanation,
     FinerCAM,
     FullGrad,
     GradCAM,
@@ -36,11 +39,35 @@ from diffgradcam import (
 from diffgradcam.scores import logit_difference
 
 LAYER = layer_input("_avg_pooling")
-Make = Callable[[nn.Module], BaseCAM]
+
+
+class Explainer(Protocol):
+    """What is asked of a CAM here."""
+
+    def explain(self, images: Tensor, /) -> Explanation:
+        """As :meth:`diffgradcam.BaseCAM.explain`."""
+        ...
+
+
+Make = Callable[[nn.Module], Explainer]
 
 
 def _of_layer(method: Callable[..., BaseCAM]) -> Make:
     return lambda model: method(model, LAYER, rectify=False)
+
+
+class _OfFeatures:
+    """A CAM of what follows the layer, given what enters it: the same map, without running what is below again."""
+
+    def __init__(self, method: Callable[..., BaseCAM], model: Any) -> None:
+        self.features = model.extract_features
+        head = nn.Sequential(nn.Identity(), model._avg_pooling, nn.Flatten(), model._fc)
+        self.cam = method(head, "0", rectify=False)
+
+    def explain(self, images: Tensor) -> Explanation:
+        """As :meth:`diffgradcam.BaseCAM.explain`."""
+        with torch.no_grad():
+            return self.cam.explain(self.features(images))
 
 
 _SCORED: dict[str, Callable[..., BaseCAM]] = {
@@ -54,7 +81,6 @@ _SCORED: dict[str, Callable[..., BaseCAM]] = {
     "ShapleyCAM": ShapleyCAM,
     "Smooth GradCAM++": SmoothGradCAMPlusPlus,
     "ScoreCAM": partial(ScoreCAM, progress=False),
-    "AblationCAM": partial(AblationCAM, progress=False),
 }
 _CONTRASTS: dict[str, Callable[..., BaseCAM]] = {
     "DiffGradCAM max": partial(DiffGradCAM, baseline="max"),
@@ -67,12 +93,15 @@ _CLASSLESS: dict[str, Callable[..., BaseCAM]] = {
     "FEM": FEM,
     "RandomCAM": RandomCAM,
 }
+_ABLATION = partial(AblationCAM, progress=False)
 PLAIN, CONTRAST, NEITHER = "a logit", "a contrast", "no class"
 
 METHODS: dict[tuple[str, str], Make] = (
     {(name, PLAIN): _of_layer(method) for name, method in _SCORED.items()}
     | {(name, CONTRAST): _of_layer(partial(method, score=logit_difference)) for name, method in _SCORED.items()}
     | {(name, CONTRAST): _of_layer(method) for name, method in _CONTRASTS.items()}
+    | {("AblationCAM", PLAIN): partial(_OfFeatures, _ABLATION)}
+    | {("AblationCAM", CONTRAST): partial(_OfFeatures, partial(_ABLATION, score=logit_difference))}
     | {("FullGrad", PLAIN): FullGrad, ("FullGrad", CONTRAST): partial(FullGrad, score=logit_difference)}
     | {(name, NEITHER): _of_layer(method) for name, method in _CLASSLESS.items()}
 )

@@ -29,7 +29,7 @@ PHOTOS = (
 )  # fmt: skip
 STEPS = 20  # of deletion and insertion
 PERCENTILES = (20, 50, 80)  # of ROAD
-SLOW = ("ScoreCAM", "AblationCAM")  # last: a forward pass for each of 1280 channels
+SLOW = ("ScoreCAM",)  # last: a forward pass for each of 1280 channels
 
 
 def run(

@@ -1,0 +1,401 @@
+"""Many clean classifiers: small networks of several kinds, trained in several ways, and a real ImageNet model.
+
+A :class:`Design` says how one of them is made. Designs for choosing the thresholds (``calibration``) and for testing
+them (``test``) are other models: another seed each, and two of the six architectures are in the test alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from experiments.photos import photo, square, to_input
+from experiments.saliency_guided.tasks import Images, build
+
+LAYER = "features"
+_FACES_SIDE = 40
+
+
+class Config(NamedTuple):
+    """What all models have in common. Fixed before the run; see the report.
+
+    Attributes:
+        calibration: Models to choose the thresholds on.
+        test: Models to test them on.
+        train: Training images.
+        held_out: Images that no model trained on: accuracy is measured on all, the audit sees the first.
+        images: Images of an audit.
+        crops: Of each photograph, for the real model.
+        digits_epochs: Passes over the training images.
+        faces_epochs: Likewise, for faces.
+        batch: Images per step.
+        digits_accuracy: A digits classifier that is right less often has not learned, and is left out.
+        faces_accuracy: Likewise for faces.
+        strengths: Of the common-mode hoax.
+        fool_images: Training images that an attacker uses.
+        fool_epochs: Passes over them, at most, for attacks that train.
+        fool_alpha: Weight of keeping the decisions, against showing the mask, for attacks that train.
+        accuracy_loss: A fooled model that is right less often than the clean one by more than this is no passive
+            fooling, and is left out.
+        moved: Mean r with the clean model's map under which the map of the attacked method counts as moved.
+    """
+
+    calibration: int = 20
+    test: int = 60
+    train: int = 1000
+    held_out: int = 400
+    images: int = 64
+    crops: int = 3
+    digits_epochs: int = 8
+    faces_epochs: int = 9
+    batch: int = 32
+    digits_accuracy: float = 0.9
+    faces_accuracy: float = 0.7
+    strengths: tuple[float, ...] = (0.3, 1.0, 3.0)
+    fool_images: int = 320
+    fool_epochs: int = 12
+    fool_alpha: float = 0.15
+    accuracy_loss: float = 0.1
+    moved: float = 0.5
+
+
+class Data(NamedTuple):
+    """Images and labels to train on and to fool with, and others for the audit that neither sees."""
+
+    train: Tensor
+    held_out: Tensor
+    train_labels: Tensor | None = None
+    held_out_labels: Tensor | None = None
+
+
+class Design(NamedTuple):
+    """How one small model is made.
+
+    Attributes:
+        architecture: A name in :data:`ARCHITECTURES`.
+        data: A name in :data:`DATA`.
+        optimizer: A name in :data:`OPTIMIZERS`.
+        weight_decay: Whether there is any.
+        label_smoothing: Of cross-entropy.
+        seed: Of the data, the weights and the order.
+    """
+
+    architecture: str
+    data: str
+    optimizer: str
+    weight_decay: bool
+    label_smoothing: float
+    seed: int
+
+
+def designs(split: str, config: Config) -> list[Design]:
+    """The models of a split: each level of each factor equally often, in combinations that are drawn at random.
+
+    Args:
+        split: ``"calibration"`` or ``"test"``.
+        config: How many.
+
+    Returns:
+        One design for each model.
+    """
+    calibration = split == "calibration"
+    count, first_seed = (config.calibration, 1000) if calibration else (config.test, 2000)
+    rng = np.random.default_rng(first_seed)
+
+    def balanced(levels: Sequence[Any]) -> list[Any]:
+        return [levels[i % len(levels)] for i in rng.permutation(count)]
+
+    factors = zip(
+        balanced(SEEN if calibration else tuple(ARCHITECTURES)),
+        balanced(tuple(DATA)),
+        balanced(tuple(OPTIMIZERS)),
+        balanced((False, True)),
+        balanced((0.0, 0.1)),
+        strict=True,
+    )
+    return [Design(*factor, seed=first_seed + i) for i, factor in enumerate(factors)]
+
+
+# --- architectures: all end in a map of 8 x 8 (faces: 10 x 10), pooling and a linear layer ---------------------------
+
+
+class Classifier(nn.Module):
+    """Features, then global average pooling and a linear layer."""
+
+    def __init__(self, features: nn.Module, channels: int, classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of images ``(B, 1, H, W)``."""
+        logits: Tensor = self.head(self.features(images).mean((2, 3)))
+        return logits
+
+
+class Residual(nn.Module):
+    """A block with a way around it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*_block(channels, channels), *_block(channels, channels)[:2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input plus what the block makes of it, rectified."""
+        return F.relu(x + self.inner(x))
+
+
+class Dense(nn.Module):
+    """A block whose output is put beside its input."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*_block(channels, growth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input's channels and the new ones."""
+        return torch.cat([x, self.inner(x)], 1)
+
+
+def _block(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def _separable(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    depthwise = nn.Conv2d(inputs, inputs, 3, stride, padding=1, groups=inputs, bias=False)
+    return [depthwise, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()]
+
+
+def _stem(outputs: int, side: int) -> list[nn.Module]:
+    return _block(1, outputs, stride=1 if side == 16 else 2)
+
+
+def _plain(side: int) -> list[nn.Module]:
+    return [*_stem(16, side), *_block(16, 32), nn.MaxPool2d(2), *_block(32, 48)]
+
+
+def _residual(side: int) -> list[nn.Module]:
+    return [*_stem(16, side), Residual(16), *_block(16, 40, stride=2), Residual(40)]
+
+
+def _strided(side: int) -> list[nn.Module]:
+    """Without batch norm."""
+    convolutions = [
+        nn.Conv2d(1, 24, 5, 1 if side == 16 else 2, padding=2),
+        nn.Conv2d(24, 48, 3, 2, padding=1),
+        nn.Conv2d(48, 48, 3, padding=1),
+    ]
+    for convolution in convolutions:
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")  # or it would hardly learn
+    return [layer for convolution in convolutions for layer in (convolution, nn.ReLU())]
+
+
+def _depthwise(side: int) -> list[nn.Module]:
+    """Separable convolutions, with GELU, whose outputs may be negative."""
+    return [*_stem(24, side), *_separable(24, 48), *_separable(48, 64, stride=2), *_separable(64, 64)]
+
+
+def _dense(side: int) -> list[nn.Module]:
+    return [*_stem(16, side), Dense(16, 16), nn.AvgPool2d(2), Dense(32, 16), Dense(48, 16)]
+
+
+def _dropout(side: int) -> list[nn.Module]:
+    """Large kernels, SiLU, and dropout of whole channels."""
+    middle = [nn.Conv2d(16, 32, 5, 2, padding=2, bias=False), nn.BatchNorm2d(32), nn.SiLU(), nn.Dropout2d(0.1)]
+    return [*_stem(16, side), *middle, nn.Conv2d(32, 48, 3, padding=1), nn.BatchNorm2d(48), nn.SiLU()]
+
+
+ARCHITECTURES: dict[str, tuple[Callable[[int], list[nn.Module]], int]] = {
+    "plain": (_plain, 48),
+    "residual": (_residual, 40),
+    "strided": (_strided, 48),
+    "depthwise": (_depthwise, 64),
+    "dense": (_dense, 64),
+    "dropout": (_dropout, 48),
+}
+SEEN = ("plain", "residual", "strided", "depthwise")  # by the calibration
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def _digits(side: int, parity: bool) -> Callable[[int, Config], Data]:
+    """Handwritten digits of 8 x 8 pixels, enlarged so that there is something to occlude; 10 classes, or odd or not."""
+
+    def make(seed: int, config: Config) -> Data:
+        images, labels = _all_digits()
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        images = F.interpolate(images[order], size=(side, side), mode="bilinear")
+        return _split(images, labels[order] % 2 if parity else labels[order], config)
+
+    return make
+
+
+def _faces(seed: int, config: Config) -> Data:
+    """A face or a non-face on a photograph: the part of 40 x 40 pixels of the saliency experiment's images with it."""
+    task = build("faces", seed, config.train, config.held_out)
+    rng = np.random.default_rng(seed)
+    return Data(_part(task.train, rng), _part(task.closed, rng), task.train.labels, task.closed.labels)
+
+
+def _part(faces: Images, rng: np.random.Generator) -> Tensor:
+    """A crop of each image, anywhere as long as the whole face is in it."""
+    parts = []
+    for image, region in zip(faces.images, faces.saliency, strict=True):
+        top, left = (_start(region.amax(axis) > 0, rng) for axis in (1, 0))
+        parts.append(image[:, top : top + _FACES_SIDE, left : left + _FACES_SIDE])
+    return torch.stack(parts)
+
+
+def _start(inside: Tensor, rng: np.random.Generator) -> int:
+    positions = torch.nonzero(inside).flatten().tolist()
+    earliest, latest = max(0, positions[-1] + 1 - _FACES_SIDE), min(positions[0], len(inside) - _FACES_SIDE)
+    return int(rng.integers(earliest, latest + 1))
+
+
+def _split(images: Tensor, labels: Tensor, config: Config) -> Data:
+    train, held_out = slice(config.train), slice(config.train, config.train + config.held_out)
+    return Data(images[train], images[held_out], labels[train], labels[held_out])
+
+
+@cache
+def _all_digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)
+    return (images - 5) / 6, torch.tensor(digits.target).long()
+
+
+DATA: dict[str, tuple[int, int, Callable[[int, Config], Data]]] = {  # side in pixels, classes, how they are made
+    "10 digits, 16 px": (16, 10, _digits(16, parity=False)),
+    "10 digits, 32 px": (32, 10, _digits(32, parity=False)),
+    "odd digits, 16 px": (16, 2, _digits(16, parity=True)),
+    "odd digits, 32 px": (32, 2, _digits(32, parity=True)),
+    "faces, 40 px": (_FACES_SIDE, 2, _faces),
+}
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float, dict[str, float], float]] = {
+    # learning rate, other options, weight decay where there is any
+    "SGD": (torch.optim.SGD, 0.05, {"momentum": 0.9}, 1e-3),
+    "Adam": (torch.optim.Adam, 3e-3, {}, 1e-3),
+    "AdamW": (torch.optim.AdamW, 3e-3, {}, 0.1),
+    "RMSprop": (torch.optim.RMSprop, 3e-3, {}, 1e-3),
+}
+
+
+def train(design: Design, data: Data, config: Config) -> nn.Module:
+    """Train a model from scratch.
+
+    Args:
+        design: How.
+        data: On what.
+        config: How long.
+
+    Returns:
+        The model in evaluation mode.
+    """
+    side, classes, _ = DATA[design.data]
+    features, channels = ARCHITECTURES[design.architecture]
+    torch.manual_seed(design.seed)
+    model = Classifier(nn.Sequential(*features(side)), channels, classes)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions are faster so on a CPU
+    make, lr, options, decay = OPTIMIZERS[design.optimizer]
+    optimizer = make(model.parameters(), lr=lr, weight_decay=decay * design.weight_decay, **options)
+    labels = data.train_labels
+    assert labels is not None
+    steps = len(labels) // config.batch
+    epochs = config.faces_epochs if design.data.startswith("faces") else config.digits_epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, cycle_momentum=False)
+    for _ in range(epochs):
+        for index in torch.randperm(len(labels))[: steps * config.batch].view(steps, config.batch):
+            loss = F.cross_entropy(model(data.train[index]), labels[index], label_smoothing=design.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def learned(data: str, accuracy: float, config: Config) -> bool:
+    """The rule for leaving a model out, written before the run: it must be right often enough."""
+    return accuracy >= (config.faces_accuracy if data.startswith("faces") else config.digits_accuracy)
+
+
+# --- a real model ----------------------------------------------------------------------------------------------------
+
+CLASSES = (10, 100, 1000)  # that EfficientNet-Lite0 is restricted to
+_AUDITED = (
+    *("astronaut", "camera", "cat", "china", "clock", "coffee"),
+    *("coins", "flower", "moon", "page", "rocket", "stereo_motorcycle"),
+)
+_ATTACKED = ("brick", "cell", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "retina", "text")
+_ATTACKED_CROPS = 9  # of each
+
+
+class Backbone(nn.Module):
+    """EfficientNet-Lite0 without its last layer. It is frozen and shared by all versions of the model.
+
+    It remembers its output for each batch, since it is nearly all the cost, and every version sees the same batches.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.seen: dict[int, Tensor] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Activations ``(B, 1280, 7, 7)`` before the pooling."""
+        key = zlib.crc32(images.contiguous().numpy().data)
+        if key not in self.seen:
+            with torch.no_grad():
+                self.seen[key] = self.model.extract_features(images)  # type: ignore[operator]
+        return self.seen[key]
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Backbone:
+        return self
+
+
+def restricted(shared: Backbone, classes: int, images: Tensor) -> nn.Module:
+    """EfficientNet-Lite0 with the classes alone that it finds likeliest in some images, so that decisions make sense.
+
+    Args:
+        shared: The real model without its last layer.
+        classes: How many of its 1000.
+        images: As it takes them.
+
+    Returns:
+        The model in evaluation mode.
+    """
+    original: Any = shared.model._fc
+    features = nn.Sequential(shared)  # a layer of its own for each version, so that a hook on it is not shared
+    model = Classifier(features, original.in_features, classes)
+    with torch.no_grad():
+        likeliest = original(shared(images).mean((2, 3))).softmax(1).mean(0).topk(classes).indices
+        model.head.weight.copy_(original.weight[likeliest])
+        model.head.bias.copy_(original.bias[likeliest])
+    return model.eval()
+
+
+def photographs(config: Config) -> Data:
+    """Crops of real photographs, as the real model takes them: some for the attacker, others for the audit.
+
+    There are no labels: the decisions of the unrestricted model are not known to be right.
+    """
+    rng = np.random.default_rng(0)
+
+    def crops(names: Sequence[str], count: int) -> Tensor:
+        return to_input([square(photo(name), rng) for name in names for _ in range(count)])
+
+    return Data(crops(_ATTACKED, _ATTACKED_CROPS), crops(_AUDITED, config.crops))
