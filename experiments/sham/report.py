@@ -65,6 +65,10 @@ class Results(NamedTuple):
         key = (setting, attack, shown_strength(setting, attack) if strength is None else strength)
         return self.over_seeds(key, lambda cell: cell[part]["decisions"][what])
 
+    def first_seed(self) -> Results:
+        """The cells of the first seed alone, which has all strengths."""
+        return Results({key: [cell for cell in cells if cell["seed"] == 0] for key, cells in self.cells.items()})
+
     def has(self, setting: str, attack: str) -> bool:
         """Whether the attack ran at the strength that tables show."""
         return (setting, attack, shown_strength(setting, attack)) in self.cells
@@ -119,9 +123,9 @@ def markdown(results: Results) -> str:
         "Pearson's r with GradCAM of the same clean model, held-out images, mean over seeds [lowest, highest].",
         _clean_table(results),
         "## Strength",
-        "Each line is one explainer, each point one strength of the attack; held-out images. To the right: what the "
-        "attack costs in decisions. Up: r with the hoax. The common-mode hoax costs nothing at any strength, so its "
-        "strength itself is drawn.",
+        "Each line is one explainer, each point one strength of the attack: one seed, held-out images. To the right: "
+        "what the attack costs in decisions. Up: r with the hoax. The common-mode hoax costs nothing at any strength, "
+        "so its strength itself is drawn.",
         "![Fooledness against the cost in decisions](sham_strength.png)",
     ]
     return "\n\n".join(parts) + "\n"
@@ -353,6 +357,7 @@ def draw_strengths(results: Results, path: Path) -> None:
     """Fooledness against the cost in decisions, a line for each explainer; a row for each setting."""
     import matplotlib.pyplot as plt
 
+    results = results.first_seed()
     settings = [setting for setting in SWEPT_SETTINGS if setting in results.settings]
     attacks = ("common mode", *SWEPT_ATTACKS)
     figure, axes = plt.subplots(
@@ -380,7 +385,6 @@ def _draw_strength(axis: Any, results: Results, setting: str, attack: str) -> No
     elif np.isnan(before.mean) or training_of(setting).preserve == "decisions":
         cost = [results.decisions(setting, attack, "kl", "held_out", s).mean for s in strengths]
         label = "KL divergence of decisions, nats"
-        axis.set_xscale("log")
     else:
         cost = [
             results.decisions(setting, attack, "accuracy_before", "held_out", s).mean
