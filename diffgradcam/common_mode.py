@@ -129,9 +129,9 @@ def audit(
     The second half, ``occlusion=True``, is about behaviour and costs 49 forward passes more: windows of 3 x 3 cells of
     a 7 x 7 grid, one around each cell, are filled with the image's mean colour, and the drop of the log-odds is
     correlated with the mean of the map in the window. It also finds permuted features (area 0.98 and more with 64
-    images) and maps that were trained on GradCAM (0.999); an attack that is aimed at DiffGradCAM is often missed (0.89).
-    It is noisy for one image: 0.84 to 0.97 for permuted features, 0.97 and more from eight. With the default thresholds
-    both halves together reported one clean network in ten.
+    images) and maps that were trained on GradCAM (0.999); an attack that is aimed at DiffGradCAM is often missed
+    (0.89). It is noisy for one image: 0.84 to 0.97 for permuted features, 0.97 and more from eight. With the default
+    thresholds both halves together reported one clean network in ten.
 
     All figures are from ``docs/results/audit.md``, which also says which thresholds a calibration would choose.
 
