@@ -1,0 +1,99 @@
+"""What a command leaves: one result on standard output, everything else on standard error, and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from .subject import Subject, say, shown
+
+if TYPE_CHECKING:
+    from ..html import Thumbnail
+
+# What the library, Pillow and PyTorch raise for what a user asked for. Anything else is a bug, and shows where.
+_EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, NotImplementedError, MemoryError)
+
+
+class Result(NamedTuple):
+    """What a command found.
+
+    Attributes:
+        data: For programs.
+        words: For people.
+    """
+
+    data: dict[str, Any]
+    words: str
+
+
+def result_command(function: Callable[..., Result]) -> Callable[..., None]:
+    """Make a command of a function: ``--json`` and ``--debug``, and an error in one line for what goes wrong.
+
+    Whatever the function, the model or a library prints goes to standard error. The exit code is 1 if an image failed.
+    """
+
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, alone on standard output.")
+    @click.option("--debug", is_flag=True, help="Show the Python stack trace of an error.")
+    @functools.wraps(function)
+    def command(as_json: bool, debug: bool, **options: Any) -> None:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                result = function(**options)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise  # they are RuntimeErrors too
+        except _EXPECTED as error:
+            if debug or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+                raise
+            raise click.ClickException(str(error) or type(error).__name__) from error
+        click.echo(json.dumps(_finite(result.data), indent=2, allow_nan=False) if as_json else result.words)
+        if result.data.get("failed"):
+            raise click.exceptions.Exit(1)
+
+    return command
+
+
+def write_report(
+    file: Path,
+    title: str,
+    subject: Subject,
+    thumbnails: list[Thumbnail],
+    failed: Mapping[str, str],
+    facts: Mapping[str, str],
+) -> None:
+    """Write an HTML report, and say where.
+
+    Args:
+        file: Where.
+        title: Of the page.
+        subject: What was explained.
+        thumbnails: The images.
+        failed: Those that could not be read, and why.
+        facts: What else is to be known.
+    """
+    from ..html import html_report
+
+    about = {name: str(value) for name, value in subject.facts().items() if name != "untrained"}
+    if subject.loaded.untrained:
+        about["WARNING"] = "random weights: these maps mean nothing"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    page = html_report(title, thumbnails, facts={**about, "images": str(len(thumbnails)), **facts}, failed=failed)
+    file.write_text(page, encoding="utf-8")
+    say(f"report: {shown(file)}")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

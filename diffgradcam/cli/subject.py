@@ -1,0 +1,241 @@
+"""What all commands need first: a model with its layer, and the images of a file or a folder in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..layers import Target, find_layers
+from ..outputs import find_logits
+from ..utils.reshape_transforms import tokens_to_grid
+from .images import BadImage, Picture, Preparation, find_images, read_image
+from .layers import Place, parse_layer, survey
+from .models import LoadedModel, load_model
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a shell user says about a model; see ``diffgradcam explain --help``."""
+
+    name: str
+    pretrained: bool
+    weights: Path | None
+    trust: bool
+    size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    device: str
+
+    def load(self, weights: Path | None = None) -> LoadedModel:
+        """Build the model, with its own weights or others, and say what has to be said about it.
+
+        Args:
+            weights: Instead of those of the options.
+
+        Returns:
+            The model on its device.
+        """
+        file = weights or self.weights
+        loaded = load_model(self.name, pretrained=self.pretrained, weights=file, trust=self.trust)
+        if loaded.untrained:
+            warn(
+                f"{self.name} has RANDOM weights: its decisions and its maps mean nothing. Add --pretrained to fetch "
+                "trained ones, or --weights FILE"
+            )
+        own = loaded.preparation
+        preparation = replace(own, size=self.size or own.size, mean=self.mean or own.mean, std=self.std or own.std)
+        if len(preparation.mean) != len(preparation.std) or len(preparation.mean) not in (1, 3):
+            raise ValueError(
+                f"mean {preparation.mean} and standard deviation {preparation.std}; expected one number each (grey "
+                "images) or three each (RGB): give both --mean and --std"
+            )
+        return replace(loaded, model=loaded.model.to(self.device), preparation=preparation)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and the place in it that is explained."""
+
+    loaded: LoadedModel
+    layers: list[Target]
+    layer_names: list[str]
+    reshape_transform: Any
+    size: tuple[int, ...]  # of the maps
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself."""
+        return self.loaded.model
+
+    @property
+    def preparation(self) -> Preparation:
+        """What it wants done to a picture."""
+        return self.loaded.preparation
+
+    def facts(self) -> dict[str, Any]:
+        """What every result says about the model."""
+        return {
+            "model": self.loaded.name,
+            "layer": ", ".join(self.layer_names),
+            "untrained": self.loaded.untrained,
+        }
+
+    def class_name(self, index: int) -> str | None:
+        """The name of a class; None where it is not known."""
+        names = self.loaded.class_names
+        return names[index] if names is not None and index < len(names) else None
+
+    def label(self, index: int) -> str:
+        """A class for people."""
+        name = self.class_name(index)
+        return f"class {index}" if name is None else f"{name} ({index})"
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """A plain forward pass, ``(B, K)``.
+
+    Args:
+        model: A classifier.
+        images: ``(B, C, H, W)``.
+
+    Returns:
+        Its logits.
+
+    Raises:
+        ValueError: If it returns something else.
+    """
+    with torch.no_grad():
+        logits = find_logits(model(images))
+    if logits.ndim != 2:
+        raise ValueError(f"the model's output has shape {tuple(logits.shape)}; expected logits of classes, (B, K)")
+    return logits
+
+
+class Item(NamedTuple):
+    """An image, read."""
+
+    path: Path
+    picture: Picture
+
+
+@dataclass
+class Images:
+    """The images of a file or a folder; those that cannot be read are noted here and passed over.
+
+    Attributes:
+        paths: All of them.
+        failed: Path and reason of those that could not be read so far.
+    """
+
+    paths: list[Path]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, path: Path) -> Images:
+        """Find them."""
+        paths, others = find_images(path)
+        if others:
+            say(f"{shown(path)}: {len(paths)} images; {others} other files are passed over")
+        return cls(paths)
+
+    def failures(self) -> list[dict[str, str]]:
+        """Those that could not be read, for programs."""
+        return [{"image": path, "error": reason} for path, reason in self.failed.items()]
+
+    def complaints(self) -> list[str]:
+        """Those that could not be read, for people."""
+        return [f"NOT READ {shown(path)}: {reason}" for path, reason in self.failed.items()]
+
+    def batches(self, subject: Subject, size: int) -> Iterator[tuple[list[Item], Tensor]]:
+        """Read and prepare them, a few at a time.
+
+        Args:
+            subject: Whose model they are prepared for.
+            size: How many at once.
+
+        Yields:
+            ``(items, images (B, C, H, W))``, never empty.
+        """
+        items: list[Item] = []
+        with tqdm(self.paths, unit="image", disable=None if len(self.paths) > 1 else True) as bar:
+            for path in bar:
+                try:
+                    items.append(Item(path, read_image(path)))
+                except BadImage as error:
+                    self.failed[str(path)] = str(error)
+                    warn(f"{shown(path)}: {error}")
+                    continue
+                for note in items[-1].picture.notes:
+                    say(f"{shown(path)}: {note}")
+                if len(items) == size:
+                    yield items, _stack(items, subject)
+                    items = []
+        if items:
+            yield items, _stack(items, subject)
+
+
+def set_up(options: ModelOptions, layers: Sequence[str]) -> Subject:
+    """Load the model and find what to explain in it.
+
+    Args:
+        options: About the model.
+        layers: As given; where there are none, the last place with positions is taken, and said.
+
+    Returns:
+        The subject.
+
+    Raises:
+        ValueError: If no layer is given and none is found, or one that is given does not exist or has no positions.
+    """
+    loaded = options.load()
+    found = survey(loaded.model, len(loaded.preparation.mean), loaded.preparation.size)
+    if layers:
+        targets = [parse_layer(name) for name in layers]
+        by_name = {place.name: place for place in (*found.outputs, *found.inputs)}
+        places = [by_name[name] for name in layers if name in by_name]
+        names = list(layers)
+        find_layers(loaded.model, targets)  # for its error, which suggests names
+    else:
+        if found.default is None:
+            raise ValueError(
+                f"no layer of {loaded.name} has positions that can be found: name one with --layer, and see "
+                f"'diffgradcam layers {loaded.name}'"
+            )
+        places, targets, names = [found.default], [found.default.target], [found.default.name]
+        say(f"layer: {names[0]}, activations {_shape(found.default)}; --layer takes another")
+    forms = {place.form for place in places}
+    reshape = None if forms <= {"grid"} else tokens_to_grid
+    return Subject(loaded, targets, names, reshape, places[0].shape[1:] if forms == {"grid"} else ())
+
+
+def _shape(place: Place) -> str:
+    return " x ".join(map(str, place.shape))
+
+
+def _stack(items: Sequence[Item], subject: Subject) -> Tensor:
+    images = torch.stack([subject.preparation.tensor(item.picture.image) for item in items])
+    return images.to(next(subject.model.parameters(), images))  # its device and its precision
+
+
+def shown(path: Path | str) -> str:
+    """A path for a terminal: what cannot be printed (control characters of a hostile name) is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(path))
+
+
+def say(text: str) -> None:
+    """A word to the person, never on standard output."""
+    with tqdm.external_write_mode():
+        click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """A loud word to the person."""
+    with tqdm.external_write_mode():
+        click.secho(f"WARNING: {text}", err=True, fg="red", bold=True)
