@@ -1,0 +1,9 @@
+"""A MILLION: explain a whole data set into a folder that is readable while it grows, and go on after a kill.
+
+:mod:`~diffgradcam.datasets.run` explains, :mod:`~diffgradcam.datasets.store` is the folder.
+"""
+
+from .run import Explainer, explain_dataset
+from .store import Explanations, Row, open_explanations
+
+__all__ = ["Explainer", "Explanations", "Row", "explain_dataset", "open_explanations"]
