@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test check quality lint types doctest examples bench experiment-saliency experiment-sham experiment-audit experiment-faithfulness clean
 
 help: ## List these commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
 
 demo: $(VENV)/.installed-examples ## Explain real photos with a real ImageNet model: output/quickstart.png
 	$(BIN)/python examples/quickstart.py
