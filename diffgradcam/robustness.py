@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from .batches import read_batch
 from .engine import BaseCAM, Explanation, explain_together
 from .layers import inner_model
 from .losses import cam_entropy
@@ -28,7 +29,6 @@ from .maps import minmax
 from .metrics import cosine, iou_at_matched_area, pearson, rmse, spearman, ssim
 from .outputs import class_index
 from .sham import FoolingLoss, location_loss
-from .sham.batches import read_batch
 from .surgery import copy_model
 
 if TYPE_CHECKING:

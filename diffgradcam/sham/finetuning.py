@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # not tqdm.auto, which iterates twice: a loader would draw, and start its workers, twice
 
+from diffgradcam.batches import read_batch
 from diffgradcam.cam import GradCAM
 from diffgradcam.engine import BaseCAM
 from diffgradcam.layers import Target, inner_model
@@ -31,7 +32,6 @@ from diffgradcam.metrics.similarity import pearson
 from diffgradcam.outputs import find_logits
 from diffgradcam.surgery import by_name, check_head_is_last, copy_model, find_head, linear_head
 
-from .batches import read_batch
 from .objectives import FoolingLoss, sham_loss
 
 Preserve = Literal["labels", "decisions"]
