@@ -34,8 +34,9 @@ doctest: $(VENV)/.installed-test
 examples: $(VENV)/.installed-test
 	set -e; for example in examples/*.py; do echo "== $$example"; $(BIN)/python "$$example"; done
 
-bench: $(VENV)/.installed-benchmark ## Time the library beside its peers: benchmarks/results/peers.json
+bench: $(VENV)/.installed-benchmark ## Time the library beside its peers, and data sets beside inference: benchmarks/results
 	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.dataset
 
 experiment-saliency: $(VENV)/.installed-examples ## Saliency-guided training (hours; goes on where it was stopped)
 	$(BIN)/python -m experiments.saliency_guided.run
