@@ -269,7 +269,7 @@ class ISCAM(_MaskingCAM):
     """Integrated Score-CAM: :class:`ScoreCAM` with the scores averaged over masks that grow step by step.
 
     ``w_k = softmax_k(mean_i score(a_i image * mask_k))``, ``i = 1 ... N``, with the steps ``j / N`` summed up:
-    ``a_i = 1 / N + ... + i / N = i (i + 1) / 2N``. That is the published form, and the authors' own. Mind that it is no
+    ``a_i = 1 / N + ... + i / N = i (i + 1) / 2N``. That is torch-cam's form; the paper was not read. Mind that it is no
     path from black to the masked image: it goes on to ``(N + 1) / 2`` times the image, 5.5 times for 10 samples.
 
     Args:
@@ -288,7 +288,7 @@ class ISCAM(_MaskingCAM):
 
     Reference:
         Naidu et al., "IS-CAM: Integrated Score-CAM for axiomatic-based explanations", 2020 (arXiv 2010.03023), in the
-        reading of the library torch-cam, which its authors checked.
+        reading of the library torch-cam.
     """
 
     def __init__(
