@@ -18,7 +18,7 @@ from .cam import (
     XGradCAM,
 )
 from .common_mode import AuditReport, audit, repair
-from .engine import BaseCAM, Explanation, explain_together
+from .engine import BaseCAM, Explanation
 from .factorization import DeepFeatureFactorization, factorize
 from .fullgrad import FullGrad
 from .fusion import RefineCAM
@@ -28,6 +28,7 @@ from .perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
 from .regions import Region, important_features
 from .robustness import BenchmarkResult, benchmark
 from .smoothing import AugSmooth, EigenSmooth, NoiseSmooth
+from .together import explain_pairs, explain_together
 from .truefalse import TrueFalseCAM, TrueFalseMaps
 
 __version__ = "0.1.0"
@@ -70,6 +71,7 @@ __all__ = [
     "XGradCAM",
     "audit",
     "benchmark",
+    "explain_pairs",
     "explain_together",
     "factorize",
     "guided_gradcam",

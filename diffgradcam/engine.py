@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from . import maps as then
 from . import scores, weightings
-from .gradients import activation_gradients, class_blocks, pooled_linear_maps, score_gradients, widen
+from .gradients import activation_gradients, class_blocks, linear_maps, pooled_linear_maps, score_gradients, widen
 from .layers import Recorder, Target, find_layers, inner_model, is_compiled
 from .outputs import Classes, check_finite, check_grid, class_index, find_logits
 from .targets import OutputTarget, read_targets, target_gradients
+
+_FEW_CLASSES = 64  # so many vector-Jacobian products cost less than asking whether there is a closed form
 
 _Self = TypeVar("_Self", bound="BaseCAM")
 Reduction = Callable[[Tensor], Tensor]
@@ -156,7 +158,8 @@ class BaseCAM(ABC):
 
         Args:
             input_tensor: The input of the model, usually images ``(B, 3, H, W)``.
-            classes: None (argmax), an int or ``(B,)`` for one map an image, ``(B, N)`` for several, ``"all"`` for all.
+            classes: None (argmax), an int or ``(B,)`` for one map an image, ``(B, N)`` for several, ``"top5"`` for the
+                five with the largest logits (or any other number), ``"all"`` for all.
             *args: Further arguments of the model.
             **kwargs: Further keyword arguments of the model.
 
@@ -361,18 +364,15 @@ class BaseCAM(ABC):
     def _score_maps(
         self, forward: Pass, score: scores.Score, classes: Tensor, *, create_graph: bool = False
     ) -> list[Tensor]:
-        blocks = class_blocks(classes)
-        closed = None if create_graph or len(blocks) == 1 else self._closed_form(forward)
-        if closed is not None and score is scores.logit:
-            return [closed[torch.arange(len(classes), device=classes.device).unsqueeze(1), classes]]
-        done = []
-        for block in blocks:
-            cotangents = partial(score_gradients, score, classes=block)
-            if closed is None:
-                done.append(self._cotangent_maps(forward, cotangents, create_graph=create_graph))
-            else:
-                maps = cotangents(forward.logits) @ closed.flatten(2)
-                done.append([maps.view(*maps.shape[:2], *closed.shape[2:])])
+        if classes.shape[1] > _FEW_CLASSES and not create_graph:
+            closed = self._closed_form(forward)
+            if closed is not None:
+                return [linear_maps(closed, score, forward.logits, classes)]
+        numbers = sum(tensor.shape[1:].numel() for tensor in (forward.logits, *forward.activations))
+        done = [
+            self._cotangent_maps(forward, partial(score_gradients, score, classes=block), create_graph=create_graph)
+            for block in class_blocks(classes, numbers)
+        ]
         return [torch.cat(layer, 1) for layer in zip(*done, strict=True)]
 
     def _closed_form(self, forward: Pass) -> Tensor | None:
@@ -419,53 +419,6 @@ class BaseCAM(ABC):
         maps = [self._rectified(layer.flatten(0, 1)) for layer in layers]
         size = max((layer.shape[1:] for layer in maps), key=torch.Size.numel)
         return self.fusion(maps, size).reshape(*classes.shape, *size)
-
-
-def explain_together(
-    cams: Sequence[BaseCAM], input_tensor: Any, classes: Classes = None, *args: Any, **kwargs: Any
-) -> list[Explanation]:
-    """What each of several CAMs explains, in one forward pass for all of them.
-
-    Args:
-        cams: CAMs of one model that read the same layers, with the same ``output`` and ``reshape_transform``.
-        input_tensor: As in :meth:`BaseCAM.explain`.
-        classes: As in :meth:`BaseCAM.explain`, the same for all CAMs.
-        *args: Further arguments of the model.
-        **kwargs: Further keyword arguments of the model.
-
-    Returns:
-        For each CAM what its :meth:`~BaseCAM.explain` gives.
-
-    Raises:
-        ValueError: If there are no CAMs, or they cannot share a forward pass; otherwise as :meth:`BaseCAM.explain`.
-        TypeError: As :meth:`BaseCAM.explain`.
-        RuntimeError: As :meth:`BaseCAM.explain`.
-    """
-    if not cams:
-        raise ValueError("there are no CAMs to explain with; expected at least one")
-    first = cams[0]
-    for cam in cams[1:]:
-        if different := [what for what, same in _shared(first, cam).items() if not same]:
-            names = [[layer.name for layer in each._recorder.layers] for each in (first, cam)]
-            raise ValueError(
-                f"{type(first).__name__} (layers {', '.join(names[0])}) and {type(cam).__name__} (layers "
-                f"{', '.join(names[1])}) differ in {' and '.join(different)}, so no forward pass serves both; give "
-                "them the same, or explain them one after the other"
-            )
-    with first._forward(input_tensor, args, kwargs) as forward:
-        return [cam._explanation(forward, classes) for cam in cams]
-
-
-def _shared(first: BaseCAM, second: BaseCAM) -> dict[str, bool]:
-    # One layer may go by several names: the module and its side are what counts.
-    layers, others = ([layer[:2] for layer in cam._recorder.layers] for cam in (first, second))
-    return {
-        "the model": inner_model(first.model) is inner_model(second.model),
-        "the target layers": layers == others,
-        "how the model runs": type(first)._forward is type(second)._forward,
-        "output=": first.output == second.output,
-        "reshape_transform=": first.reshape_transform == second.reshape_transform,
-    }
 
 
 def columns(classes: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .scores import Score
+from .scores import Score, baseline_weights, logit
 
 _CLASSES_PER_BLOCK = 64
+_NUMBERS_PER_BLOCK = 2**25  # 128 MiB of float32
 
 
 def widen(tensor: Tensor) -> Tensor:
@@ -150,9 +151,18 @@ def _product(gradients: Tensor, activations: Tensor, create_graph: bool) -> Tens
     return product
 
 
-def class_blocks(classes: Tensor) -> tuple[Tensor, ...]:
-    """Cut ``(B, N)`` classes into blocks along ``N`` that bound the memory of what is computed for each class."""
-    return torch.split(classes, _CLASSES_PER_BLOCK, dim=1)
+def class_blocks(classes: Tensor, numbers: int) -> tuple[Tensor, ...]:
+    """Cut classes into blocks that bound the memory of what is computed for each class.
+
+    Args:
+        classes: ``(B, N)``.
+        numbers: How many numbers are computed for one class of one image.
+
+    Returns:
+        Blocks along ``N``: of at most 64 classes, and at most 2**25 numbers unless one class has more.
+    """
+    most = _NUMBERS_PER_BLOCK // max(len(classes) * numbers, 1)
+    return torch.split(classes, min(max(most, 1), _CLASSES_PER_BLOCK), dim=1)
 
 
 def pooled_linear_maps(
@@ -194,3 +204,39 @@ def pooled_linear_maps(
             maps = weight @ features.flatten(2) / positions
             return [maps.view(*logits.shape, *features.shape[2:])]
     return None
+
+
+def linear_maps(maps: Tensor, score: Score, logits: Tensor, classes: Tensor) -> Tensor:
+    """Maps of any score from the maps of the logits, where a map is linear in the score.
+
+    Each is a sum of the logits' maps, weighted by the score's gradient. That is a sum over K classes for each of N; for
+    the contrasts with a named baseline it is one sum for all of them (see
+    :func:`~diffgradcam.scores.baseline_weights`), so that all K maps cost O(K), not O(K**2).
+
+    Args:
+        maps: Of all logits, ``(B, K, *S)``.
+        score: What is explained.
+        logits: ``(B, K)``.
+        classes: ``(B, N)``.
+
+    Returns:
+        ``(B, N, *S)``.
+
+    Raises:
+        ValueError: As :func:`score_gradients`.
+    """
+    rows = torch.arange(len(classes), device=classes.device).unsqueeze(1)
+    if score is logit:
+        return maps[rows, classes]
+    flat = maps.flatten(2)
+    weights = baseline_weights(score, logits)
+    if weights is None:
+        blocks = class_blocks(classes, logits.shape[1])
+        mixed = torch.cat([score_gradients(score, logits, block) @ flat for block in blocks], 1)
+    else:
+        own, share = flat[rows, classes], weights.gather(1, classes).unsqueeze(2)
+        mixed = own - (weights.unsqueeze(1) @ flat - share * own) / (1 - share)
+        # The difference cancels where one class has nearly all the weight, and only one can have more than half.
+        heaviest = score_gradients(score, logits, weights.argmax(1, keepdim=True)) @ flat
+        mixed = torch.where(share > 0.5, heaviest, mixed)
+    return mixed.view(*classes.shape, *maps.shape[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 Classes = Tensor | Sequence[int] | int | str | None
+
+_TOP = re.compile(r"top([1-9]\d*)")
 
 
 def find_logits(output: Any) -> Tensor:
@@ -94,7 +97,8 @@ def class_index(logits: Tensor, classes: Classes) -> Tensor:
     Args:
         logits: ``(B, K)``.
         classes: None (the class with the largest logit), one class for all images, one for each (``(B,)``), several for
-            each (``(B, N)``), or ``"all"``.
+            each (``(B, N)``), ``"all"``, or ``"top5"``, or any other number: those with the largest logits, the largest
+            first.
 
     Returns:
         Class indices, ``(B,)`` or ``(B, N)``, on the device of the logits.
@@ -113,9 +117,13 @@ def class_index(logits: Tensor, classes: Classes) -> Tensor:
     if classes is None:
         return logits.argmax(1)
     if isinstance(classes, str):
-        if classes != "all":
-            raise ValueError(f"classes={classes!r}; the only word for classes is 'all'")
-        return torch.arange(count, device=logits.device).expand(batch, -1)
+        check_class_word(classes)
+        if classes == "all":
+            return torch.arange(count, device=logits.device).expand(batch, -1)
+        top = int(classes.removeprefix("top"))
+        if top > count:
+            raise ValueError(f"classes={classes!r}, but the model has {count} classes")
+        return logits.argsort(dim=1, descending=True, stable=True)[:, :top]
     try:
         index = torch.as_tensor(classes, device=logits.device)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -136,3 +144,16 @@ def class_index(logits: Tensor, classes: Classes) -> Tensor:
         wrong = index[(index < 0) | (index >= count)].flatten().tolist()
         raise ValueError(f"class {wrong[0]} is out of range; the model has classes 0 to {count - 1}")
     return index.to(torch.long, copy=True)  # autograd refuses to save classes that were made under inference_mode
+
+
+def check_class_word(word: str) -> None:
+    """Refuse a word that names no classes.
+
+    Args:
+        word: ``"all"``, or ``"top5"`` with any number from 1.
+
+    Raises:
+        ValueError: For any other word.
+    """
+    if word != "all" and not _TOP.fullmatch(word):
+        raise ValueError(f"classes={word!r}; the words for classes are 'all' and 'top1', 'top2', 'top3' and so on")

@@ -166,7 +166,7 @@ class _MaskingCAM(PerturbationCAM):
 
 @final
 class ScoreCAM(_MaskingCAM):
-    """Score-CAM: channels weighted by the score of the image seen through them. Arguments as :class:`PerturbationCAM`.
+    """Score-CAM: channels weighted by the score of the image seen through them. Arguments as :class:`.PerturbationCAM`.
 
     Each channel, enlarged to the image and scaled to [0, 1], multiplies the image; the weights are the softmax, over
     the channels, of the scores: ``w_k = softmax_k(score(image * mask_k))``. A channel that is constant marks nothing:
@@ -207,7 +207,7 @@ class SSCAM(_MaskingCAM):
 
     Args:
         model: As :class:`BaseCAM`.
-        target_layers: As :class:`PerturbationCAM`.
+        target_layers: As :class:`.PerturbationCAM`.
         reshape_transform: As :class:`BaseCAM`.
         samples: How many noises; each costs a forward pass for every channel.
         std: Standard deviation of the noise. Masks are in [0, 1], so the usual 2 is a lot.
@@ -215,8 +215,8 @@ class SSCAM(_MaskingCAM):
         score: As :class:`ScoreCAM`.
         rectify: As :class:`BaseCAM`.
         output: As :class:`BaseCAM`.
-        batch_size: As :class:`PerturbationCAM`.
-        progress: As :class:`PerturbationCAM`.
+        batch_size: As :class:`.PerturbationCAM`.
+        progress: As :class:`.PerturbationCAM`.
 
     Raises:
         ValueError: If ``samples`` or ``batch_size`` is not at least 1, or ``std`` is negative or not finite.
@@ -274,14 +274,14 @@ class ISCAM(_MaskingCAM):
 
     Args:
         model: As :class:`BaseCAM`.
-        target_layers: As :class:`PerturbationCAM`.
+        target_layers: As :class:`.PerturbationCAM`.
         reshape_transform: As :class:`BaseCAM`.
         samples: ``N``; each costs a forward pass for every channel. 1 is Score-CAM.
         score: As :class:`ScoreCAM`.
         rectify: As :class:`BaseCAM`.
         output: As :class:`BaseCAM`.
-        batch_size: As :class:`PerturbationCAM`.
-        progress: As :class:`PerturbationCAM`.
+        batch_size: As :class:`.PerturbationCAM`.
+        progress: As :class:`.PerturbationCAM`.
 
     Raises:
         ValueError: If ``samples`` or ``batch_size`` is not at least 1.
@@ -324,7 +324,7 @@ class ISCAM(_MaskingCAM):
 
 @final
 class AblationCAM(PerturbationCAM):
-    """Ablation-CAM: channels weighted by how far the score drops without them. Arguments as :class:`PerturbationCAM`.
+    """Ablation-CAM: channels weighted by how far the score drops without them. Arguments as :class:`.PerturbationCAM`.
 
     ``w_k = score - score without channel k``: the channel is set to 0 in the layer's output (or input, for
     :func:`~diffgradcam.layer_input`) and the model runs again. With ``reshape_transform`` it is set to 0 wherever the
@@ -445,7 +445,7 @@ def _images(cam: BaseCAM, forward: Pass) -> Tensor:
 def _class_scores(score: scores.Score, classes: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
     """The score of each class that is explained of image ``rows``, ``(M, K) -> (M, N)``."""
     values = []
-    for block in class_blocks(classes[rows]):
+    for block in class_blocks(classes[rows], logits.shape[1]):
         repeated = widen(logits).unsqueeze(1).expand(-1, block.shape[1], -1).flatten(0, 1)
         found = score(repeated, block.reshape(-1))
         if found.shape != repeated.shape[:1]:

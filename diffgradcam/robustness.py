@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .batches import read_batch
-from .engine import BaseCAM, Explanation, explain_together
+from .engine import BaseCAM, Explanation
 from .layers import inner_model
 from .losses import cam_entropy
 from .maps import minmax
@@ -30,6 +30,7 @@ from .metrics import cosine, iou_at_matched_area, pearson, rmse, spearman, ssim
 from .outputs import class_index
 from .sham import FoolingLoss, location_loss
 from .surgery import copy_model
+from .together import explain_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -222,8 +223,9 @@ class BenchmarkResult:
     def to_dataframe(self) -> Any:
         """A ``pandas.DataFrame`` with a row for each explainer.
 
-        Columns are the attributes of :class:`Row`: ``kept_pearson``, ``kept_pearson_low``, ``kept_pearson_high`` and
-        ``kept_pearson_n``, for instance; what was not measured has none. The decisions are not in it.
+        Columns are the attributes of :class:`.robustness.Row`: ``kept_pearson``, ``kept_pearson_low``,
+        ``kept_pearson_high`` and ``kept_pearson_n``, for instance; what was not measured has none. The decisions are
+        not in it.
 
         Raises:
             ImportError: If pandas is not installed.

@@ -10,6 +10,7 @@ Every gradient CAM of the library takes any of these as ``score=``; a score of y
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -206,6 +207,36 @@ def baseline_function(baseline: object) -> Baseline:
         names = sorted(_BASELINES)
         raise ValueError(f"{baseline!r} is not a baseline; expected one of {names}, a class index or a callable")
     return _BASELINES[baseline]
+
+
+def baseline_weights(score: Score, logits: Tensor) -> Tensor | None:
+    """The weight that each logit has in the named baseline of a contrast, over all classes.
+
+    They make the contrasts of all classes cheap. The gradient of each named baseline is weights with the sum 1: the
+    softmax probabilities for ``"logsumexp"``, equal shares of the largest logits for ``"max"``, equal shares of all for
+    ``"mean"``. The baseline of the *others* of class ``c`` has the same weights without that of ``c``, divided by
+    what is left, ``1 - w_c`` (nothing is left for ``"max"`` where ``c`` is the only largest).
+
+    Args:
+        score: Any score.
+        logits: ``(B, K)``.
+
+    Returns:
+        Weights, ``(B, K)``, each row with the sum 1; None for a score that is no :func:`logit_difference` with a named
+        baseline.
+    """
+    if score is logit_difference:
+        baseline = "logsumexp"
+    elif isinstance(score, partial) and score.func is logit_difference and not score.args:
+        baseline = score.keywords.get("baseline", "logsumexp")
+    else:
+        return None
+    if not isinstance(baseline, str):
+        return None
+    with torch.enable_grad():
+        source = logits.detach().requires_grad_()
+        (weights,) = torch.autograd.grad(baseline_function(baseline)(source).sum(), source)
+    return weights
 
 
 def refuse_same(classes: Tensor, contrasts: Tensor | int) -> None:

@@ -124,10 +124,11 @@ def test_shards_give_all_maps(tmp_path):
     [
         (2, 2),
         ("all", "all"),
+        ("top2", "top2"),
         (lambda batch: batch[1], LABELS),
         (lambda batch: torch.arange(3).expand(len(batch[0]), 3), torch.arange(3).expand(11, 3)),
     ],
-    ids=["one", "all", "labels", "three"],
+    ids=["one", "all", "two", "labels", "three"],
 )
 def test_classes_in_every_form(tmp_path, classes, expected):
     cam = GradCAM(models.deep(), "relu")
@@ -464,7 +465,8 @@ def test_wrong_arguments(tmp_path, arguments, error, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"classes": "labels"}, ValueError, "classes is 'labels'; expected None, an int, 'all', or a function"),
+        ({"classes": "labels"}, ValueError, "classes='labels'; the words for classes are 'all' and 'top1'"),
+        ({"classes": 1.5}, ValueError, "classes is 1.5; expected None, an int, 'all', 'top5', or a function"),
         ({"classes": True}, ValueError, "classes is True; expected"),
         ({"classes": 9}, ValueError, "class 9 is out of range; the model has classes 0 to 4"),
         ({"on_error": "ignore"}, ValueError, r"on_error is 'ignore'; expected one of \('stop', 'skip'\)"),

@@ -69,6 +69,24 @@ def test_maps_take_classes_in_every_form_that_explain_takes(method, classes):
         exact(cam.maps(model(images), classes).detach(), cam.explain(images, classes).maps)
 
 
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_the_likeliest_classes_by_a_word(number):
+    model, images = models.deep(), models.images()
+    cam = GradCAM(model, "relu")
+    logits, classes, maps = cam.explain(images, f"top{number}")
+    assert torch.equal(classes, logits.topk(number).indices)
+    assert torch.equal(maps, cam.explain(images, classes).maps)
+    if number == 1:
+        assert torch.equal(maps.squeeze(1), cam.explain(images).maps)
+
+
+def test_of_equal_logits_the_first_comes_first():
+    model = models.deep()
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    assert GradCAM(model, "relu").explain(models.images(), "top3").classes.tolist() == [[0, 1, 2]] * 3
+
+
 def test_maps_of_several_layers_are_those_of_explain():
     model, images = models.two_sizes(), models.images()
     with DiffGradCAM(model, ["small", "features"]) as cam:

@@ -599,8 +599,15 @@ def test_classes_that_are_no_numbers(classes):
 
 def test_unknown_word_for_classes():
     model = deep()
-    message = "^classes='every'; the only word for classes is 'all'$"
+    message = "^classes='every'; the words for classes are 'all' and 'top1', 'top2', 'top3' and so on$"
     refused(ValueError, message, model, lambda: GradCAM(model, "features").explain(X, "every"))
+    message = "^classes='top{}'; the words for classes are"
+    for number in ("0", "", "-1", "1.5"):
+        refused(
+            ValueError, message.format(number), model, lambda n=number: GradCAM(model, "features").explain(X, f"top{n}")
+        )
+    message = "^classes='top6', but the model has 5 classes$"
+    refused(ValueError, message, model, lambda: GradCAM(model, "features").explain(X, "top6"))
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 4])

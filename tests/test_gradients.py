@@ -1,10 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from diffgradcam import DiffGradCAM, GradCAM, HiResCAM
-from diffgradcam.gradients import class_blocks, pooled_linear_maps
+from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, gradients
+from diffgradcam.gradients import class_blocks, linear_maps, pooled_linear_maps, score_gradients
 from diffgradcam.layers import Recorder, find_layers
+from diffgradcam.scores import baseline_weights, logit, logit_difference, probability
 from tests import models
 from tests.methods import METHODS, exact, expected_maps
 
@@ -93,11 +96,86 @@ def test_the_closed_form_equals_one_class_at_a_time(method):
         exact(together[:, c], cam.explain(images, c).maps)
 
 
-def test_blocks_are_small_and_hold_every_class_once_in_order():
+@pytest.mark.parametrize(
+    ("numbers", "largest"),
+    [(1, 64), (2**18, 64), (2**19, 32), (2**24 - 1, 1), (2**24, 1), (2**25, 1), (0, 64)],
+)
+def test_blocks_are_small_and_hold_every_class_once_in_order(numbers, largest):
+    """At most 64 classes, and 2**25 numbers for all images together."""
     classes = torch.arange(2 * 1000).view(2, 1000)
-    blocks = class_blocks(classes)
-    assert max(block.shape[1] for block in blocks) <= 64
+    blocks = class_blocks(classes, numbers)
+    assert max(block.shape[1] for block in blocks) == largest
     assert torch.equal(torch.cat(blocks, 1), classes)
+
+
+CONTRASTS = {
+    "logsumexp": logit_difference,
+    "logsumexp by name": partial(logit_difference, baseline="logsumexp"),
+    "max": partial(logit_difference, baseline="max"),
+    "mean": partial(logit_difference, baseline="mean"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0, 0.1, 1, 30, 1000])
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_the_maps_of_a_contrast_are_sums_weighted_by_its_gradient(name, scale, dtype):
+    """Also where one class has all the weight, and where all logits are equal."""
+    generator = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(4, 70, generator=generator, dtype=torch.float64).to(dtype)
+    maps = torch.randn(4, 70, 3, 2, generator=generator, dtype=torch.float64).to(dtype)
+    classes = torch.stack([torch.randperm(70, generator=generator) for _ in range(4)])
+    shares = score_gradients(CONTRASTS[name], logits.double(), classes)
+    expected = torch.einsum("bnk,bkhw->bnhw", shares, maps.double())
+    actual = linear_maps(maps, CONTRASTS[name], logits, classes)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_the_maps_of_all_contrasts_ask_for_one_gradient_and_not_for_one_each(name, monkeypatch):
+    asked = []
+
+    def counting(score, logits, classes):
+        asked.append(classes.shape[1])
+        return score_gradients(score, logits, classes)
+
+    monkeypatch.setattr(gradients, "score_gradients", counting)
+    logits, maps = torch.randn(2, 70), torch.randn(2, 70, 3)
+    linear_maps(maps, CONTRASTS[name], logits, torch.arange(70).expand(2, 70))
+    assert asked == [1]
+    linear_maps(maps, probability, logits, torch.arange(70).expand(2, 70))
+    assert asked == [1, 64, 6]
+
+
+@pytest.mark.parametrize("ties", [2, 3])
+def test_the_largest_logits_share_the_weight_of_the_maximum(ties):
+    logits, maps = torch.zeros(1, 70), torch.randn(1, 70, 3)
+    logits[0, :ties] = 5
+    classes = torch.arange(70).unsqueeze(0)
+    actual = linear_maps(maps, CONTRASTS["max"], logits, classes)
+    torch.testing.assert_close(actual[0, 0], maps[0, 0] - maps[0, 1:ties].mean(0))
+    torch.testing.assert_close(actual[0, 50], maps[0, 50] - maps[0, :ties].mean(0))
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        logit,
+        probability,
+        partial(logit_difference, baseline=3),
+        partial(logit_difference, baseline=torch.numel),
+    ],
+)
+def test_only_a_named_baseline_has_weights(score):
+    assert baseline_weights(score, torch.randn(2, 5)) is None
+
+
+def test_the_weights_of_named_baselines():
+    z = torch.tensor([[1.0, 3.0, 3.0, -2.0]])
+    torch.testing.assert_close(baseline_weights(logit_difference, z), z.softmax(1))
+    torch.testing.assert_close(baseline_weights(CONTRASTS["max"], z), torch.tensor([[0, 0.5, 0.5, 0]]))
+    torch.testing.assert_close(baseline_weights(CONTRASTS["mean"], z), torch.full((1, 4), 0.25))
 
 
 def test_the_closed_form_is_for_one_layer_alone():

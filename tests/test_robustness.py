@@ -9,15 +9,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from diffgradcam import DiffGradCAM, FinerCAM, GradCAM, HiResCAM, LayerCAM, layer_input
-from diffgradcam.engine import explain_together
+from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, LayerCAM
 from diffgradcam.losses import cam_entropy
 from diffgradcam.robustness import BenchmarkResult, Decisions, Estimate, Row, Similarity, benchmark
-from diffgradcam.scores import logit_difference
 from diffgradcam.sham import border_mask, common_mode_hoax, location_loss, spatial_hoax
-from tests.models import SIZE, flat, images, pooled, tokens, two_sizes
+from tests.models import SIZE, flat, images, pooled
 from tests.sham.digits import LAYER, MASK, data, trained
-from tests.untouched import untouched
+from tests.untouched import forward_passes, untouched
 
 stats = pytest.importorskip("scipy.stats", reason="the intervals need pip install diffgradcam[metrics]")
 
@@ -34,58 +32,6 @@ EXPLAINERS = {
 def compare(clean, fooled, explainers=EXPLAINERS, loader=None, **options):
     options = {"resamples": 20, "progress": False} | options
     return benchmark(clean, fooled, explainers, [images(4), images(3, seed=1)] if loader is None else loader, **options)
-
-
-def calls(model):
-    """A list that grows with each forward pass."""
-    counted = []
-    model.register_forward_hook(lambda *_: counted.append(1))
-    return counted
-
-
-# explain_together
-
-
-def test_one_forward_pass_explains_as_each_cam_alone():
-    model = pooled(classes=70)
-    cams = [make(model) for make in EXPLAINERS.values()]
-    cams += [FinerCAM(model, model.relu), LayerCAM(model, "relu", score=logit_difference)]
-    for classes in (None, 3, torch.tensor([[0, 1], [2, 3], [69, 5]]), "all"):
-        alone = [cam.explain(images(), classes) for cam in cams]
-        counted = calls(model)
-        together = explain_together(cams, images(), classes)
-        assert len(counted) == 1
-        for one, other in zip(alone, together, strict=True):
-            assert torch.equal(one.logits, other.logits)
-            assert torch.equal(one.classes, other.classes)
-            torch.testing.assert_close(one.maps, other.maps, rtol=0, atol=0)
-
-
-def test_several_layers_together():
-    model = two_sizes()
-    cams = [GradCAM(model, ["features", "small"]), DiffGradCAM(model, [model.features, model.small])]
-    for cam, together in zip(cams, explain_together(cams, images()), strict=True):
-        torch.testing.assert_close(together.maps, cam.explain(images()).maps, rtol=0, atol=0)
-
-
-def test_cams_that_cannot_share_a_forward_pass_are_told_why():
-    model, attention = pooled(), tokens()
-
-    def together(first, second):
-        return explain_together([first, second], images())
-
-    with pytest.raises(ValueError, match=r"'relu'\) and HiResCAM \(layers 'stem'\) differ in the target layers"):
-        together(GradCAM(model, "relu"), HiResCAM(model, "stem"))
-    with pytest.raises(ValueError, match="differ in the target layers"):
-        together(GradCAM(model, "pool"), GradCAM(model, layer_input("pool")))
-    with pytest.raises(ValueError, match="differ in the model and the target layers"):
-        together(GradCAM(model, "relu"), GradCAM(pooled(), "relu"))
-    with pytest.raises(ValueError, match=r"differ in output="):
-        together(GradCAM(model, "relu"), GradCAM(model, "relu", output=lambda o: o))
-    with pytest.raises(ValueError, match=r"differ in reshape_transform="):
-        together(GradCAM(attention, "block"), GradCAM(attention, "block", lambda t: t))
-    with pytest.raises(ValueError, match="no CAMs to explain with; expected at least one"):
-        explain_together([], images())
 
 
 # The figures, against loops
@@ -275,7 +221,7 @@ def test_a_common_mode_hoax_fools_gradcam_and_not_diffgradcam_and_a_spatial_one_
 
 def test_one_forward_pass_a_model_and_batch_and_nothing_is_left_behind():
     clean, fooled = pooled(), flat()
-    counted = [calls(model) for model in (clean, fooled)]
+    counted = [forward_passes(model) for model in (clean, fooled)]
     with untouched(clean), untouched(fooled):
         compare(clean, fooled, mask=HOAX)
     assert [len(count) for count in counted] == [2, 2]

@@ -62,3 +62,10 @@ def untouched(model, buffers=True):
         after = state(model, buffers)
         changed = [key for key in before if not same(before[key], after[key])]
         assert not changed, f"changed: {changed}"
+
+
+def forward_passes(model):
+    """A list that grows with each forward pass of the model."""
+    counted = []
+    model.register_forward_hook(lambda *_: counted.append(1))
+    return counted

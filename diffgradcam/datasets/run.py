@@ -24,13 +24,14 @@ from torch.utils.data import (
 from tqdm import tqdm
 
 from ..cam import DiffGradCAM, GradCAM
-from ..engine import BaseCAM, Explanation, columns, explain_together
+from ..engine import BaseCAM, Explanation, columns
 from ..gradients import widen
 from ..layers import find_layers, inner_model
 from ..maps import entropy, rectify
-from ..outputs import Classes
+from ..outputs import Classes, check_class_word
 from ..scores import Score, logit
 from ..smoothing import SmoothedCAM
+from ..together import explain_together
 from .store import Explanations, Row, all_shards, prepare, safetensors, shard_positions, write_index, write_shard
 
 _ON_ERROR = ("stop", "skip")
@@ -73,9 +74,9 @@ def explain_dataset(
             ``(B, C, H, W)``, or a sequence that starts with them, such as ``(images, labels)``. Its workers, its
             prefetching and its ``collate_fn`` are used. Shuffling, ``drop_last`` and a ``DistributedSampler`` have no
             effect: there is nothing to shuffle, drop or pad.
-        out: The folder; see :mod:`diffgradcam.datasets.store`.
-        classes: None (the decision), an int, ``"all"``, or a function of the batch that returns classes in any form
-            that ``explain`` takes: ``lambda batch: batch[1]`` for the labels.
+        out: The folder; see :class:`Explanations`.
+        classes: None (the decision), an int, ``"all"``, ``"top5"``, or a function of the batch that returns classes in
+            any form that ``explain`` takes: ``lambda batch: batch[1]`` for the labels.
         ids: Unique names of all images, in the order of the data set, such as ``[path for path, _ in folder.samples]``;
             by default their positions.
         common_mode: Also measure which share of GradCAM's energy no decision depends on, as
@@ -90,7 +91,7 @@ def explain_dataset(
         progress: Show a progress bar with rate and remaining time; of several processes the first one does.
 
     Returns:
-        What is in the folder: of several processes, perhaps not yet the others' part.
+        What is in the folder; of several processes, perhaps not yet the others' part.
 
     Raises:
         ImportError: If safetensors is not installed.
@@ -445,9 +446,11 @@ def _check_options(
             f"the loader draws with {how}, but a data set is explained once and in order; choose images with "
             "torch.utils.data.Subset(dataset, indices), and batches with batch_size="
         )
-    if isinstance(classes, bool) or not (isinstance(classes, int) or classes in (None, "all") or callable(classes)):
+    if isinstance(classes, str):
+        check_class_word(classes)
+    elif isinstance(classes, bool) or not (classes is None or isinstance(classes, int) or callable(classes)):
         raise ValueError(
-            f"classes is {classes!r}; expected None, an int, 'all', or a function of the batch, such as "
+            f"classes is {classes!r}; expected None, an int, 'all', 'top5', or a function of the batch, such as "
             "lambda batch: batch[1] for its labels"
         )
     if on_error not in _ON_ERROR:
