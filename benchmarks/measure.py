@@ -42,19 +42,33 @@ def interleaved_ratios(reference: Call, calls: Mapping[str, Call], rounds: int, 
     """
     order = random.Random(0)
     ratios: dict[str, list[float]] = {name: [] for name in calls}
-    _seconds(reference)
-    spent = {name: _seconds(call) for name, call in calls.items()}
+    elapsed(reference)
+    spent = {name: elapsed(call) for name, call in calls.items()}
     for _ in range(rounds):
         playing: dict[str | None, Call] = {None: reference}
         playing |= {n: call for n, call in calls.items() if not ratios[n] or spent[n] < seconds}
         names = order.sample(list(playing), len(playing))
-        took = {name: _seconds(playing[name]) for name in names}
+        took = {name: elapsed(playing[name]) for name in names}
         base = took.pop(None)
         for name, value in took.items():
             assert name is not None
             ratios[name].append(value / base)
             spent[name] += value
     return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def elapsed(call: Call) -> float:
+    """Seconds that a call takes, once.
+
+    Args:
+        call: What to run.
+
+    Returns:
+        Seconds.
+    """
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def peak_memory(call: Call) -> int:
@@ -105,9 +119,3 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _seconds(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

@@ -1,6 +1,8 @@
 """Several processes explain one data set: exactly what one process finds, and what is done stays done."""
 
+import importlib
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from diffgradcam import GradCAM
+from diffgradcam import GradCAM, layer_input
 from diffgradcam.datasets import explain_dataset, open_explanations
 from tests import models
 
@@ -84,6 +86,47 @@ def test_a_process_that_dies_leaves_the_work_of_the_others(folder):
     assert left == contents(folder / "one")
 
 
+@gloo
+def test_torchrun_finds_exactly_what_one_process_finds(tmp_path):
+    """As the documentation starts it, here with two processes on this machine."""
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    start = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", *start, "-m", "tests.test_distributed", str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    explain(tmp_path / "one")
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_the_ray_example_finds_what_explain_finds(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="not in the test environment; pip install 'ray[data]'")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    photos = importlib.import_module("photos")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "examples" / "ray_data.py")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    names = ["astronaut", "chelsea", "coffee", "rocket"]
+    images = photos.to_input([photos.crop(getattr(photos.data, name)()) for name in names])
+    logits, classes, _ = GradCAM(photos.lite0(), layer_input("_avg_pooling")).explain(images)
+    probabilities = logits.softmax(1).gather(1, classes[:, None])[:, 0]
+    assert done.stdout.splitlines()[-4:] == [
+        f"{name}: class {index}, {probability:.0%}, map (7, 7)"
+        for name, index, probability in zip(names, classes.tolist(), probabilities.tolist(), strict=True)
+    ]
+    assert list((tmp_path / "output" / "ray").glob("*.parquet"))
+
+
+def test_the_ray_example_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    with pytest.raises(SystemExit, match=r"^$"):
+        runpy.run_path(str(ROOT / "examples" / "ray_data.py"), run_name="__main__")
+    assert capsys.readouterr().out == 'this example needs Ray Data: pip install "ray[data]"\n'
+
+
 @pytest.fixture
 def second_of_three(monkeypatch):
     """Make this process believe that it is the second of three; returns the list that holds the first one's word."""
@@ -125,5 +168,15 @@ def test_the_first_process_says_what_it_refuses_before_it_fails(tmp_path, monkey
     assert isinstance(said[0], NotADirectoryError)
 
 
+def under_torchrun(folder):
+    """One of the processes that torchrun starts; it tells each its rank in the environment."""
+    distributed.init_process_group("gloo")
+    explain(folder, DistributedSampler(DATASET))
+    distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) == 2:
+        under_torchrun(Path(sys.argv[1]))
+    else:
+        main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,80 @@
+"""A format for many small maps: safetensors, which the library writes, beside Zarr. ``python -m benchmarks.stores``.
+
+20,000 maps of 7 x 7, float32, in shards of 1024: written, all read, and 200 read one at a time from a store just
+opened. Each format takes its turn in each round; prints Zarr's seconds as multiples of those of safetensors. It needs
+``pip install zarr``; the library does not.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import zarr
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from benchmarks.measure import elapsed
+
+MAPS, SHARD, ROUNDS = 20_000, 1024, 5
+ONE_AT_A_TIME = np.random.default_rng(1).integers(0, MAPS, 200).tolist()
+
+
+def write_safetensors(folder: Path, maps: np.ndarray) -> None:
+    for start in range(0, len(maps), SHARD):
+        save_file({"maps": maps[start : start + SHARD]}, folder / f"{start // SHARD}.safetensors")
+
+
+def read_safetensors(folder: Path) -> np.ndarray:
+    shards = [load_file(folder / f"{number}.safetensors")["maps"] for number in range(-(-MAPS // SHARD))]
+    return np.concatenate(shards)
+
+
+def pick_safetensors(folder: Path) -> list[np.ndarray]:
+    found = []
+    for position in ONE_AT_A_TIME:
+        with safe_open(folder / f"{position // SHARD}.safetensors", "np") as shard:
+            found.append(shard.get_slice("maps")[position % SHARD])
+    return found
+
+
+def write_zarr(folder: Path, maps: np.ndarray) -> None:
+    array = zarr.open_array(folder / "maps", mode="w", shape=maps.shape, chunks=(SHARD, 7, 7), dtype="f4")
+    for start in range(0, len(maps), SHARD):
+        array[start : start + SHARD] = maps[start : start + SHARD]
+
+
+def read_zarr(folder: Path) -> np.ndarray:
+    return zarr.open_array(folder / "maps", mode="r")[:]
+
+
+def pick_zarr(folder: Path) -> list[np.ndarray]:
+    array = zarr.open_array(folder / "maps", mode="r")
+    return [array[position] for position in ONE_AT_A_TIME]
+
+
+def main() -> None:
+    maps = np.random.default_rng(0).random((MAPS, 7, 7), dtype=np.float32)
+    ratios: dict[str, list[float]] = {"writing": [], "reading all": [], "reading one at a time": []}
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            works: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+                "writing": (lambda: write_safetensors(folder, maps), lambda: write_zarr(folder, maps)),  # noqa: B023
+                "reading all": (lambda: read_safetensors(folder), lambda: read_zarr(folder)),  # noqa: B023
+                "reading one at a time": (lambda: pick_safetensors(folder), lambda: pick_zarr(folder)),  # noqa: B023
+            }
+            for work, (ours, theirs) in works.items():
+                base = elapsed(ours)
+                ratios[work].append(elapsed(theirs) / base)
+            assert np.array_equal(read_safetensors(folder), maps)
+            assert np.array_equal(read_zarr(folder), maps)
+    for work, values in ratios.items():
+        print(f"{work}: Zarr takes {statistics.median(values):.1f} times as long as safetensors")
+
+
+if __name__ == "__main__":
+    main()
