@@ -18,12 +18,13 @@ from .cam import (
     XGradCAM,
 )
 from .common_mode import AuditReport, audit, repair
-from .engine import BaseCAM, Explanation
+from .engine import BaseCAM
 from .factorization import DeepFeatureFactorization, factorize
 from .fullgrad import FullGrad
 from .fusion import RefineCAM
 from .guided_backprop import GuidedBackpropReLUModel, guided_gradcam, guided_gradients
 from .layers import layer_input
+from .passes import Explanation
 from .perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
 from .regions import Region, important_features
 from .robustness import BenchmarkResult, benchmark

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from . import maps as then
 from . import weightings
-from .engine import BaseCAM, Pass
+from .engine import BaseCAM
 from .layers import Target
 from .outputs import find_logits
+from .passes import Pass
 from .targets import OutputTarget, read_targets
 
 

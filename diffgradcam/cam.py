@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from . import maps as then
 from . import scores, weightings
-from .engine import BaseCAM, Cotangents, Pass
+from .engine import BaseCAM, Cotangents
 from .gradients import activation_gradients, hessian_products, pooled_linear_maps
 from .layers import Target, inner_model
 from .outputs import Classes, find_logits
+from .passes import Pass
 from .scores import Baseline, baseline_function, finer, logit_difference
 from .targets import OutputTarget
 

@@ -80,7 +80,7 @@ class AuditReport:
 
     @property
     def fooled(self) -> bool:
-        """The verdict: suspicious by the common mode or, where it was asked for, by behaviour."""
+        """Whether the model is suspicious by the common mode or, where it was asked for, by behaviour."""
         return self.common_mode_fooled or self.behaviour_fooled
 
     def __str__(self) -> str:

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .image_files import FORMATS, MOST_PIXELS, open_image
+
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Size = tuple[int, int]  # width, height
 
@@ -22,6 +24,7 @@ _REQUIRED = ("image", "label")
 _OPTIONAL = ("saliency", "group")
 _LARGEST = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "F": 1.0}  # of other modes: 255
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
+_READABLE = f"expected {', '.join(FORMATS)}, of at most {MOST_PIXELS:,} pixels"
 _COLOUR_TOLERANCE = 0.1  # JPEG alone makes the channels of a grey image differ by less
 
 
@@ -48,7 +51,8 @@ class SaliencyDataset(Dataset[SaliencyItem]):
 
     The CSV (UTF-8, comma-separated) has a header with the columns ``image`` and ``label`` and, optionally, ``saliency``
     and ``group``; other columns are ignored. Paths are relative to ``root``. An empty ``saliency`` means that there is
-    no human map for that image. Map and image have the same size; a map is greyscale, 0 where nobody looked.
+    no human map for that image. Map and image have the same size; a map is greyscale, 0 where nobody looked. Files are
+    JPEG, PNG, WebP, GIF, TIFF, BMP or PPM, of at most 100 million pixels.
 
     All rows are checked at construction, pixels when an item is read. Rows in error messages count as in a
     spreadsheet: the header is row 1.
@@ -57,7 +61,7 @@ class SaliencyDataset(Dataset[SaliencyItem]):
         root: Folder that the paths start from and must not leave.
         csv: The CSV file.
         classes: Class names as written in the CSV; a label becomes its position here. By default the labels that occur,
-            sorted, as numbers where all are whole numbers: see :attr:`classes`. Give it where a split may lack a class.
+            sorted, as numbers where all are whole numbers: see ``classes``. Give it where a split may lack a class.
         transform: Geometric (and other) augmentation, called as ``transform(image, saliency)``, which returns both;
             ``image`` is ``(3, H, W)``, ``saliency`` is ``(H, W)``. Transforms of ``torchvision.transforms.v2`` work as
             they are: where torchvision is in use the two arrive as its ``Image`` and ``Mask``, so that one flip turns
@@ -128,23 +132,33 @@ class SaliencyDataset(Dataset[SaliencyItem]):
     def _check_files(self, row: _Row) -> None:
         sizes = []
         for name in filter(None, (row.image, row.saliency)):
-            path = (self.root / name).resolve()
-            if not path.is_relative_to(self.root):
-                raise row.error(f"{name!r} lies outside of root {self.root}: expected a path below it")
-            if not path.is_file():
-                raise row.error(f"no file {name!r} in {self.root}", FileNotFoundError)
+            path = self._path(row, name)
             try:
-                with Image.open(path) as file:
+                with open_image(path) as file:
                     sizes.append(_upright_size(file))
             except Exception as error:  # decoders raise all sorts
-                raise row.error(f"{name!r} is not an image that Pillow can read ({error})") from error
+                raise row.error(f"{name!r} is no image to read here ({error}): {_READABLE}") from error
         if row.saliency:
             _check_sizes(row, *sizes)
 
+    def _path(self, row: _Row, name: str) -> Path:
+        """Where a file is, links followed. Asked again when it is read: links may have changed."""
+        try:
+            path = (self.root / name).resolve()
+            inside, there = path.is_relative_to(self.root), path.is_file()
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, a null character
+            raise row.error(f"{name!r} cannot be a path ({error})") from error
+        if not inside:
+            raise row.error(f"{name!r} lies outside of root {self.root}: expected a path below it")
+        if not there:
+            raise row.error(f"no file {name!r} in {self.root}", FileNotFoundError)
+        return path
+
     def _pixels(self, row: _Row, name: str, mode: str) -> NDArray[np.float32]:
         """``(H, W, 3)`` for mode RGB, ``(H, W)`` for L, in [0, 1]."""
+        path = self._path(row, name)
         try:
-            with Image.open(self.root / name) as file:
+            with open_image(path) as file:
                 pixels = _unit_range(ImageOps.exif_transpose(file))
         except Exception as error:  # decoders raise all sorts
             raise row.error(f"cannot read {name!r} ({error}); is the file complete?") from error

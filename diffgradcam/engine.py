@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from . import scores, weightings
 from .gradients import activation_gradients, class_blocks, linear_maps, pooled_linear_maps, score_gradients, widen
 from .layers import Recorder, Target, find_layers, inner_model, is_compiled
 from .outputs import Classes, check_finite, check_grid, class_index, find_logits
+from .passes import Explanation, Pass, columns, rows_of
+from .smoothing import AugSmooth
 from .targets import OutputTarget, read_targets, target_gradients
 
 _FEW_CLASSES = 64  # so many vector-Jacobian products cost less than asking whether there is a closed form
@@ -28,44 +30,6 @@ _Self = TypeVar("_Self", bound="BaseCAM")
 Reduction = Callable[[Tensor], Tensor]
 Fusion = Callable[[list[Tensor], Sequence[int]], Tensor]
 Cotangents = Callable[..., Tensor]
-
-
-class Explanation(NamedTuple):
-    """What a model decided and why.
-
-    Attributes:
-        logits: ``(B, K)``, detached.
-        classes: The explained classes, ``(B,)``, or ``(B, N)`` where several were asked for.
-        maps: One map for each class at the resolution of the layer, ``(B, h, w)`` or ``(B, N, h, w)``, detached.
-    """
-
-    logits: Tensor
-    classes: Tensor
-    maps: Tensor
-
-
-Run = Callable[[Tensor, Tensor], Tensor]
-
-
-class Pass(NamedTuple):
-    """One forward pass, and what it takes to make others like it.
-
-    Attributes:
-        logits: ``(B, K)``, with their graph down to the activations.
-        activations: Of each target layer, ``(B, ...)``.
-        run: ``(inputs (M, ...), rows (M,)) -> logits (M, K)``: the model, without gradients, on other inputs in place
-            of the first argument. Further arguments that are tensors with ``B`` rows follow ``rows``, the number of the
-            image that each input was made from. None for a forward pass that the library did not make.
-        images: The first argument of the model; None where ``run`` is.
-        again: ``images -> Pass``, a context manager: the model once more, with gradients, on other images in place of
-            the first argument. None where ``run`` is.
-    """
-
-    logits: Tensor
-    activations: list[Tensor]
-    run: Run | None = None
-    images: Any = None
-    again: Callable[[Any], contextlib.AbstractContextManager[Pass]] | None = None
 
 
 def channel_sum(channels: Tensor) -> Tensor:
@@ -256,20 +220,18 @@ class BaseCAM(ABC):
                 "diffgradcam.utils.image.preprocess_image makes it (explain() takes whatever the model takes)"
             )
         if eigen_smooth:
-            smooth = self._with_reduction(then.principal_component)
+            smooth = self.with_reduction(then.principal_component)
             heatmaps = smooth(input_tensor, targets, aug_smooth, **kwargs)
             self.outputs = smooth.outputs
             return heatmaps
         if aug_smooth:
-            from .smoothing import AugSmooth  # here, because it is built on this module
-
             augmented = AugSmooth(self)
             heatmaps = augmented(input_tensor, targets, **kwargs)
             self.outputs = augmented.outputs
             return heatmaps
         return self._heatmaps(input_tensor, targets, kwargs).numpy()
 
-    def _with_reduction(self: _Self, reduction: Reduction) -> _Self:
+    def with_reduction(self: _Self, reduction: Reduction) -> _Self:
         """A copy that collapses weighted channels in another way than to their sum, if it sums them."""
         if self.reduction is not channel_sum:
             return self
@@ -419,16 +381,6 @@ class BaseCAM(ABC):
         maps = [self._rectified(layer.flatten(0, 1)) for layer in layers]
         size = max((layer.shape[1:] for layer in maps), key=torch.Size.numel)
         return self.fusion(maps, size).reshape(*classes.shape, *size)
-
-
-def columns(classes: Tensor) -> Tensor:
-    """Classes ``(B,)`` as ``(B, 1)``; ``(B, N)`` stays."""
-    return classes.unsqueeze(1) if classes.ndim == 1 else classes
-
-
-def rows_of(value: Any, rows: Tensor, batch: int) -> Any:
-    """The rows of an argument that has one for each image; other arguments stay."""
-    return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
 
 
 def _normal(value: Any) -> Any:

@@ -16,10 +16,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from . import maps as then
 from . import scores, weightings
-from .engine import BaseCAM, Cotangents, Pass
+from .engine import BaseCAM, Cotangents
 from .gradients import activation_gradients
 from .layers import Target, inner_model, layer_input
 from .outputs import Classes, check_grid, find_logits
+from .passes import Pass
 
 
 def magnitude(channels: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class FullGrad(BaseCAM):
 
     ``psi(x dS/dx) + sum_l psi(b_l dS/db_l)``, where ``b_l`` is what layer ``l`` adds at each position of its output:
     the bias of a convolution, and ``b - w mean / std`` of a batch normalisation. ``psi`` takes magnitudes, scales them
-    to [0, 1] over the channels and positions of a layer, sums over the channels (:func:`magnitude`) and resizes to the
+    to [0, 1] over the channels and positions of a layer, sums over the channels and resizes to the
     input. For a network of convolutions, batch normalisations, ReLU, pooling and linear layers the
     unscaled terms and the biases of the linear layers add up to the logit. The biases of linear layers have no position
     and are left out, as in the authors' code; so are layers without a linear form, such as layer normalisation.

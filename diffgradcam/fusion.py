@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from . import maps as then
 from .cam import GradCAMPlusPlus
-from .engine import BaseCAM, Pass, Reduction
+from .engine import BaseCAM, Reduction
 from .layers import Target
 from .outputs import Classes
+from .passes import Pass
 from .targets import OutputTarget
 
 _Self = TypeVar("_Self", bound="RefineCAM")
@@ -23,7 +24,7 @@ class RefineCAM(BaseCAM):
     """RefineCAM: the product of the maps of several layers, from sharp early ones to telling late ones.
 
     ``prod_l minmax(resize(minmax(relu(map_l))))``: what every layer marks, in the detail of the finest. In the call the
-    product is taken at input size, as in pytorch-grad-cam; in :meth:`explain` and :meth:`maps` at the size of the
+    product is taken at input size, as in pytorch-grad-cam; in ``explain`` and ``maps`` at the size of the
     largest layer, as in torch-cam (which does not scale again after resizing). The product is in [0, 1]; where the
     layers disagree entirely it is 0.
 
@@ -86,7 +87,8 @@ class RefineCAM(BaseCAM):
     def _asked_maps(self, forward: Pass, targets: Sequence[OutputTarget | int] | None) -> list[Tensor]:
         return self.base._asked_maps(forward, targets)
 
-    def _with_reduction(self: _Self, reduction: Reduction) -> _Self:
-        other: _Self = super()._with_reduction(reduction)
-        other.base = self.base._with_reduction(reduction)
+    def with_reduction(self: _Self, reduction: Reduction) -> _Self:
+        """As that of :class:`BaseCAM`, for the CAM whose maps are multiplied."""
+        other: _Self = super().with_reduction(reduction)
+        other.base = self.base.with_reduction(reduction)
         return other

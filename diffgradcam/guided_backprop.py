@@ -17,10 +17,11 @@ from torch.autograd.graph import Node
 
 from . import maps as then
 from . import scores
-from .engine import BaseCAM, columns
+from .engine import BaseCAM
 from .gradients import score_gradients
 from .layers import inner_model, is_compiled
 from .outputs import Classes, check_finite, class_index, find_logits
+from .passes import columns
 
 _OTHER_ACTIVATIONS = ("Elu", "Gelu", "Hardswish", "Hardtanh", "LeakyRelu", "Mish", "Prelu", "Silu", "Softplus", "Tanh")
 

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What enters a layer, as a target layer. Made by :func:`layer_input`."""
+    """What enters a layer, as a target layer. Made by :func:`~diffgradcam.layer_input`."""
 
     layer: nn.Module | str
 
@@ -107,6 +107,8 @@ class Recorder:
         self.layers = layers
         self._cut = cut
         self._thread = threading.get_ident()
+        # Several threads may run the model, attach and detach. Re-entrant: a CAM that dies meanwhile detaches too.
+        self._lock = threading.RLock()
         self._handles: list[RemovableHandle] = []
         self._alive: list[list[weakref.ref[Tensor]]] = [[] for _ in layers]
         self.runs = [0] * len(layers)
@@ -114,13 +116,15 @@ class Recorder:
 
     def attach(self) -> None:
         """Register the hooks, once."""
-        if not self._handles:
-            self._handles = [self._register(index, layer) for index, layer in enumerate(self.layers)]
+        with self._lock:
+            if not self._handles:
+                self._handles.extend(self._register(index, layer) for index, layer in enumerate(self.layers))
 
     def detach(self) -> None:
         """Remove the hooks."""
-        while self._handles:
-            self._handles.pop().remove()
+        with self._lock:
+            while self._handles:
+                self._handles.pop().remove()
 
     def __enter__(self) -> Recorder:
         self.attach()
@@ -168,9 +172,11 @@ class Recorder:
         try:
             found = torch.autograd.grad(output.sum(), alive, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
-            if "second time" not in str(error):
-                raise
-            raise RuntimeError(_freed(name)) from error
+            if "second time" in str(error):
+                raise RuntimeError(_freed(name)) from error
+            if "modified by an inplace operation" in str(error):
+                raise RuntimeError(changed_meanwhile()) from error
+            raise
         return [tensor for tensor, gradient in zip(alive, found, strict=True) if gradient is not None]
 
     def _register(self, index: int, layer: Layer) -> RemovableHandle:
@@ -179,8 +185,18 @@ class Recorder:
             return layer.module.register_forward_pre_hook(hook)
         return layer.module.register_forward_hook(hook)
 
-    def record(self, index: int, tensor: object) -> Tensor | None:
-        """What a hook does: note a layer's output or input, and return the copy that takes its place."""
+    def record(self, index: int, tensor: object, held: bool) -> Tensor | None:
+        """What a hook does: note a layer's output or input, and return the copy that takes its place.
+
+        Args:
+            index: Which layer.
+            tensor: Its output or input.
+            held: Whether the model may hold this very tensor elsewhere too, as what enters a layer. A skip connection
+                then reads it, past the layer, and may even overwrite it.
+
+        Returns:
+            The copy; None if nothing is recorded.
+        """
         if self._cut and threading.get_ident() != self._thread:
             return None  # another thread runs or explains the same model
         if self._cut:
@@ -196,13 +212,18 @@ class Recorder:
                 f"layer {self.layers[index].name} gives {what}; expected one floating-point tensor (B, C, ...): choose "
                 "a module inside it, or layer_input() of a module that takes one as its first positional argument"
             )
-        activations = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+        tensor = tensor.clone() if held else tensor
+        try:
+            activations = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+        except RuntimeError as error:  # the one that torch.func raises
+            raise RuntimeError(_transformed(self.layers[index].name)) from error
         # The copy keeps the activations safe from an in-place ReLU that follows; its node in the graph owns them.
         passed_on = activations.clone()
         metadata: dict[str, Any] = passed_on.grad_fn.metadata  # type: ignore[union-attr, assignment]
         metadata["diffgradcam"] = activations
-        self.runs[index] += 1
-        self._alive[index] = [ref for ref in self._alive[index] if ref() is not None] + [weakref.ref(activations)]
+        with self._lock:
+            self.runs[index] += 1
+            self._alive[index] = [ref for ref in self._alive[index] if ref() is not None] + [weakref.ref(activations)]
         return passed_on
 
 
@@ -216,13 +237,21 @@ class _Hook:
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], *output: Any) -> Any:
         if self._recorder is None:
             return None
-        if output:
-            return self._recorder.record(self._index, output[0])
-        recorded = self._recorder.record(self._index, args[0] if args else None)
+        if output:  # A layer may hand on what it was given, as dropout does in evaluation mode.
+            return self._recorder.record(self._index, output[0], held=any(output[0] is given for given in args))
+        recorded = self._recorder.record(self._index, args[0] if args else None, held=True)
         return None if recorded is None else (recorded, *args[1:])
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
+
+
+def changed_meanwhile() -> str:
+    """The message for a model whose weights changed between the forward pass and its explanation."""
+    return (
+        "the model's weights changed while it was explained, as by an optimizer step, here or in another thread; take "
+        "the maps before the step, or explain a copy of the model (copy.deepcopy) while it trains"
+    )
 
 
 def independent(name: str) -> str:
@@ -260,6 +289,13 @@ def _without_gradients(name: str) -> str:
         f"layer {name} ran without gradients (no_grad, inference_mode or reentrant checkpointing), so nothing was "
         "recorded; switch gradients on for the forward pass (checkpoint with use_reentrant=False), or use explain() or "
         "the call, which need none"
+    )
+
+
+def _transformed(name: str) -> str:
+    return (
+        f"layer {name} runs within a torch.func transform (vmap, jvp, grad, ...), where nothing can be recorded; "
+        "transform the model while no CAM is attached to it, and explain outside of the transform"
     )
 
 

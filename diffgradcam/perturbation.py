@@ -20,10 +20,12 @@ from tqdm import tqdm
 
 from . import maps as then
 from . import scores
-from .engine import BaseCAM, Pass
+from .arguments import check_count, check_std
+from .engine import BaseCAM
 from .gradients import class_blocks, widen
 from .layers import Layer, Target
 from .outputs import Classes, check_finite, find_logits
+from .passes import Pass
 from .targets import OutputTarget
 
 _SHOW_AFTER_SECONDS = 2
@@ -37,19 +39,19 @@ class PerturbationCAM(BaseCAM):
     """A CAM whose weights come from running the model on perturbed inputs. It needs no gradient.
 
     Args:
-        model: As :class:`BaseCAM`.
-        target_layers: As :class:`BaseCAM`. Every layer costs a forward pass for each of its channels.
-        reshape_transform: As :class:`BaseCAM`.
-        score: As :class:`BaseCAM`. Scores of perturbed inputs are compared with one another, so its unit matters: see
+        model: As :class:`.BaseCAM`.
+        target_layers: As :class:`.BaseCAM`. Every layer costs a forward pass for each of its channels.
+        reshape_transform: As :class:`.BaseCAM`.
+        score: As :class:`.BaseCAM`. Scores of perturbed inputs are compared with one another, so its unit matters: see
             the method.
-        rectify: As :class:`BaseCAM`.
-        output: As :class:`BaseCAM`.
+        rectify: As :class:`.BaseCAM`.
+        output: As :class:`.BaseCAM`.
         batch_size: How many perturbed inputs run at once.
         progress: Show a progress bar, for what takes longer than two seconds.
 
     Raises:
-        ValueError: If ``batch_size`` is not at least 1; otherwise as :class:`BaseCAM`.
-        TypeError: As :class:`BaseCAM`.
+        ValueError: If ``batch_size`` is not at least 1; otherwise as :class:`.BaseCAM`.
+        TypeError: As :class:`.BaseCAM`.
     """
 
     def __init__(
@@ -390,33 +392,6 @@ def _change(layer: Layer, change: Change) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuse a number of things that is not at least 1.
-
-    Args:
-        name: Of the argument, for the message.
-        value: What was given.
-
-    Raises:
-        ValueError: If it is not an integer of at least 1.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
-
-
-def check_std(std: float) -> None:
-    """Refuse a standard deviation that is negative or not finite.
-
-    Args:
-        std: What was given.
-
-    Raises:
-        ValueError: If it is negative, infinite or NaN.
-    """
-    if not 0 <= std < float("inf"):
-        raise ValueError(f"std is {std!r}; expected a standard deviation, a finite number of at least 0")
 
 
 def _batch(cam: BaseCAM, forward: Pass) -> Tensor:

@@ -22,12 +22,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .batches import read_batch
-from .engine import BaseCAM, Explanation
+from .engine import BaseCAM
 from .layers import inner_model
 from .losses import cam_entropy
 from .maps import minmax
 from .metrics import cosine, iou_at_matched_area, pearson, rmse, spearman, ssim
 from .outputs import class_index
+from .passes import Explanation
 from .sham import FoolingLoss, location_loss
 from .surgery import copy_model
 from .together import explain_together

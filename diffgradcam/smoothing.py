@@ -11,16 +11,16 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import maps as then
-from .engine import BaseCAM, Explanation, rows_of
+from .arguments import check_count, check_std
 from .outputs import Classes
-from .perturbation import check_count, check_std
+from .passes import Explainer, Explanation, rows_of
 from .targets import OutputTarget
 
 
@@ -38,6 +38,14 @@ class Version(NamedTuple):
     size: float = 1.0
 
 
+@runtime_checkable
+class Reducible(Explainer, Protocol):
+    """A CAM that can sum up its channels in another way: all of this library, but no wrapper."""
+
+    def with_reduction(self, reduction: Callable[[Tensor], Tensor]) -> Explainer:
+        """As :meth:`diffgradcam.BaseCAM.with_reduction`."""
+
+
 class SmoothedCAM(ABC):
     """The mean of what a CAM explains for several versions of each image.
 
@@ -50,8 +58,8 @@ class SmoothedCAM(ABC):
         ValueError: If ``batch_size`` is not at least 1.
     """
 
-    def __init__(self, cam: BaseCAM | SmoothedCAM, *, batch_size: int = 32) -> None:
-        if not isinstance(cam, BaseCAM | SmoothedCAM):
+    def __init__(self, cam: Explainer, *, batch_size: int = 32) -> None:
+        if not isinstance(cam, Explainer):
             raise TypeError(_no_cam(self, cam))
         check_count("batch_size", batch_size)
         self.cam = cam
@@ -72,7 +80,7 @@ class SmoothedCAM(ABC):
 
         Args:
             input_tensor: Images, ``(B, C, *S)``.
-            classes: As in :meth:`BaseCAM.explain`.
+            classes: As in :meth:`.BaseCAM.explain`.
             *args: Further arguments of the model. Tensors with ``B`` rows follow the images.
             **kwargs: Further keyword arguments of the model, likewise.
 
@@ -199,7 +207,7 @@ class AugSmooth(SmoothedCAM):
 
     def __init__(
         self,
-        cam: BaseCAM | SmoothedCAM,
+        cam: Explainer,
         *,
         flips: Sequence[int] = (-1,),
         factors: Sequence[float] = (0.9, 1.0, 1.1),
@@ -264,7 +272,7 @@ class NoiseSmooth(SmoothedCAM):
 
     def __init__(
         self,
-        cam: BaseCAM | SmoothedCAM,
+        cam: Explainer,
         *,
         samples: int = 25,
         std: float = 0.15,
@@ -302,10 +310,10 @@ class EigenSmooth(SmoothedCAM):
         2008.00299).
     """
 
-    def __init__(self, cam: BaseCAM) -> None:
-        if not isinstance(cam, BaseCAM):
+    def __init__(self, cam: Reducible) -> None:
+        if not isinstance(cam, Reducible):
             raise TypeError(_no_cam(self, cam))
-        super().__init__(cam._with_reduction(then.principal_component))
+        super().__init__(cam.with_reduction(then.principal_component))
 
     def _versions(self, _shape: torch.Size, _spatial: int) -> tuple[int, list[Version]]:
         return 1, []

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import BaseCAM, Explanation
+from .engine import BaseCAM
 from .layers import inner_model
 from .outputs import Classes, class_index
+from .passes import Explanation
 from .scores import logit
 
 
@@ -107,7 +108,7 @@ def _pair_difference(logits: Tensor, pairs: Tensor) -> Tensor:
 
 def _compared(logits: Tensor, classes: Classes) -> Tensor:
     """The classes of a matrix, ``(B, N)``, all of an image different."""
-    given = classes
+    given: Any = classes
     if isinstance(given, Sequence) and not isinstance(given, str):
         given = [given] * len(logits)
     elif isinstance(given, Tensor) and given.ndim == 1:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import weightings
-from .engine import BaseCAM, columns
+from .engine import BaseCAM
 from .layers import Target
 from .outputs import Classes, class_index, find_logits
+from .passes import columns
 from .scores import check_contrast, logit, logit_difference, refuse_same
 
 _WORDS = ("runner_up", "mean")
@@ -42,7 +43,7 @@ class TrueFalseMaps(NamedTuple):
 class TrueFalseCAM(BaseCAM):
     """True-vs-false divergence: where the map of the true class differs from that of the false class.
 
-    The map of :meth:`explain`, :meth:`maps` and the call is Difference Salience: the unnormalised Grad-CAM of the true
+    The map of ``explain``, ``maps`` and the call is Difference Salience: the unnormalised Grad-CAM of the true
     class minus that of the false class, both before ReLU. It is signed: positive where the image speaks for the true
     class, negative where it speaks for the false one. :meth:`compare` gives both sides. "True" is the class that you
     ask for: give the label, or nothing for the decision. The call returns it scaled to [-1, 1] with 0 kept at 0.
@@ -95,7 +96,7 @@ class TrueFalseCAM(BaseCAM):
         """Both maps and their difference, from one forward pass.
 
         Args:
-            input_tensor: As :meth:`explain`.
+            input_tensor: As :meth:`BaseCAM.explain`.
             classes: The true class: None (argmax), an int, or ``(B,)``.
             *args: Further arguments of the model.
             false_classes: False classes of this call instead of ``false_class``: an int, ``(B,)``, or ``(B, N)`` for
@@ -106,9 +107,9 @@ class TrueFalseCAM(BaseCAM):
             See :class:`TrueFalseMaps`.
 
         Raises:
-            TypeError: As :meth:`explain`.
-            ValueError: As :meth:`explain`; if several true classes are given for an image.
-            RuntimeError: As :meth:`explain`.
+            TypeError: As :meth:`BaseCAM.explain`.
+            ValueError: As :meth:`BaseCAM.explain`; if several true classes are given for an image.
+            RuntimeError: As :meth:`BaseCAM.explain`.
         """
         with self._forward(input_tensor, args, kwargs) as forward:
             logits = forward.logits

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-# No format that is a program (EPS runs Ghostscript) or that hands over to another one.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+from ..image_files import FORMATS, ImageSizeError, open_image
+
 _SUFFIXES = {
     ".bmp": "BMP",
     ".gif": "GIF",
@@ -29,7 +29,6 @@ _SUFFIXES = {
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
-_MOST_PIXELS = 100_000_000  # three bytes each: what a phone of 100 megapixels makes, and no more
 _ORIENTATION = 0x0112  # the EXIF tag
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -138,30 +137,19 @@ def read_image(path: Path) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on size and on metadata: the size is checked here
-            with Image.open(path, formats=_FORMATS) as file:
-                _check_size(file.size)
+            with open_image(path) as file:
                 return _upright_rgb(file, path)
     except BadImage:
         raise
+    except ImageSizeError as error:
+        raise BadImage(str(error)) from error
     except UnidentifiedImageError as error:
-        what = "an empty file" if path.stat().st_size == 0 else f"no image that is known here ({', '.join(_FORMATS)})"
+        what = "an empty file" if path.stat().st_size == 0 else f"no image that is known here ({', '.join(FORMATS)})"
         raise BadImage(what) from error
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"too large: {error}") from error
     except MemoryError as error:
         raise BadImage("it does not fit into memory") from error
     except Exception as error:  # decoders raise all sorts
         raise BadImage(f"truncated or broken: {_one_line(error)}") from error
-
-
-def _check_size(size: tuple[int, int]) -> None:
-    width, height = size
-    if width * height > _MOST_PIXELS:
-        raise BadImage(
-            f"too large: {width} x {height} pixels, and {_MOST_PIXELS:,} in all are the most; make it smaller first"
-        )
-    if width < 1 or height < 1:
-        raise BadImage(f"it has no pixels: {width} x {height}")
 
 
 def _upright_rgb(file: Image.Image, path: Path) -> Picture:

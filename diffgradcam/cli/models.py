@@ -135,7 +135,12 @@ def _hugging_face(name: str, rest: str, pretrained: bool) -> LoadedModel:
         )
     transformers = _library("transformers", name, "pip install transformers")
     here = {"local_files_only": not pretrained}
-    model = transformers.AutoModelForImageClassification.from_pretrained(rest, use_safetensors=True, **here)
+    model = transformers.AutoModelForImageClassification.from_pretrained(
+        rest,
+        use_safetensors=True,
+        trust_remote_code=False,  # by default transformers asks whether to run the code that a folder brings along
+        **here,
+    )
     labels = model.config.id2label
     try:
         wanted, _ = transformers.ImageProcessingMixin.get_image_processor_dict(rest, **here)

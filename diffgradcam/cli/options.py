@@ -22,17 +22,14 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 METHOD = click.Choice(list(METHODS), case_sensitive=False)
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """One number, or three with commas."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Parse ``0.5`` or ``0.485,0.456,0.406``."""
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r}; expected one number, or three with commas, such as 0.485,0.456,0.406", param, ctx)
+def numbers(value: str) -> tuple[float, ...]:
+    """One number, or three with commas: ``0.5`` or ``0.485,0.456,0.406``."""
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r}; expected one number, or three with commas, such as 0.485,0.456,0.406"
+        ) from None
 
 
 def weights_options(function: _F) -> _F:
@@ -46,8 +43,8 @@ def weights_options(function: _F) -> _F:
     )
     @click.option("--trust", is_flag=True, help="Load --weights that hold more than tensors. They may run any code.")
     @click.option("--size", type=click.IntRange(min=1), help="Side of the image that the model takes, in pixels.")
-    @click.option("--mean", type=Numbers(), help="Subtracted from pixels in [0, 1]: one number (grey) or three.")
-    @click.option("--std", type=Numbers(), help="Divided by, after that: one number (grey) or three.")
+    @click.option("--mean", type=numbers, help="Subtracted from pixels in [0, 1]: one number (grey) or three.")
+    @click.option("--std", type=numbers, help="Divided by, after that: one number (grey) or three.")
     @click.option("--device", default="cpu", show_default=True, help="Where to run, such as cuda.")
     @functools.wraps(function)
     def command(

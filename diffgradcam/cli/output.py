@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .subject import Subject, say, shown
+from .subject import Subject, printable, say, shown
 
 if TYPE_CHECKING:
     from ..html import Thumbnail
@@ -53,8 +53,9 @@ def result_command(function: Callable[..., Result]) -> Callable[..., None]:
         except _EXPECTED as error:
             if debug or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise
-            raise click.ClickException(str(error) or type(error).__name__) from error
-        click.echo(json.dumps(_finite(result.data), indent=2, allow_nan=False) if as_json else result.words)
+            raise click.ClickException(printable(str(error)) or type(error).__name__) from error
+        data = json.dumps(_finite(result.data), indent=2, allow_nan=False) if as_json else None
+        click.echo(printable(result.words) if data is None else data)
         if result.data.get("failed"):
             raise click.exceptions.Exit(1)
 

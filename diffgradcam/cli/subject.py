@@ -229,13 +229,18 @@ def shown(path: Path | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(path))
 
 
+def printable(text: str) -> str:
+    """A text of several lines for a terminal, as :func:`shown`: names of classes are strangers' too."""
+    return "\n".join(map(shown, text.expandtabs().split("\n")))
+
+
 def say(text: str) -> None:
     """A word to the person, never on standard output."""
     with tqdm.external_write_mode():
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
 
 
 def warn(text: str) -> None:
     """A loud word to the person."""
     with tqdm.external_write_mode():
-        click.secho(f"WARNING: {text}", err=True, fg="red", bold=True)
+        click.secho(printable(f"WARNING: {text}"), err=True, fg="red", bold=True)

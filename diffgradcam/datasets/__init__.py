@@ -1,6 +1,6 @@
 """A MILLION: explain a whole data set into a folder that is readable while it grows, and go on after a kill.
 
-:mod:`~diffgradcam.datasets.run` explains, :mod:`~diffgradcam.datasets.store` is the folder.
+``run`` explains, ``store`` is the folder.
 """
 
 from .run import Explainer, explain_dataset

@@ -24,11 +24,12 @@ from torch.utils.data import (
 from tqdm import tqdm
 
 from ..cam import DiffGradCAM, GradCAM
-from ..engine import BaseCAM, Explanation, columns
+from ..engine import BaseCAM
 from ..gradients import widen
 from ..layers import find_layers, inner_model
 from ..maps import entropy, rectify
 from ..outputs import Classes, check_class_word
+from ..passes import Explanation, columns
 from ..scores import Score, logit
 from ..smoothing import SmoothedCAM
 from ..together import explain_together

@@ -120,7 +120,7 @@ class Explanations(Mapping[str | int, Tensor]):
 
     @property
     def missing(self) -> int:
-        """How many images are neither explained nor known to be broken: those of the shards that are not done."""
+        """How many images are neither explained nor known to be broken, being in shards that are not done."""
         done = set(self.done())
         return sum(len(shard_positions(self.run, shard)) for shard in all_shards(self.run) if shard not in done)
 
@@ -134,7 +134,10 @@ class Explanations(Mapping[str | int, Tensor]):
 
     @cached_property
     def _places(self) -> dict[str | int, tuple[int, int]]:
-        return {row["id"]: (row["shard"], row["map"]) for row in self.rows() if "error" not in row}
+        # The shard is that of the file which was found here: no number in a row leads to another file.
+        return {
+            row["id"]: (shard, row["map"]) for shard in self.done() for row in self._rows(shard) if "error" not in row
+        }
 
     def _why_not(self, key: str | int) -> str:
         for row in self.failures():

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from diffgradcam.engine import Explanation
 from diffgradcam.gradients import widen
 from diffgradcam.maps import minmax, resize
 from diffgradcam.outputs import Classes, check_finite, class_index, find_logits
+from diffgradcam.passes import Explanation
 from diffgradcam.scores import Score, logit_difference, probability
 from diffgradcam.surgery import copy_model
 
@@ -127,7 +127,7 @@ def deletion(
 
     Raises:
         ValueError: If shapes do not match, a map or a logit is not finite, there are more steps than pixels, or as
-            :func:`diffgradcam.outputs.class_index`.
+            :meth:`diffgradcam.BaseCAM.explain`.
         TypeError: If images are no tensor, the model is no module, or classes are no integers.
 
     Reference:

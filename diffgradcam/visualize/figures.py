@@ -89,7 +89,7 @@ def grid(
             axes = _axes(figure, column, size, top - title_height - tall, tall)
             axes.imshow(cell.picture)
             axes.axis("off")
-            axes.set_title(cell.title, fontsize=9, pad=3)
+            axes.set_title(cell.title, fontsize=9, pad=3, parse_math=False)  # a name may have a $
             if cell.bar is not None:
                 _draw_bar(_axes(figure, column, size, top - title_height - tall - _GAP / 2 - _BAR, _BAR), cell.bar)
         top -= title_height + depth

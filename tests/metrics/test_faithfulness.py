@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, scores
-from diffgradcam.engine import Explanation
+from diffgradcam.passes import Explanation
 from diffgradcam.metrics import (
     average_drop,
     average_gain,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, layer_input
-from diffgradcam.engine import Explanation
+from diffgradcam.passes import Explanation
 from diffgradcam.metrics import label_randomization, max_sensitivity, model_randomization, pearson, ssim
 from diffgradcam.smoothing import NoiseSmooth
 from tests import models
