@@ -61,7 +61,8 @@ NUMPY = {
     "data": "files of maps, and Pillow",
     "robustness": "tables",
     "metrics.classification": "scikit-learn and the bootstrap",
-    "metrics.faithfulness": "SciPy's sparse solver",
+    "metrics.judging": "the type of maps that may be arrays",
+    "metrics.imputation": "SciPy's sparse solver",
     "sham.finetuning": "seeds, and the generator of NumPy that a loader may draw from",
 }
 # Where the pure functions leave the graph: what is chosen there is a step, which has no derivative.

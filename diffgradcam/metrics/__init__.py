@@ -21,22 +21,11 @@ from .classification import (
     mean_interval,
     paired_comparison,
 )
-from .faithfulness import (
-    Curve,
-    Road,
-    average_drop,
-    average_gain,
-    average_increase,
-    deletion,
-    infidelity,
-    insertion,
-    max_sensitivity,
-    noisy_linear_imputation,
-    remove_box,
-    road,
-)
+from .faithfulness import Curve, Road, average_drop, average_gain, average_increase, deletion, insertion, road
+from .imputation import noisy_linear_imputation
 from .localization import energy_in_mask, iou_at_matched_area, pointing_game
 from .sanity import Randomization, label_randomization, model_randomization
+from .sensitivity import infidelity, max_sensitivity, remove_box
 from .similarity import cosine, pearson, rmse, spearman, ssim
 
 __all__ = [

@@ -19,7 +19,7 @@ from diffgradcam.layers import Target
 from diffgradcam.outputs import Classes
 from diffgradcam.surgery import by_name, copy_model
 
-from .faithfulness import Explainer, explained
+from .judging import Explainer, explained
 from .similarity import spearman
 
 MakeCAM = Callable[[nn.Module], Explainer]

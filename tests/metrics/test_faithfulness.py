@@ -654,7 +654,7 @@ BAD_INPUTS = {
     "all classes": ({"classes": "all"}, TypeError, "classes are 'all'; expected None, one class for all images"),
     "a class out of range": ({"classes": 5}, ValueError, "class 5 is out of range; the model has classes 0 to 4"),
     "a class that is no integer": ({"classes": 0.5}, TypeError, "classes are torch.float32; expected integers"),
-    "no batch": ({"batch_size": 0}, ValueError, "batch_size is 0; expected at least 1"),
+    "no batch": ({"batch_size": 0}, ValueError, "batch_size is 0; expected an integer of at least 1"),
     "a bad output": ({"output": lambda _: 3}, TypeError, "output= returned int; expected the tensor of logits"),
     "a bad score": ({"score": lambda z, _: z}, ValueError, r"the score returned shape \(3, 5\) for logits of shape"),
     "infinite logits": ({"output": lambda z: z / 0}, ValueError, "the output of image 0 is NaN or infinite"),
@@ -692,7 +692,7 @@ def test_bad_options():
         noisy_linear_imputation(images, torch.zeros(3, 6, 5, dtype=torch.bool), noise=-1)
     with pytest.raises(ValueError, match=r"score of an image is .*; a share of the confidence needs a score in \[0, 1"):
         average_drop(model, images, maps, score=scores.logit)
-    with pytest.raises(ValueError, match="samples is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="samples is 0; expected an integer of at least 1"):
         infidelity(model, images, maps, samples=0)
     with pytest.raises(ValueError, match=r"perturb returned shapes \(3, 6, 5\) and \(3, 3, 6, 5\) for images"):
         infidelity(model, images, maps, perturb=lambda x, _: (x[:, 0], x))
@@ -702,7 +702,7 @@ def test_bad_options():
 
 def test_bad_options_of_max_sensitivity():
     cam, images = GradCAM(models.deep(), "relu"), models.images()
-    with pytest.raises(ValueError, match="samples is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="samples is 0; expected an integer of at least 1"):
         max_sensitivity(cam, images, samples=0)
     with pytest.raises(ValueError, match="radius is -1; expected the largest change of a pixel"):
         max_sensitivity(cam, images, radius=-1)

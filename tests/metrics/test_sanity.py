@@ -202,7 +202,7 @@ def test_bad_inputs():
         run(similarity=lambda a, _: a.mean())
     with pytest.raises(ValueError, match=r"classes have shape \(2,\) for 3 images"):
         run([0, 1])
-    with pytest.raises(ValueError, match="batch_size is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="batch_size is 0; expected an integer of at least 1"):
         run(batch_size=0)
     with pytest.raises(TypeError, match="model is builtin_function_or_method; expected a torch"):
         model_randomization(layercam, len, images)

@@ -1,0 +1,211 @@
+"""What all figures of faithfulness share: a model that judges images, and one class and one map for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffgradcam.arguments import check_count
+from diffgradcam.gradients import widen
+from diffgradcam.outputs import Classes, check_finite, class_index
+from diffgradcam.passes import Explanation
+from diffgradcam.scores import Score
+from diffgradcam.surgery import copy_model
+
+Maps = Tensor | NDArray[Any]
+Output = Callable[[Any], Tensor]
+
+
+class Explainer(Protocol):
+    """Whatever explains images: every CAM of the library."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What it explains."""
+        ...
+
+    def explain(self, input_tensor: Any, classes: Classes = None) -> Explanation:
+        """See :meth:`diffgradcam.BaseCAM.explain`."""
+        ...
+
+
+def explained(cam: Explainer, images: Tensor, classes: Classes, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Explain one class of each image, some images at a time.
+
+    Args:
+        cam: A CAM.
+        images: ``(B, ...)``.
+        classes: None (the decision), one class for all images, or ``(B,)``.
+        batch_size: How many images are explained at once.
+
+    Returns:
+        Classes ``(B,)`` and maps ``(B, *s)``.
+
+    Raises:
+        ValueError: If ``batch_size`` is less than 1, or as :meth:`~diffgradcam.BaseCAM.explain`.
+        TypeError: As :meth:`~diffgradcam.BaseCAM.explain`.
+    """
+    check_count("batch_size", batch_size)
+    chunks = torch.split(images, batch_size)
+    index = one_each(classes, len(images))
+    given = [None] * len(chunks) if index is None else torch.split(index, batch_size)
+    parts = [cam.explain(chunk, part) for chunk, part in zip(chunks, given, strict=True)]
+    return torch.cat([part.classes for part in parts]), torch.cat([part.maps for part in parts])
+
+
+class Judge(NamedTuple):
+    """A model in evaluation mode, and what is read from it.
+
+    Attributes:
+        model: In evaluation mode.
+        score: What is read.
+        output: Takes the logits out of what the model returns.
+        batch_size: How many images the model sees at once.
+    """
+
+    model: nn.Module
+    score: Score
+    output: Output
+    batch_size: int
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of images ``(B, C, *S)``; float32 or wider, and finite."""
+        with torch.no_grad():
+            outputs = [self.output(self.model(chunk)) for chunk in torch.split(images, self.batch_size)]
+        for part in outputs:
+            if not isinstance(part, Tensor):
+                raise TypeError(f"output= returned {type(part).__name__}; expected the tensor of logits")
+        logits = widen(torch.cat(outputs))
+        check_finite("the output", logits)
+        return logits
+
+    def scores(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Scores ``(B,)`` of images ``(B, C, *S)`` for classes ``(B,)``."""
+        return self.read(self.logits(images), classes)
+
+    def read(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Scores ``(B,)`` of logits ``(B, K)`` for classes ``(B,)``."""
+        with torch.no_grad():
+            scores = self.score(logits, classes)
+        if scores.shape != classes.shape:
+            raise ValueError(
+                f"the score returned shape {tuple(scores.shape)} for logits of shape {tuple(logits.shape)}; expected "
+                f"one value per image, {tuple(classes.shape)}"
+            )
+        return scores
+
+
+def judged(
+    model: nn.Module, images: Tensor, classes: Classes, score: Score, output: Output, batch_size: int
+) -> tuple[Judge, Tensor, Tensor]:
+    """A judge of images that were not judged before.
+
+    Args:
+        model: Any classifier; in training mode, or with a part that is, it is copied.
+        images: ``(B, C, *S)``.
+        classes: None (the decision), one class for all images, or ``(B,)``.
+        score: What is read.
+        output: Takes the logits out of what the model returns.
+        batch_size: How many images the model sees at once.
+
+    Returns:
+        The judge, the class of each image ``(B,)``, and the scores of the images as they are ``(B,)``.
+
+    Raises:
+        TypeError: If the model is no module, or images or classes are of the wrong kind.
+        ValueError: If images or classes have another shape, or ``batch_size`` is not at least 1.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
+    check_images(images)
+    check_count("batch_size", batch_size)
+    judge = Judge(copy_model(model).eval() if in_training(model) else model, score, output, batch_size)
+    logits = judge.logits(images)
+    index = class_index(logits, one_each(classes, len(images)))
+    return judge, index, judge.read(logits, index)
+
+
+def one_each(classes: Classes, batch: int) -> Tensor | None:
+    """One class for each image.
+
+    Args:
+        classes: None (the decision), one class for all images, or ``(B,)``.
+        batch: ``B``.
+
+    Returns:
+        ``(B,)``, or None for the decision.
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If they have another shape.
+    """
+    if classes is None:
+        return None
+    try:
+        index = torch.as_tensor(classes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"classes are {classes!r}; expected None, one class for all images, or ({batch},)") from error
+    if index.shape not in ((), (batch,)):
+        raise ValueError(
+            f"classes have shape {tuple(index.shape)} for {batch} images; expected one class for all, or ({batch},): "
+            "these figures are of one map an image"
+        )
+    return index.expand(batch)
+
+
+def checked_maps(maps: Maps, images: Tensor) -> Tensor:
+    """Maps as float64 on the CPU, where sums and the order of pixels are the same whatever the model runs on.
+
+    Args:
+        maps: ``(B, *s)``, a tensor or an array.
+        images: ``(B, C, *S)``.
+
+    Returns:
+        ``(B, *s)``.
+
+    Raises:
+        ValueError: If there is not one finite map for each image, with as many spatial dimensions.
+    """
+    maps = torch.as_tensor(maps).detach().cpu().double()
+    if maps.ndim != images.ndim - 1 or len(maps) != len(images):
+        raise ValueError(
+            f"maps have shape {tuple(maps.shape)} for images of shape {tuple(images.shape)}; expected one map for each "
+            f"image with {images.ndim - 2} spatial dimensions, of any size"
+        )
+    check_finite("the map", maps)
+    return maps
+
+
+def in_training(model: nn.Module) -> bool:
+    """Whether any part of the model is in training mode.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        True if one is.
+    """
+    return any(module.training for module in model.modules())
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what is no batch of images.
+
+    Args:
+        images: Should be ``(B, C, *S)``, of floating-point numbers.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it is another tensor, or empty.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images is {type(images).__name__}; expected a tensor (B, C, H, W)")
+    if images.ndim < 3 or not len(images) or not images.is_floating_point():
+        raise ValueError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}; expected at least one image of floating-point "
+            "numbers, (B, C, H, W) (or with one or three spatial dimensions), as the model takes them"
+        )
