@@ -33,7 +33,7 @@ def factorize(activations: Tensor, components: int, *, seed: int = 0, iterations
     """Non-negative matrix factorisation of activations over all images and positions of a batch.
 
     Channels with negative values are first shifted by their minimum over the batch, and their concepts back; then the
-    sum in :class:`.Concepts` is that of the shifted activations. The factors are one solution of several, given by the
+    sum in :class:`Concepts` is that of the shifted activations. The factors are one solution of several, given by the
     seed, and are no function of the activations that could be differentiated.
 
     Args:
@@ -43,7 +43,7 @@ def factorize(activations: Tensor, components: int, *, seed: int = 0, iterations
         iterations: At most so many; scikit-learn warns when it has not converged by then.
 
     Returns:
-        See :class:`.Concepts`; on the CPU, float32 or float64.
+        See :class:`Concepts`; on the CPU, float32 or float64.
 
     Raises:
         ImportError: Without scikit-learn; the message says how to install it.
@@ -151,7 +151,7 @@ class DeepFeatureFactorization:
             **kwargs: Further keyword arguments of the model.
 
         Returns:
-            See :class:`.Factorization`; all but the logits on the CPU.
+            See :class:`Factorization`; all but the logits on the CPU.
 
         Raises:
             ImportError: As :func:`factorize`.

@@ -1,16 +1,14 @@
-"""One forward pass: what is known of it, what it explains, and what can explain it."""
+"""One forward pass: what is known of it, what explains it, and the explanation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
 from .outputs import Classes
-from .targets import OutputTarget
 
 
 class Explanation(NamedTuple):
@@ -51,32 +49,21 @@ class Pass(NamedTuple):
     again: Callable[[Any], AbstractContextManager[Pass]] | None = None
 
 
-@runtime_checkable
 class Explainer(Protocol):
-    """What can be smoothed: the CAMs of this library, their wrappers, and whatever else has their two ways of use.
+    """Whatever explains a batch of images: every CAM and wrapper of this library, or an object of yours."""
 
-    Attributes:
-        outputs: The logits of the last call.
-    """
+    def explain(self, input_tensor: Any, classes: Classes = None) -> Explanation:
+        """See :meth:`diffgradcam.BaseCAM.explain`."""
+        ...
 
-    outputs: Tensor | None
+
+class ModelExplainer(Explainer, Protocol):
+    """An explainer that says which model it explains."""
 
     @property
     def model(self) -> nn.Module:
-        """What is explained."""
-
-    def explain(self, input_tensor: Any, classes: Classes = None, *args: Any, **kwargs: Any) -> Explanation:
-        """As :meth:`diffgradcam.BaseCAM.explain`."""
-
-    def __call__(
-        self,
-        input_tensor: Tensor,
-        targets: Sequence[OutputTarget | int] | None = None,
-        aug_smooth: bool = False,
-        eigen_smooth: bool = False,
-        **kwargs: Any,
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """As the call of :class:`diffgradcam.BaseCAM`."""
+        """What it explains."""
+        ...
 
 
 def columns(classes: Tensor) -> Tensor:

@@ -39,19 +39,19 @@ class PerturbationCAM(BaseCAM):
     """A CAM whose weights come from running the model on perturbed inputs. It needs no gradient.
 
     Args:
-        model: As :class:`.BaseCAM`.
-        target_layers: As :class:`.BaseCAM`. Every layer costs a forward pass for each of its channels.
-        reshape_transform: As :class:`.BaseCAM`.
-        score: As :class:`.BaseCAM`. Scores of perturbed inputs are compared with one another, so its unit matters: see
+        model: As :class:`BaseCAM`.
+        target_layers: As :class:`BaseCAM`. Every layer costs a forward pass for each of its channels.
+        reshape_transform: As :class:`BaseCAM`.
+        score: As :class:`BaseCAM`. Scores of perturbed inputs are compared with one another, so its unit matters: see
             the method.
-        rectify: As :class:`.BaseCAM`.
-        output: As :class:`.BaseCAM`.
+        rectify: As :class:`BaseCAM`.
+        output: As :class:`BaseCAM`.
         batch_size: How many perturbed inputs run at once.
         progress: Show a progress bar, for what takes longer than two seconds.
 
     Raises:
-        ValueError: If ``batch_size`` is not at least 1; otherwise as :class:`.BaseCAM`.
-        TypeError: As :class:`.BaseCAM`.
+        ValueError: If ``batch_size`` is not at least 1; otherwise as :class:`BaseCAM`.
+        TypeError: As :class:`BaseCAM`.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class _MaskingCAM(PerturbationCAM):
 
 @final
 class ScoreCAM(_MaskingCAM):
-    """Score-CAM: channels weighted by the score of the image seen through them. Arguments as :class:`.PerturbationCAM`.
+    """Score-CAM: channels weighted by the score of the image seen through them. Arguments as :class:`PerturbationCAM`.
 
     Each channel, enlarged to the image and scaled to [0, 1], multiplies the image; the weights are the softmax, over
     the channels, of the scores: ``w_k = softmax_k(score(image * mask_k))``. A channel that is constant marks nothing:
@@ -209,7 +209,7 @@ class SSCAM(_MaskingCAM):
 
     Args:
         model: As :class:`BaseCAM`.
-        target_layers: As :class:`.PerturbationCAM`.
+        target_layers: As :class:`PerturbationCAM`.
         reshape_transform: As :class:`BaseCAM`.
         samples: How many noises; each costs a forward pass for every channel.
         std: Standard deviation of the noise. Masks are in [0, 1], so the usual 2 is a lot.
@@ -217,8 +217,8 @@ class SSCAM(_MaskingCAM):
         score: As :class:`ScoreCAM`.
         rectify: As :class:`BaseCAM`.
         output: As :class:`BaseCAM`.
-        batch_size: As :class:`.PerturbationCAM`.
-        progress: As :class:`.PerturbationCAM`.
+        batch_size: As :class:`PerturbationCAM`.
+        progress: As :class:`PerturbationCAM`.
 
     Raises:
         ValueError: If ``samples`` or ``batch_size`` is not at least 1, or ``std`` is negative or not finite.
@@ -276,14 +276,14 @@ class ISCAM(_MaskingCAM):
 
     Args:
         model: As :class:`BaseCAM`.
-        target_layers: As :class:`.PerturbationCAM`.
+        target_layers: As :class:`PerturbationCAM`.
         reshape_transform: As :class:`BaseCAM`.
         samples: ``N``; each costs a forward pass for every channel. 1 is Score-CAM.
         score: As :class:`ScoreCAM`.
         rectify: As :class:`BaseCAM`.
         output: As :class:`BaseCAM`.
-        batch_size: As :class:`.PerturbationCAM`.
-        progress: As :class:`.PerturbationCAM`.
+        batch_size: As :class:`PerturbationCAM`.
+        progress: As :class:`PerturbationCAM`.
 
     Raises:
         ValueError: If ``samples`` or ``batch_size`` is not at least 1.
@@ -326,7 +326,7 @@ class ISCAM(_MaskingCAM):
 
 @final
 class AblationCAM(PerturbationCAM):
-    """Ablation-CAM: channels weighted by how far the score drops without them. Arguments as :class:`.PerturbationCAM`.
+    """Ablation-CAM: channels weighted by how far the score drops without them. Arguments as :class:`PerturbationCAM`.
 
     ``w_k = score - score without channel k``: the channel is set to 0 in the layer's output (or input, for
     :func:`~diffgradcam.layer_input`) and the model runs again. With ``reshape_transform`` it is set to 0 wherever the

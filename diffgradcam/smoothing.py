@@ -7,6 +7,7 @@ once, on the images as they are, and all versions are explained for it. The vers
 
 from __future__ import annotations
 
+import copy
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from . import maps as then
 from .arguments import check_count, check_std
 from .outputs import Classes
-from .passes import Explainer, Explanation, rows_of
+from .passes import Explanation, ModelExplainer, rows_of
 from .targets import OutputTarget
 
 
@@ -39,11 +40,38 @@ class Version(NamedTuple):
 
 
 @runtime_checkable
-class Reducible(Explainer, Protocol):
+class Smoothable(ModelExplainer, Protocol):
+    """What can be smoothed: whatever has the two ways of use that the CAMs of this library and their wrappers have.
+
+    Attributes:
+        outputs: The logits of the last call.
+    """
+
+    outputs: Tensor | None
+
+    def explain(self, input_tensor: Any, classes: Classes = None, *args: Any, **kwargs: Any) -> Explanation:
+        """See :meth:`diffgradcam.BaseCAM.explain`."""
+        ...
+
+    def __call__(
+        self,
+        input_tensor: Tensor,
+        targets: Sequence[OutputTarget | int] | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        **kwargs: Any,
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """See the call of :class:`diffgradcam.BaseCAM`."""
+        ...
+
+
+@runtime_checkable
+class Reducible(Smoothable, Protocol):
     """A CAM that can sum up its channels in another way: all of this library, but no wrapper."""
 
-    def with_reduction(self, reduction: Callable[[Tensor], Tensor]) -> Explainer:
-        """As :meth:`diffgradcam.BaseCAM.with_reduction`."""
+    def with_reduction(self, reduction: Callable[[Tensor], Tensor]) -> Smoothable:
+        """See :meth:`diffgradcam.BaseCAM.with_reduction`."""
+        ...
 
 
 class SmoothedCAM(ABC):
@@ -58,8 +86,8 @@ class SmoothedCAM(ABC):
         ValueError: If ``batch_size`` is not at least 1.
     """
 
-    def __init__(self, cam: Explainer, *, batch_size: int = 32) -> None:
-        if not isinstance(cam, Explainer):
+    def __init__(self, cam: Smoothable, *, batch_size: int = 32) -> None:
+        if not isinstance(cam, Smoothable):
             raise TypeError(_no_cam(self, cam))
         check_count("batch_size", batch_size)
         self.cam = cam
@@ -80,7 +108,7 @@ class SmoothedCAM(ABC):
 
         Args:
             input_tensor: Images, ``(B, C, *S)``.
-            classes: As in :meth:`.BaseCAM.explain`.
+            classes: As in :meth:`BaseCAM.explain`.
             *args: Further arguments of the model. Tensors with ``B`` rows follow the images.
             **kwargs: Further keyword arguments of the model, likewise.
 
@@ -129,15 +157,16 @@ class SmoothedCAM(ABC):
             RuntimeError: As :meth:`explain`.
         """
         images = self._images(input_tensor)
-        first = torch.from_numpy(self.cam(input_tensor, targets, aug_smooth, eigen_smooth, **kwargs))
-        outputs = self.outputs = self.cam.outputs
+        cam = copy.copy(self.cam)  # other threads may call the CAM too, and its outputs are those of the last call
+        first = torch.from_numpy(cam(input_tensor, targets, aug_smooth, eigen_smooth, **kwargs))
+        outputs = self.outputs = cam.outputs
         if targets is None and outputs is not None and outputs.ndim == 2:  # others have no classes to hold on to
             targets = outputs.argmax(1).tolist()
 
         def again(versions: Tensor, rows: Tensor) -> Tensor:
             chosen = None if targets is None else [targets[row] for row in rows.tolist()]
             named = {name: rows_of(value, rows, len(images)) for name, value in kwargs.items()}
-            return torch.from_numpy(self.cam(versions, chosen, aug_smooth, eigen_smooth, **named))
+            return torch.from_numpy(cam(versions, chosen, aug_smooth, eigen_smooth, **named))
 
         return self._mean(images, first, 1, again).numpy()
 
@@ -207,7 +236,7 @@ class AugSmooth(SmoothedCAM):
 
     def __init__(
         self,
-        cam: Explainer,
+        cam: Smoothable,
         *,
         flips: Sequence[int] = (-1,),
         factors: Sequence[float] = (0.9, 1.0, 1.1),
@@ -272,7 +301,7 @@ class NoiseSmooth(SmoothedCAM):
 
     def __init__(
         self,
-        cam: Explainer,
+        cam: Smoothable,
         *,
         samples: int = 25,
         std: float = 0.15,

@@ -3,7 +3,8 @@
 ``run`` explains, ``store`` is the folder.
 """
 
-from .run import Explainer, explain_dataset
+from ..passes import Explainer
+from .run import explain_dataset
 from .store import Explanations, Row, open_explanations
 
 __all__ = ["Explainer", "Explanations", "Row", "explain_dataset", "open_explanations"]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
@@ -29,20 +29,13 @@ from ..gradients import widen
 from ..layers import find_layers, inner_model
 from ..maps import entropy, rectify
 from ..outputs import Classes, check_class_word
-from ..passes import Explanation, columns
+from ..passes import Explainer, Explanation, columns
 from ..scores import Score, logit
 from ..smoothing import SmoothedCAM
 from ..together import explain_together
 from .store import Explanations, Row, all_shards, prepare, safetensors, shard_positions, write_index, write_shard
 
 _ON_ERROR = ("stop", "skip")
-
-
-class Explainer(Protocol):
-    """Whatever explains a batch of images: every CAM and wrapper of the library, or an object of yours."""
-
-    def explain(self, input_tensor: Tensor, classes: Classes = None) -> Explanation:
-        """See :meth:`diffgradcam.BaseCAM.explain`."""
 
 
 def explain_dataset(

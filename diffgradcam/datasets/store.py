@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 Row = dict[str, Any]
-"""One image: ``position``, ``id``, and ``error`` or the numbers of its explanation; see :class:`Explanations`."""
+"""One image, by ``position``, ``id``, and ``error`` or the numbers of its explanation; see :class:`Explanations`."""
 
 _FORMAT = 1
 _RUN, _INDEX = "run.json", "index.jsonl"

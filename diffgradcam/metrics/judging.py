@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffgradcam.arguments import check_count
 from diffgradcam.gradients import widen
 from diffgradcam.outputs import Classes, check_finite, class_index
-from diffgradcam.passes import Explanation
+from diffgradcam.passes import ModelExplainer
 from diffgradcam.scores import Score
 from diffgradcam.surgery import copy_model
 
@@ -20,20 +20,7 @@ Maps = Tensor | NDArray[Any]
 Output = Callable[[Any], Tensor]
 
 
-class Explainer(Protocol):
-    """Whatever explains images: every CAM of the library."""
-
-    @property
-    def model(self) -> nn.Module:
-        """What it explains."""
-        ...
-
-    def explain(self, input_tensor: Any, classes: Classes = None) -> Explanation:
-        """See :meth:`diffgradcam.BaseCAM.explain`."""
-        ...
-
-
-def explained(cam: Explainer, images: Tensor, classes: Classes, batch_size: int) -> tuple[Tensor, Tensor]:
+def explained(cam: ModelExplainer, images: Tensor, classes: Classes, batch_size: int) -> tuple[Tensor, Tensor]:
     """Explain one class of each image, some images at a time.
 
     Args:

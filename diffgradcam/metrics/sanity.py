@@ -17,12 +17,13 @@ from tqdm import tqdm
 from diffgradcam.engine import BaseCAM
 from diffgradcam.layers import Target
 from diffgradcam.outputs import Classes
+from diffgradcam.passes import ModelExplainer
 from diffgradcam.surgery import by_name, copy_model
 
-from .judging import Explainer, explained
+from .judging import explained
 from .similarity import spearman
 
-MakeCAM = Callable[[nn.Module], Explainer]
+MakeCAM = Callable[[nn.Module], ModelExplainer]
 Mode = Literal["cascading", "independent"]
 MapSimilarity = Callable[[Tensor, Tensor], Tensor]
 

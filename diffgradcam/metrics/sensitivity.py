@@ -13,10 +13,11 @@ from tqdm import tqdm
 from diffgradcam.arguments import check_count
 from diffgradcam.maps import resize
 from diffgradcam.outputs import Classes, find_logits
+from diffgradcam.passes import ModelExplainer
 from diffgradcam.scores import Score, logit_difference
 
 from .imputation import mean_colour
-from .judging import Explainer, Maps, Output, check_images, checked_maps, explained, in_training, judged
+from .judging import Maps, Output, check_images, checked_maps, explained, in_training, judged
 
 Perturb = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -117,7 +118,7 @@ def infidelity(
 
 
 def max_sensitivity(
-    cam: Explainer,
+    cam: ModelExplainer,
     images: Tensor,
     classes: Classes = None,
     *,

@@ -18,7 +18,7 @@ from diffgradcam import (
     XGradCAM,
 )
 from diffgradcam.layers import Target
-from diffgradcam.robustness import Explainer
+from diffgradcam.robustness.run import MakeCAM
 from diffgradcam.scores import logit_difference
 
 PLAIN = {
@@ -40,7 +40,7 @@ CONTRASTIVE = {
 }
 
 
-def explainers(layer: Target) -> dict[str, Explainer]:
+def explainers(layer: Target) -> dict[str, MakeCAM]:
     """By name, functions that make the CAM of a model, as :func:`diffgradcam.benchmark` takes them."""
 
     def make(model: nn.Module, method: type[BaseCAM]) -> BaseCAM:

@@ -1,18 +1,12 @@
-"""COMPARE: which explainers a changed model fools. Two models, any number of explainers, one table.
-
-A benchmark is of *one* attack: what withstands a common-mode hoax may fall to one that aims at it. Name the attack
-wherever a number from here is shown.
-"""
+"""Two models, any number of explainers, and what became of each map and each decision."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,258 +15,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .batches import read_batch
-from .engine import BaseCAM
-from .layers import inner_model
-from .losses import cam_entropy
-from .maps import minmax
-from .metrics import cosine, iou_at_matched_area, pearson, rmse, spearman, ssim
-from .outputs import class_index
-from .passes import Explanation
-from .sham import FoolingLoss, location_loss
-from .surgery import copy_model
-from .together import explain_together
+from ..batches import read_batch
+from ..engine import BaseCAM
+from ..layers import inner_model
+from ..losses import cam_entropy
+from ..maps import minmax
+from ..metrics import cosine, iou_at_matched_area, pearson, rmse, spearman, ssim
+from ..outputs import class_index
+from ..passes import Explanation
+from ..sham import FoolingLoss, location_loss
+from ..surgery import copy_model
+from ..together import explain_together
+from .result import MEASURES, BenchmarkResult, Decisions, Estimate, Explained, Row, Similarity
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Explainer = Callable[[nn.Module], BaseCAM]
-Explained = Literal["decisions", "labels"]
+MakeCAM = Callable[[nn.Module], BaseCAM]
 
 _Figures = dict[str, list[Tensor]]  # a tensor (B,) for each batch
 _Floats = NDArray[np.float64]
 _SSIM_WINDOW = 7
-_MEASURES = {  # the fields of Similarity, as tables show them
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-    "ssim": "SSIM",
-    "cosine": "cosine",
-    "rmse": "RMSE",
-    "iou": "IoU",
-}
-_WORDS = {"decisions": "clean model's decision", "labels": "label"}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over images and its bootstrap interval.
-
-    Attributes:
-        mean: NaN where the figure is defined for no image.
-        low: Lower end of the interval; NaN for fewer than two images, and without resamples.
-        high: Upper end.
-        n: For how many images the figure is defined.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """How much maps look like reference maps.
-
-    Attributes:
-        pearson: Correlation over positions, in [-1, 1].
-        spearman: Rank correlation, in [-1, 1].
-        ssim: Structural similarity of the min-max scaled maps, in [-1, 1]. Its window is 7, or the largest odd side
-            that fits; undefined for maps with other than two dimensions or a side of less than 3.
-        cosine: In [-1, 1].
-        rmse: Root mean squared difference of the min-max scaled maps, in [0, 1].
-        iou: Of the positions where the min-max scaled reference is above 0.5, and as many of the map's highest, [0, 1].
-    """
-
-    pearson: Estimate
-    spearman: Estimate
-    ssim: Estimate
-    cosine: Estimate
-    rmse: Estimate
-    iou: Estimate
-
-
-@dataclass(frozen=True)
-class Row:
-    """What became of one explainer's maps.
-
-    Attributes:
-        explainer: Its name.
-        kept: Similarity of the fooled model's map to the clean model's, over images whose clean map is not constant.
-        reached_before: Similarity of the clean model's map to the hoax; None without ``mask``.
-        reached_after: The same of the fooled model's.
-        fooling_success_before: Share of images whose clean map has a fooling loss in the range, which no attack has
-            earned; None without ``mask``.
-        fooling_success: Fooling Success Rate: the same share for the fooled model's maps.
-        entropy_before: CAM entropy (:func:`diffgradcam.losses.cam_entropy`) of the clean model's maps, in nats, over
-            maps that are not constant.
-        entropy_after: The same of the fooled model's.
-        constant_before: Share of the clean model's maps that are constant: they show nothing.
-        constant_after: The same of the fooled model's.
-    """
-
-    explainer: str
-    kept: Similarity
-    reached_before: Similarity | None
-    reached_after: Similarity | None
-    fooling_success_before: Estimate | None
-    fooling_success: Estimate | None
-    entropy_before: Estimate
-    entropy_after: Estimate
-    constant_before: Estimate
-    constant_after: Estimate
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """What became of the decisions.
-
-    Attributes:
-        accuracy_before: Of the clean model; None if the loader gives no labels.
-        accuracy_after: Of the fooled model.
-        agreement: Share of images that both decide alike.
-        kl: Kullback-Leibler divergence of the fooled model's probabilities from the clean model's, in nats.
-    """
-
-    accuracy_before: Estimate | None
-    accuracy_after: Estimate | None
-    agreement: Estimate
-    kl: Estimate
-
-
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """What a benchmark measured, and how.
-
-    Attributes:
-        rows: One for each explainer, in the order given.
-        decisions: Of the two models.
-        images: How many images were compared.
-        classes: Which classes were explained: the clean model's ``"decisions"``, or the ``"labels"``.
-        fooling_range: The range of losses that count as a success.
-        confidence: Level of the intervals.
-    """
-
-    rows: list[Row]
-    decisions: Decisions
-    images: int
-    classes: str
-    fooling_range: tuple[float, float]
-    confidence: float
-
-    def __getitem__(self, explainer: str) -> Row:
-        """The row of an explainer."""
-        for row in self.rows:
-            if row.explainer == explainer:
-                return row
-        raise KeyError(f"{explainer!r} was not compared; expected one of {[row.explainer for row in self.rows]}")
-
-    def to_markdown(self) -> str:
-        """Tables in Markdown: decisions, similarity to the clean maps and, with a mask, to the hoax."""
-        sections = [
-            f"{self.images} images; maps of the {_WORDS[self.classes]}; mean "
-            f"[{self.confidence:.0%} bootstrap interval].",
-            _table(
-                ["decisions", "before", "after"],
-                [
-                    ["accuracy", _shown(self.decisions.accuracy_before), _shown(self.decisions.accuracy_after)],
-                    ["agreement", "", _shown(self.decisions.agreement)],
-                    ["KL divergence, nats", "", _shown(self.decisions.kl)],
-                ],
-            ),
-            "Similarity of each map to the clean model's own:",
-            _table(
-                ["explainer", *_MEASURES.values(), "entropy before, nats", "entropy after, nats", "constant maps"],
-                [
-                    [
-                        _escaped(row.explainer),
-                        *(_shown(getattr(row.kept, name)) for name in _MEASURES),
-                        _shown(row.entropy_before),
-                        _shown(row.entropy_after),
-                        f"{row.constant_before.mean:.1%} → {row.constant_after.mean:.1%}",
-                    ]
-                    for row in self.rows
-                ],
-            ),
-        ]
-        if any(row.reached_after is not None for row in self.rows):
-            low, high = self.fooling_range
-            success = f"fooling success (loss in [{low:g}, {high:g}])"
-            sections += [
-                "Similarity of each map to the hoax, before → after:",
-                _table(
-                    ["explainer", *_MEASURES.values(), success],
-                    [
-                        [
-                            _escaped(row.explainer),
-                            *(
-                                _change(getattr(row.reached_before, name), getattr(row.reached_after, name))
-                                for name in _MEASURES
-                            ),
-                            _change(row.fooling_success_before, row.fooling_success),
-                        ]
-                        for row in self.rows
-                    ],
-                ),
-            ]
-        return "\n\n".join(sections) + "\n"
-
-    def to_json(self) -> str:
-        """All of the result as JSON, NaN as null."""
-        return json.dumps(_without_nan(asdict(self)), indent=2, allow_nan=False)
-
-    def to_dataframe(self) -> Any:
-        """A ``pandas.DataFrame`` with a row for each explainer.
-
-        Columns are the attributes of :class:`.robustness.Row`: ``kept_pearson``, ``kept_pearson_low``,
-        ``kept_pearson_high`` and ``kept_pearson_n``, for instance; what was not measured has none. The decisions are
-        not in it.
-
-        Raises:
-            ImportError: If pandas is not installed.
-        """
-        try:
-            pandas = import_module("pandas")
-        except ImportError as error:
-            raise ImportError("to_dataframe() needs pandas, which is not installed: pip install pandas") from error
-        return pandas.DataFrame([_columns(asdict(row)) for row in self.rows])
-
-    def figure(self) -> Figure:
-        """Pearson's r with the clean map and, with a mask, with the hoax before and after; bars are the intervals.
-
-        Returns:
-            A figure; write it with ``result.figure().savefig(path)``.
-        """
-        from matplotlib.figure import Figure  # not at the top: it takes longer than the rest of the package
-
-        masked = all(row.reached_after is not None for row in self.rows)
-        figure = Figure(figsize=(4.5 * (1 + masked) + 1.5, 1.5 + 0.35 * len(self.rows)), layout="constrained")
-        axes = figure.subplots(1, 1 + masked, sharey=True, squeeze=False)[0]
-        _draw(axes[0], [row.kept.pearson for row in self.rows], "C0", "after")
-        axes[0].set_xlabel("Pearson's r with the clean model's map")
-        if masked:
-            for name, colour in (("before", "C7"), ("after", "C3")):
-                reached = [getattr(row, f"reached_{name}").pearson for row in self.rows]
-                _draw(axes[1], reached, colour, name)
-            axes[1].set_xlabel("Pearson's r with the hoax")
-            axes[1].legend(frameon=False)
-        axes[0].set_yticks(range(len(self.rows)), [row.explainer for row in self.rows])
-        axes[0].invert_yaxis()
-        for axis in axes:
-            axis.set_xlim(-1.05, 1.05)
-            axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-        decisions = self.decisions
-        figure.suptitle(
-            f"{self.images} images: {decisions.agreement.mean:.1%} decided alike, KL {decisions.kl.mean:.2g} nats",
-            fontsize=10,
-        )
-        return figure
 
 
 def benchmark(
     clean: nn.Module,
     fooled: nn.Module,
-    explainers: Mapping[str, Explainer],
+    explainers: Mapping[str, MakeCAM],
     loader: Iterable[Any],
     *,
     mask: Tensor | None = None,
@@ -390,7 +156,7 @@ def _evaluated(which: str, model: nn.Module) -> nn.Module:
     return copy_model(model).eval() if any(module.training for module in model.modules()) else model
 
 
-def _cams(explainers: Mapping[str, Explainer], model: nn.Module, which: str) -> list[BaseCAM]:
+def _cams(explainers: Mapping[str, MakeCAM], model: nn.Module, which: str) -> list[BaseCAM]:
     how = '{"GradCAM": lambda model: GradCAM(model, "layer4"), ...}'
     if not isinstance(explainers, Mapping):
         raise TypeError(f"explainers is {type(explainers).__name__}; expected a dictionary, such as {how}")
@@ -518,7 +284,7 @@ def _estimate(stats: Any, values: _Floats, confidence: float, resamples: int, se
 
 def _row(explainer: str, figures: Mapping[str, Estimate]) -> Row:
     def similarity(to: str) -> Similarity:
-        return Similarity(**{name: figures[f"{to}_{name}"] for name in _MEASURES})
+        return Similarity(**{name: figures[f"{to}_{name}"] for name in MEASURES})
 
     masked = "fooling_success" in figures
     return Row(
@@ -580,50 +346,3 @@ def _scipy_stats() -> Any:
         raise ImportError(
             "benchmark() needs SciPy for its intervals, which is not installed: pip install diffgradcam[metrics]"
         ) from error
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escaped(name: str) -> str:
-    return name.replace("|", "\\|")
-
-
-def _shown(estimate: Estimate | None) -> str:
-    if estimate is None or not estimate.n:
-        return "n/a"
-    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:.3g}, {estimate.high:.3g}]"
-    return f"{estimate.mean:.3g}{interval}"
-
-
-def _change(before: Estimate | None, after: Estimate | None) -> str:
-    if before is None or not before.n:
-        return "n/a"
-    return f"{before.mean:.3g} → {_shown(after)}"
-
-
-def _columns(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested row, flat: the mean of an estimate goes by the estimate's name."""
-    columns: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            columns |= _columns(value, f"{prefix}{name}_")
-        elif value is not None:
-            columns[prefix.removesuffix("_") if name == "mean" else f"{prefix}{name}"] = value
-    return columns
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_nan(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _draw(axis: Any, estimates: Sequence[Estimate], colour: str, label: str) -> None:
-    means = np.array([estimate.mean for estimate in estimates])
-    reach = np.array([[e.mean - e.low, e.high - e.mean] for e in estimates]).T.clip(0)  # a resample may round past
-    axis.errorbar(means, range(len(means)), xerr=reach, fmt="o", color=colour, label=label, capsize=3, markersize=5)
