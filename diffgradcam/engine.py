@@ -264,7 +264,7 @@ class BaseCAM(ABC):
     def _forward(self, input_tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Pass]:
         """Run the model without gradients up to the first target layer, and with them from there to the logits."""
         model = inner_model(self.model)
-        with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
+        with torch.inference_mode(False), torch.no_grad(), _no_autocast_cache(), contextlib.ExitStack() as stack:
             if any(is_compiled(module) for module in model.modules()):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             recorder = stack.enter_context(Recorder(self._recorder.layers, cut=True))
@@ -287,7 +287,6 @@ class BaseCAM(ABC):
             def run(others: Tensor, rows: Tensor) -> Tensor:
                 further = [rows_of(value, rows, len(logits)) for value in inputs[1:]]
                 named = {name: rows_of(value, rows, len(logits)) for name, value in options.items()}
-                # No cache: it would keep weights that were cast here, without their graph, for the caller's next step.
                 with torch.no_grad(), torch.autocast(device, mixed[1], mixed[0], cache_enabled=False):
                     return self.output(model(others, *further, **named))
 
@@ -381,6 +380,17 @@ class BaseCAM(ABC):
         maps = [self._rectified(layer.flatten(0, 1)) for layer in layers]
         size = max((layer.shape[1:] for layer in maps), key=torch.Size.numel)
         return self.fusion(maps, size).reshape(*classes.shape, *size)
+
+
+@contextlib.contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Autocast keeps the weights that it casts, in PyTorch 2.6 also without their graph, for the caller's next step."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 def _normal(value: Any) -> Any:

@@ -115,10 +115,15 @@ class Recorder:
         self.ran_without_gradients = False
 
     def attach(self) -> None:
-        """Register the hooks, once."""
+        """Register the hooks, once; all of them or, where Ctrl-C comes in between, none."""
         with self._lock:
-            if not self._handles:
+            if self._handles:
+                return
+            try:
                 self._handles.extend(self._register(index, layer) for index, layer in enumerate(self.layers))
+            except BaseException:
+                self.detach()
+                raise
 
     def detach(self) -> None:
         """Remove the hooks."""

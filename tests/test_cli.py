@@ -264,6 +264,33 @@ class TestModels:
         assert (found.default.name, found.default.target) == ("input:pool", layer_input("pool"))
         assert [place.name for place in found.outputs] == ["a", "b"]
 
+    def test_weights_of_attention_are_no_grid(self):
+        class Attention(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layernorm_before, self.dropout = nn.LayerNorm(12), nn.Dropout()
+
+            def forward(self, x):
+                heads = self.layernorm_before(x).unflatten(2, (2, 6)).transpose(1, 2)
+                return (self.dropout((heads @ heads.mT).softmax(-1)) @ heads).transpose(1, 2).flatten(2)
+
+        class Transformer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.patches, self.attention, self.head = nn.Conv2d(3, 12, 4, 4), Attention(), nn.Linear(12, 2)
+
+            def forward(self, x):
+                return self.head(self.attention(self.patches(x).flatten(2).mT).mean(1))
+
+        found = survey(Transformer().eval(), 3, 16)
+        assert [(place.name, place.form) for place in found.outputs] == [
+            ("patches", "grid"),
+            ("attention.layernorm_before", "tokens"),
+            ("attention", "tokens"),
+        ]
+        assert found.default is not None
+        assert found.default.name == "attention.layernorm_before"
+
     def test_the_given_layer_is_used(self, model, folder, tmp_path):
         arguments = ["explain", folder / "a.png", "--model", model, *SMALL, "--out", tmp_path]
         assert run_json(*arguments, "--layer", "input:2")["layer"] == "input:2"

@@ -334,6 +334,24 @@ def test_modules_are_the_functions(scope):
     assert torch.equal(entropy_loss(true, mask), cam_entropy_loss(true, log=True, mask=mask, reduction="none"))
 
 
+def test_modules_have_the_defaults_of_the_functions():
+    true, false, human = random_maps()
+    assert torch.equal(CyborgLoss()(true, human), cyborg_loss(true, human))
+    for module, function in (
+        (DifferenceSalienceLoss(), difference_salience_loss),
+        (ContrastSalienceLoss(), contrast_salience_loss),
+        (DivergenceSalienceLoss(), divergence_salience_loss),
+    ):
+        assert torch.equal(module(true, false, human), function(true, false, human))
+    assert torch.equal(CamEntropyLoss()(true), cam_entropy_loss(true))
+
+
+def test_a_divergence_of_weight_zero_is_cyborg():
+    true, false, human = random_maps()
+    assert torch.equal(divergence_salience_loss(true, false, human, 0.0), cyborg_loss(true, human))
+    assert torch.equal(DivergenceSalienceLoss(0)(true, false, human), cyborg_loss(true, human))
+
+
 # Class choice.
 
 
@@ -377,6 +395,14 @@ def test_guided_loss_is_the_weighted_sum_of_its_parts():
     torch.testing.assert_close(loss.classification, F.cross_entropy(logits, labels))
     torch.testing.assert_close(loss.saliency, difference_salience_loss(true, false, human, mask=mask))
     torch.testing.assert_close(loss.total, 0.3 * loss.classification + 0.7 * loss.saliency)
+
+
+def test_the_ends_of_alpha_leave_one_part_alone():
+    true, _, human = random_maps()
+    logits, labels = torch.randn(4, 2, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    classification, saliency = (SaliencyGuidedLoss(CyborgLoss(), a)(logits, labels, true, human) for a in (1, 0))
+    assert torch.equal(classification.total, F.cross_entropy(logits, labels))
+    assert torch.equal(saliency.total, cyborg_loss(true, human))
 
 
 @pytest.mark.parametrize("saliency_loss", [CyborgLoss(), cyborg_loss])
@@ -487,9 +513,11 @@ def test_bad_labels():
             call(torch.zeros(3).long())
         with pytest.raises(ValueError, match="labels run from -1 to 2: expected class indices from 0 to 1"):
             call(torch.tensor([-1, 2]))
+        with pytest.raises(ValueError, match="labels run from 0 to 2: expected class indices from 0 to 1"):
+            call(torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="choice is 'best': expected one of 'true', 'predicted'"):
         true_and_false_classes(logits, torch.tensor([0, 1]), "best")
-    with pytest.raises(ValueError, match="logits have one class"):
+    with pytest.raises(ValueError, match=r"^logits have one class: .* \(B, K\) with K >= 2$"):
         true_and_false_classes(torch.zeros(2, 1), torch.tensor([0, 0]))
 
 

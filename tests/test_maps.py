@@ -134,7 +134,9 @@ def test_no_maps_at_all(function):
     assert len(function(torch.ones(0, 3, 3))) == 0
 
 
-@pytest.mark.parametrize("shape", [(8, 6, 7), (8, 6, 4, 3), (8, 3, 4, 5), (8, 3, 3, 2, 2), (1, 1, 4, 4), (1, 3, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(8, 6, 7), (8, 6, 4, 3), (8, 9, 2, 3), (8, 3, 4, 5), (8, 3, 3, 2, 2), (1, 1, 4, 4), (1, 3, 1, 1)]
+)
 def test_the_principal_component_explains_the_most_variance_and_agrees_with_the_sum(shape):
     channels = torch.randn(shape).double()
     maps = then.principal_component(channels)
@@ -201,10 +203,76 @@ def test_two_directions_of_equal_variance_have_a_finite_gradient(function):
     assert gradient.isfinite().all()
 
 
-def test_a_kernel_matrix_without_a_positive_eigenvalue_gives_zeros():
-    # About 1 - 3e-3 x.y: negative definite once it is centred, since four points in six dimensions are independent.
-    negative = then.kernel_principal_component(torch.randn(1, 6, 4).double(), "poly", gamma=-1e-3)
-    assert not negative.any()
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 5, 3)])
+@pytest.mark.parametrize("function", COMPONENTS)
+def test_a_tie_fixes_the_direction_of_its_own_map_alone(function, shape):
+    def gradient(channels, weights):
+        channels = channels.clone().requires_grad_()
+        return torch.autograd.grad((function(channels) * weights).sum(), channels)[0]
+
+    channels, weights = torch.randn(shape).double(), torch.randn(shape[0], shape[2]).double()
+    channels = torch.cat([1e-6 * channels[:1], channels[1:], torch.zeros_like(channels[:1])])  # all zero: all tied
+    weights = torch.cat([weights, weights[:1]])
+    alone = [gradient(one.unsqueeze(0), weight) for one, weight in zip(channels, weights, strict=True)]
+    torch.testing.assert_close(gradient(channels, weights), torch.cat(alone), rtol=1e-8, atol=0)
+
+
+def test_the_gradient_at_a_tie_takes_the_direction_as_fixed():
+    signs = torch.tensor([[1.0, 1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0], [1.0, -1.0, -1.0, 1.0]]).double()
+    channels = (signs * torch.tensor([[2.0], [2.0], [1.0]])).unsqueeze(0).requires_grad_()  # variances 16, 16 and 4
+    weights = torch.tensor([[3.0, 1.0, 0.0, 0.0]]).double()
+    maps = then.principal_component(channels)
+    (gradient,) = torch.autograd.grad((maps * weights).sum(), channels)
+    direction = maps.detach() @ channels.detach()[0].T / 16  # the map is v . A, and v . A A^T is 16 v
+    torch.testing.assert_close(gradient[0], direction.T * (weights - weights.mean()), rtol=1e-12, atol=1e-12)
+
+
+KERNELS = {
+    "linear": lambda x, y: x @ y,
+    "poly": lambda x, y: (0.3 * x @ y + 1) ** 3,
+    "rbf": lambda x, y: math.exp(-0.3 * ((x - y) @ (x - y))),
+    "sigmoid": lambda x, y: math.tanh(0.3 * x @ y + 1),
+    "cosine": lambda x, y: x @ y / math.sqrt((x @ x) * (y @ y)) if x.any() and y.any() else 0.0,
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernel_components_equal_loops(kernel):
+    channels = torch.randn(3, 4, 5).double()
+    channels[0, :, 0] = channels[0, :, 1:].mean(1)  # a position at the mean, where the centred channels are 0
+    channels[1] *= 1e-3
+    expected = np.stack([oracles.kpcacam(KERNELS[kernel])(one, None) for one in channels.numpy()])
+    maps = then.kernel_principal_component(channels, kernel, gamma=0.3)
+    torch.testing.assert_close(maps, torch.from_numpy(expected), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_kernel_is_a_sigmoid_of_one_over_the_number_of_channels(count):
+    channels = torch.randn(2, count, 5).double()
+    expected = torch.from_numpy(np.stack([oracles.kpcacam()(one, None) for one in channels.numpy()]))
+    torch.testing.assert_close(then.kernel_principal_component(channels), expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [then.principal_component, COMPONENTS[1]])
+@pytest.mark.parametrize("shape", [(1, 2, 6), (1, 6, 4)])
+def test_linear_components_scale_with_the_channels(function, shape):
+    channels = torch.randn(shape).double()
+    for scale in (1e-6, 1e6):
+        torch.testing.assert_close(function(scale * channels), scale * function(channels), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1, 100])
+def test_a_kernel_matrix_without_a_positive_eigenvalue_gives_zeros(scale):
+    # About 1 - 3e-3 x.y, and -(x.y)^3 for large x: negative definite once it is centred, since four points in six
+    # dimensions are independent. Rounding leaves some eigenvalues a little above 0.
+    channels = scale * torch.randn(1, 6, 4).double()
+    assert not then.kernel_principal_component(channels, "poly", gamma=-1e-3 if scale == 1 else -1.0).any()
+
+
+def test_an_unknown_kernel_is_refused_with_the_known_ones():
+    known = r"\['cosine', 'linear', 'poly', 'rbf', 'sigmoid'\]"
+    with pytest.raises(ValueError, match=rf"'gauss' is not a kernel; expected one of {known}"):
+        then.kernel_principal_component(torch.ones(1, 2, 3), "gauss")
 
 
 def test_fusions():

@@ -259,6 +259,12 @@ def clip():
     )
     model = seeded(lambda: transformers.CLIPModel(config))
     model.logit_scale.data.fill_(1.5)
+    try:
+        model(input_ids=PROMPTS, pixel_values=IMAGES)
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        pytest.skip("this version of transformers makes the causal mask of CLIP in float32, whatever the model is")
     return model
 
 

@@ -408,6 +408,10 @@ def test_a_model_compiled_without_aot_autograd_gives_the_same_gradients():
     assert_same(guided_gradients(torch.compile(model, backend="eager")), expected)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.7",
+    reason="the debugging back end aot_eager of PyTorch 2.6 gives wrong gradients of gradients and says nothing",
+)
 @pytest.mark.usefixtures("dynamo")
 def test_a_wholly_compiled_model_is_a_clear_error_of_pytorch():
     with pytest.raises(RuntimeError, match="aot_autograd does not currently support double backward"):

@@ -108,10 +108,19 @@ def test_zero_and_constant_inputs_have_finite_values_and_gradients(name, value, 
         assert derivative is None or derivative.isfinite().all()
 
 
-def test_xgradcam_gives_a_channel_that_cancels_out_no_weight():
-    activations = torch.tensor([[[0.1, 0.2, -0.3], [1.0, 2.0, 1.0]]])  # the first sums to 0 up to rounding
-    weights = weightings.xgradcam(activations, torch.tensor([[[5.0, 1.0, 1.0], [2.0, 0.0, 2.0]]]))
-    assert weights.flatten().tolist() == [0.0, 1.0]
+@pytest.mark.parametrize("scale", [2.0**-70, 1.0, 2.0**30])  # exact, so that the rounding stays
+def test_xgradcam_gives_a_channel_that_cancels_out_no_weight(scale):
+    # The first channel sums to 0 up to rounding.
+    activations = scale * torch.tensor([[[0.1, 0.2, -0.3], [1.0, 2.0, 1.0]]], dtype=torch.float64)
+    gradients = torch.tensor([[[5.0, 1.0, 1.0], [2.0, 0.0, 2.0]]], dtype=torch.float64)
+    assert activations[0, 0].sum() != 0
+    assert weightings.xgradcam(activations, gradients).flatten().tolist() == pytest.approx([0.0, 1.0])
+
+
+def test_xgradcam_weighs_a_faint_channel_beside_a_strong_one():
+    activations = torch.tensor([[[1e-9, 3e-9], [1e9, 1e9]], [[2.0, 6.0], [1e-20, 1e-20]]])
+    gradients = torch.tensor([[[4.0, 8.0], [1.0, 3.0]]]).expand(2, 2, 2)
+    assert weightings.xgradcam(activations, gradients).flatten().tolist() == pytest.approx([7.0, 2.0] * 2)
 
 
 def test_fem_by_hand():
@@ -120,6 +129,15 @@ def test_fem_by_hand():
     assert weightings.fem(activations, activations, k=1.5).tolist() == [[[0.25], [0.0]]]
     assert weightings.fem(activations, activations, k=2.0).tolist() == [[[0.0], [0.0]]]
     assert weightings.fem(activations, activations).tolist() == [[[0.0], [0.0]]]
+
+
+def test_fem_looks_at_each_channel_of_each_image_alone_and_at_two_standard_deviations():
+    # One of seven: (7 - 1) / sqrt(6) = 2.4 standard deviations above the mean; one of four only 1.7.
+    spike, small = torch.tensor([7.0, 0, 0, 0, 0, 0, 0]), torch.tensor([100.0, 0, 0, 0, 100, 0, 0])
+    activations = torch.stack([torch.stack([spike, small]), torch.stack([small, spike + 1000])]).double()
+    weights = weightings.fem(activations, activations)
+    assert weights.tolist() == [[[pytest.approx(1 / 7)], [0.0]], [[0.0], [pytest.approx(1 / 7)]]]
+    assert weightings.fem(torch.eye(4)[:1].unsqueeze(0), activations).tolist() == [[[0.0]]]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1.0, 1e-30])

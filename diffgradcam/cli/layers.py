@@ -100,6 +100,9 @@ def survey(model: nn.Module, channels: int, size: int) -> Survey:
         ValueError: If the model does not run on such an image.
     """
     events, runs = _dry_run(model, channels, size)
+    # Weights of attention, (B, heads, N, N), look like a grid; they go from each of N tokens to each.
+    counts = {event.tensor.shape[1] for event in events if event.form == "tokens"}
+    events = [event for event in events if event.form != "grid" or event.tensor.shape[2] not in counts]
     once = [event for event in events if runs[event.name] == 1]
     outputs, inputs = ([event.place() for event in once if event.entering is entering] for entering in (False, True))
     return Survey(outputs, inputs, _default(events, runs))

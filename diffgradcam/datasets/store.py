@@ -74,7 +74,7 @@ class Explanations(Mapping[str | int, Tensor]):
         except KeyError:
             raise KeyError(self._why_not(key)) from None
         with safetensors().safe_open(_maps(self.path, shard), "pt") as file:
-            tensor: Tensor = file.get_slice("maps")[row]
+            tensor: Tensor = file.get_slice("maps")[row : row + 1].squeeze(0)
         return tensor
 
     def __iter__(self) -> Iterator[str | int]:

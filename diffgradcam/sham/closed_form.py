@@ -183,12 +183,11 @@ class _Sums:
     gram: Tensor
     moment: Tensor
     energy: Tensor
-    positions: int
 
     @classmethod
     def zero(cls) -> _Sums:
         zero = torch.zeros((), dtype=torch.float64)
-        return cls(zero, zero, zero, 0)
+        return cls(zero, zero, zero)
 
     def add(self, activations: Tensor, maps: Tensor, classes: Tensor, mask: Tensor) -> _Sums:
         count = mask.numel()
@@ -200,7 +199,6 @@ class _Sums:
             self.gram + rows.T @ rows,
             self.moment + rows.T @ wanted,
             self.energy + (decided.cpu().double() * count).square().sum(),
-            self.positions + len(rows),
         )
 
     def solve(self, strength: float, ridge: float) -> Tensor:

@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # not tqdm.auto, which iterates twice: a loader would draw, and start its workers, twice
 
+from diffgradcam.arguments import check_count
 from diffgradcam.batches import read_batch
 from diffgradcam.cam import GradCAM
 from diffgradcam.engine import BaseCAM
@@ -426,7 +427,6 @@ def _check_options(preserve: str, scope: str, alpha: float, epochs: int, seed: i
             raise ValueError(f"{name} is {given!r}; expected one of {', '.join(map(repr, choices))}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}; expected the weight of preserving, from 0 to 1")
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}; expected at least 1")
+    check_count("epochs", epochs)
     if seed < 0:
         raise ValueError(f"seed is {seed}; expected a whole number, 0 or more")

@@ -48,6 +48,47 @@ def test_strength_is_the_ratio_of_the_written_to_the_visible_energy():
         assert float(ratio) == pytest.approx(strength**2, rel=1e-9)
 
 
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_strength_compares_with_what_is_visible_of_a_model_that_has_a_common_mode(strength):
+    model, x = pooled(), images(6)
+    fooled = common_mode_hoax(model, "relu", x, SMALL, **({} if strength is None else {"strength": strength}))
+    features = model[:4](x).detach()
+    gained = torch.einsum("c,bchw->bhw", written(model, fooled)[0], features)
+    decided = model.head.weight[model(x).argmax(1)] - model.head.weight.mean(0)
+    visible = torch.einsum("bc,bchw->bhw", decided.detach(), features)
+    ratio = (gained.square().sum() / visible.square().sum()).sqrt()
+    assert float(ratio) == pytest.approx(3.0 if strength is None else strength, rel=1e-12)
+
+
+def test_with_little_ridge_it_is_the_least_squares_fit():
+    model, x = pooled(), 1e-3 * images(6)
+    rows = model[:4](x).detach().flatten(2).transpose(1, 2).flatten(0, 1)
+    expected = torch.linalg.lstsq(rows, (SMALL - SMALL.mean()).flatten().repeat(6)).solution
+    added = written(model, common_mode_hoax(model, "relu", x, SMALL, ridge=1e-12))[0]
+    torch.testing.assert_close(added / added.norm(), expected / expected.norm(), rtol=1e-4, atol=1e-6)
+
+
+class WithAuxiliary(nn.Module):
+    """The linear layer that is registered last has no part in the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = pooled()
+        self.auxiliary = nn.Linear(6, 5).double()
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_the_head_is_found_beside_other_linear_layers():
+    model, x = WithAuxiliary(), images()
+    fooled = common_mode_hoax(model, "body.relu", x, SMALL)
+    assert written(model, fooled, "body.head").abs().max() > 0
+    assert torch.equal(model.auxiliary.weight, fooled.auxiliary.weight)
+    with pytest.raises(ValueError, match="logits of WithAuxiliary are not the linear layer 'auxiliary' of the mean of"):
+        common_mode_hoax(model, "body.relu", x, SMALL, head="auxiliary")
+
+
 def test_gradcam_gains_the_same_map_for_every_class_and_nothing_else_moves():
     model, x = pooled(), images()
     fooled = common_mode_hoax(model, model.relu, x, SMALL)
@@ -142,7 +183,8 @@ def test_a_parametrized_head_becomes_plain_weights():
 @pytest.mark.parametrize("build", [flat, deep, max_pooled, mean_of_squares])
 @pytest.mark.parametrize("head", [None, "head"])
 def test_other_heads_are_refused(build, head):
-    with pytest.raises(ValueError, match=r"(?s)mean of the target layer's activations.*scope='common_mode'"):
+    which = "a linear layer" if head is None else "the linear layer 'head'"
+    with pytest.raises(ValueError, match=rf"(?s)are not {which} of the mean of the target.*scope='common_mode'"):
         common_mode_hoax(build(), "relu", images(), SMALL, head=head)
 
 
@@ -158,7 +200,11 @@ def test_bad_input_is_refused():
         common_mode_hoax(model, "relu", x, SMALL, strength=0)
     with pytest.raises(ValueError, match="ridge is nan; expected a penalty above 0"):
         common_mode_hoax(model, "relu", x, SMALL, ridge=float("nan"))
-    with pytest.raises(ValueError, match="images is empty"):
+    with pytest.raises(ValueError, match="ridge is 0; expected a penalty above 0"):
+        common_mode_hoax(model, "relu", x, SMALL, ridge=0)
+    with pytest.raises(ValueError, match=r"the mask of size \(1,\) is constant or not finite"):
+        common_mode_hoax(model, "relu", x, torch.ones(1))
+    with pytest.raises(ValueError, match=r"^images is empty; expected at least one image to fit the mask on$"):
         common_mode_hoax(model, "relu", [], SMALL)
     with pytest.raises(ValueError, match="'rely' is not a layer of Sequential; did you mean 'relu'"):
         common_mode_hoax(model, "rely", x, SMALL)
@@ -198,6 +244,27 @@ def test_the_layer_may_be_a_module_of_the_given_model_which_is_left_as_it_is():
         assert torch.equal(
             GradCAM(fooled, layer_input("pool")).explain(x).maps, GradCAM(moved[0], "relu").explain(x).maps
         )
+
+
+class Scaled(nn.Module):
+    """A layer with a second argument."""
+
+    def forward(self, x, factor):
+        return factor * x
+
+
+class WithScaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scaled = Scaled()
+
+    def forward(self, x):
+        return self.scaled(x, 2)
+
+
+def test_only_the_first_argument_of_a_layer_is_permuted():
+    x = images()
+    assert torch.equal(spatial_hoax(WithScaled(), layer_input("scaled"), ROLL)(x), 2 * ROLL(x))
 
 
 def test_an_index_permutes_as_a_function_does():

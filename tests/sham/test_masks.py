@@ -107,5 +107,9 @@ def test_entropy_masks_refuse_impossible_entropies():
         entropy_mask((7, 7), 4.0)
     with pytest.raises(ValueError, match=r"entropy is -1 nats; expected 0 to"):
         entropy_mask((7, 7), -1)
+    with pytest.raises(ValueError, match=r"entropy is 0.5 nats; expected 0 to ln\(1\) = 0.0000 for size \(1, 1\)"):
+        entropy_mask((1, 1), 0.5)
+    with pytest.raises(ValueError, match=r"size is \(7, 0\); expected the size of a map"):
+        entropy_mask((7, 0), 0.0)
     with pytest.raises(ValueError, match="no finite mean entropy"):
         match_entropy(torch.zeros(0, 7, 7))

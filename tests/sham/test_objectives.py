@@ -83,6 +83,31 @@ def test_active_is_its_loop():
     assert active_loss(maps, clean, MASK).tolist() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(4, 5), (2, 3, 2, 3)])
+def test_the_centre_of_mass_in_one_and_three_dimensions(shape):
+    maps, clean = random_maps(shape)
+
+    def naive(image):
+        shown = image.clamp_min(0)
+        return (torch.nonzero(shown + 1) * shown.flatten().unsqueeze(1)).sum(0) / shown.sum()
+
+    expected = [-float((naive(a) - naive(b)).abs().sum()) for a, b in zip(maps, clean, strict=True)]
+    assert centre_mass_loss(maps, clean, MASK).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_map_without_positive_evidence_has_its_centre_in_the_middle():
+    corner = torch.zeros(1, 3, 4)
+    corner[0, 0, 0] = 2.0
+    assert centre_mass_loss(-torch.ones(1, 3, 4), corner, MASK).tolist() == [-(1.0 + 1.5)]
+    assert centre_mass_loss(torch.ones(1, 3, 4), torch.zeros(1, 3, 4), MASK).tolist() == [0.0]
+
+
+def test_active_takes_maps_of_one_dimension():
+    clean = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 4.0]]])
+    assert active_loss(clean, clean, MASK).tolist() == pytest.approx([4 / 6])
+    assert active_loss(3 * clean.flip(1), clean, MASK).tolist() == [0.0]
+
+
 @pytest.mark.parametrize("loss", SINGLE)
 def test_gradients(loss):
     maps, clean = random_maps()

@@ -1,0 +1,127 @@
+"""How `make docs` builds this documentation: nothing is fetched, and every warning is an error."""
+
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any, get_origin
+
+from docutils import nodes
+from docutils.utils.math import latex2mathml
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.writers.html5 import HTML5Translator
+
+import diffgradcam
+
+
+def _types() -> set[str]:
+    """Names that stand for types in signatures, such as Score: they are documented where they are used."""
+    modules = [found.name for found in pkgutil.walk_packages(diffgradcam.__path__, "diffgradcam.")]
+    return {
+        name
+        for module in modules
+        if not module.endswith("__main__")
+        for name, value in vars(importlib.import_module(module)).items()
+        if get_origin(value) or getattr(value, "_is_protocol", False)
+    }
+
+
+project = "diffgradcam"
+copyright = "diffgradcam contributors"
+version = release = diffgradcam.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+    "sphinx_copybutton",
+]
+
+# Pages are Markdown that reads as well in a repository's browser as here.
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+# Notebooks are committed without outputs and run at every build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_preserve_defaults = True
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}  # by name: it stands for a page of types
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
+
+# Every reference within the project must resolve; those to others would need their inventories, which are elsewhere.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:class", r"(collections|matplotlib|nn|np|numpy|os|pathlib|PIL|torch)\..+|ArrayLike|Figure|Path|Tensor"),
+    ("py:class", rf"([\w.]+\.)?({'|'.join(_types())})"),
+]
+
+smartquotes = False  # it would make one dash of the two of an option
+
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+pygments_dark_style = "github-dark"
+html_title = f"diffgradcam {release}"
+html_show_sphinx = False
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+# MathML by docutils instead of a script from a content delivery network.
+html_math_renderer = "mathml"
+
+
+def _inline(translator: HTML5Translator, node: nodes.math) -> None:
+    translator.body.append(latex2mathml.tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _block(translator: HTML5Translator, node: nodes.math_block) -> None:
+    translator.body.append(latex2mathml.tex2mathml(node.astext(), as_block=True))
+    raise nodes.SkipNode
+
+
+def _from_the_root(app: Sphinx, page: str, source: list[str]) -> None:
+    """CHANGELOG, CONTRIBUTING and SECURITY stand at the root of the repository: their text, with links from here."""
+    root = Path(__file__).parent.parent / f"{page.upper()}.md"
+    if root.exists():
+        app.env.note_dependency(str(root))
+        text = re.sub(r"\]\((?!https?:)", "](../", root.read_text(encoding="utf-8"))
+        source[0] = text.replace("](../docs/", "](").replace("](../SECURITY.md)", "](security.md)")
+
+
+def _elsewhere(
+    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, text: nodes.Element
+) -> nodes.Element | None:
+    """A docstring may name what another module has: look for it in all of them."""
+    if node.get("refdomain") != "py" or node.get("refspecific"):
+        return None
+    node["refspecific"] = True
+    domain = env.get_domain("py")
+    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], node["reftarget"], node, text)
+
+
+def _dashes(_app: Sphinx, tree: nodes.document, _page: str) -> None:
+    """The dash between a parameter and what it is, without those smart quotes that would also change --option."""
+    for text in list(tree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Called by Sphinx."""
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.connect("source-read", _from_the_root)
+    app.connect("missing-reference", _elsewhere)
+    app.connect("doctree-resolved", _dashes)
+    return {"parallel_read_safe": True}
