@@ -130,14 +130,17 @@ def draw(curves: dict[str, Curve]) -> Figure:
     for axes, (title, curve) in zip(figure.subplots(2, 3).flat, curves.items(), strict=True):
         for name, points in curve["lines"].items():
             axes.plot([x for x, _ in points], [y for _, y in points], "o-", markersize=4, label=name)
-        axes.set(title=title, xlabel=curve["x"], ylabel=curve["y"], ylim=(0, None) if curve["y"][0] == "x" else None)
+        axes.set(title=title, xlabel=curve["x"], ylabel=curve["y"])
+        if curve["y"].startswith("x "):
+            axes.set_ylim(0, 1.15 * max(y for points in curve["lines"].values() for _, y in points))
+        else:
+            axes.set_yscale("log")
         if curve["x"] != "layers":
             axes.set_xscale("log")
-        if curve["y"][0] != "x":
-            axes.set_yscale("log")
-        axes.set_xticks([x for x, _ in max(curve["lines"].values(), key=len)], minor=False)
+        axes.set_xticks([x for x, _ in max(curve["lines"].values(), key=len)])
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.tick_params(axis="x", labelsize=7)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
