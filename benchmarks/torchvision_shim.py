@@ -21,7 +21,7 @@ def define_missing_operators() -> None:
     spec = importlib.util.find_spec("torchvision")
     if _defined or spec is None or spec.origin is None:
         return
-    for compiled in Path(spec.origin).parent.glob("_C.*"):
+    for compiled in Path(spec.origin).parent.glob("_C*.*"):  # _C.so, since 0.29 _C_stable.so
         try:
             torch.ops.load_library(str(compiled))
         except OSError:

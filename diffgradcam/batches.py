@@ -42,8 +42,11 @@ def image_batches(images: Tensor | Iterable[Any]) -> Iterator[Tensor]:
 
     Raises:
         TypeError: If a batch is something else than :func:`read_batch` takes.
+        ValueError: If the tensor has too few dimensions.
     """
     if isinstance(images, Tensor):
+        if images.ndim < 3:
+            raise ValueError(f"images have shape {tuple(images.shape)}; expected (N, C, *S)")
         yield from torch.split(images, _IMAGES_AT_ONCE)
     else:
         for batch in images:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import maps as then
 from . import scores, weightings
 from .gradients import activation_gradients, class_blocks, linear_maps, pooled_linear_maps, score_gradients, widen
-from .layers import Recorder, Target, find_layers, inner_model, is_compiled
+from .layers import Recorder, Target, changed_meanwhile, find_layers, inner_model, is_compiled
 from .outputs import Classes, check_finite, check_grid, class_index, find_logits
 from .passes import Explanation, Pass, columns, rows_of
 from .smoothing import AugSmooth
@@ -246,7 +246,9 @@ class BaseCAM(ABC):
             self.outputs = forward.logits.detach()
             scale = then.minmax if self.rectify else then.scale_signed
             layers = [scale(self._rectified(layer.squeeze(1))) for layer in self._asked_maps(forward, targets)]
-            return scale(self.fusion(layers, input_tensor.shape[2:])).float().cpu()
+            heatmaps = scale(self.fusion(layers, input_tensor.shape[2:])).float().cpu()
+            check_finite("the map", heatmaps)
+            return heatmaps
 
     def _asked_maps(self, forward: Pass, targets: Sequence[OutputTarget | int] | None) -> list[Tensor]:
         """Signed maps of the targets of the call: one tensor ``(B, 1, *S)`` for each layer."""
@@ -265,11 +267,14 @@ class BaseCAM(ABC):
         """Run the model without gradients up to the first target layer, and with them from there to the logits."""
         model = inner_model(self.model)
         with torch.inference_mode(False), torch.no_grad(), _no_autocast_cache(), contextlib.ExitStack() as stack:
-            if any(is_compiled(module) for module in model.modules()):
+            modules = list(model.modules())
+            if any(map(is_compiled, modules)):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             recorder = stack.enter_context(Recorder(self._recorder.layers, cut=True))
             inputs = [_normal(value) for value in (input_tensor, *args)]
             options = {name: _normal(value) for name, value in kwargs.items()}
+            weights = [weight for module in modules for weight in module.parameters(recurse=False)]
+            versions = _versions(weights)
             logits = self.output(model(*inputs, **options))
             recorder.detach()
             if not isinstance(logits, Tensor):
@@ -304,11 +309,14 @@ class BaseCAM(ABC):
             dims = input_tensor.ndim - 2 if isinstance(input_tensor, Tensor) else 1
             self._check_positions(recorder, forward, image_dims=dims)
             yield forward
+            if _versions(weights) != versions:  # another thread trains it: what was made is of no one state
+                raise RuntimeError(changed_meanwhile())
 
     def _explanation(self, forward: Pass, classes: Classes) -> Explanation:
         index = class_index(forward.logits, classes)
-        layers = self._class_maps(forward, columns(index))
-        return Explanation(forward.logits.detach(), index, self._fuse(layers, index))
+        maps = self._fuse(self._class_maps(forward, columns(index)), index)
+        check_finite("the map", maps)  # gradients overflow in half precision where activations and logits do not
+        return Explanation(forward.logits.detach(), index, maps)
 
     def _check_positions(self, recorder: Recorder, forward: Pass, image_dims: int = 1) -> None:
         for layer, activations in zip(recorder.layers, forward.activations, strict=True):
@@ -391,6 +399,11 @@ def _no_autocast_cache() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
+
+
+def _versions(weights: list[nn.Parameter]) -> list[int]:
+    """How often each was changed in place, as autograd counts it; it does not for those made in inference mode."""
+    return [weight._version for weight in weights if not weight.is_inference()]
 
 
 def _normal(value: Any) -> Any:

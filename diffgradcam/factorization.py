@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import maps as then
+from .arguments import check_count, check_seed
 from .cam import GradCAM
 from .layers import Target
-from .outputs import find_logits
+from .outputs import check_finite, find_logits
 
 _Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -60,10 +61,13 @@ def factorize(activations: Tensor, components: int, *, seed: int = 0, iterations
         >>> torch.allclose(torch.einsum("bnhw,nc->bchw", concepts.maps, concepts.vectors), channels, atol=1e-2)
         True
     """
-    if activations.ndim < 3:
+    if activations.ndim < 3 or not activations.numel():
         raise ValueError(f"activations have shape {tuple(activations.shape)}; expected (B, C, *S) with positions")
+    check_finite("the activation", activations)
     if components < 1:
         raise ValueError(f"components is {components}; expected at least 1 concept")
+    check_count("iterations", iterations)
+    check_seed(seed)
     try:
         from sklearn.decomposition import NMF
     except ImportError as error:

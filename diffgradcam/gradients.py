@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .layers import same_weights
 from .scores import Score, baseline_weights, logit
 
 _CLASSES_PER_BLOCK = 64
@@ -42,9 +43,10 @@ def score_gradients(score: Score, logits: Tensor, classes: Tensor, *, create_gra
         source = widen(logits) if create_graph else widen(logits.detach()).requires_grad_()
         rows = source.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)
         scores = score(rows, classes.reshape(-1))
-        if scores.shape != rows.shape[:1]:
+        if not isinstance(scores, Tensor) or scores.shape != rows.shape[:1]:
+            got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(
-                f"the score returned shape {tuple(scores.shape)} for logits of shape {tuple(rows.shape)}; expected one "
+                f"the score returned {got} for logits of shape {tuple(rows.shape)}; expected one "
                 f"value per image, {tuple(rows.shape[:1])}"
             )
         if not scores.requires_grad:
@@ -79,15 +81,16 @@ def activation_gradients(
     vectors = cotangents.to(output.dtype).movedim(1, 0)
 
     def product(vector: Tensor, batched: bool) -> tuple[Tensor, ...]:
-        gradients: tuple[Tensor, ...] = torch.autograd.grad(
-            output,
-            activations,
-            vector,
-            is_grads_batched=batched,
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
+        with same_weights():
+            gradients: tuple[Tensor, ...] = torch.autograd.grad(
+                output,
+                activations,
+                vector,
+                is_grads_batched=batched,
+                retain_graph=True,
+                create_graph=create_graph,
+                allow_unused=True,
+            )
         if unused_is_zero:
             return tuple(
                 vector.new_zeros(*vector.shape[:batched], *layer.shape) if gradient is None else gradient
@@ -196,7 +199,8 @@ def pooled_linear_maps(
         return None
     positions = features.shape[2:].numel()
     vector = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype).to(logits.device)
-    actual = grid(torch.autograd.grad(logits, activations, vector, retain_graph=True)[0])
+    with same_weights():
+        actual = grid(torch.autograd.grad(logits, activations, vector, retain_graph=True)[0])
     tolerance = torch.finfo(logits.dtype).eps ** 0.5 * actual.abs().amax()
     for weight in candidates:
         expected = (vector @ weight / positions).view(*actual.shape[:2], *[1] * (actual.ndim - 2))

@@ -19,7 +19,7 @@ from . import maps as then
 from . import scores
 from .engine import BaseCAM
 from .gradients import score_gradients
-from .layers import inner_model, is_compiled
+from .layers import inner_model, is_compiled, same_weights
 from .outputs import Classes, check_finite, class_index, find_logits
 from .passes import columns
 
@@ -155,7 +155,8 @@ class GuidedBackpropReLUModel:
 
 def _gradient(logits: Tensor, images: Tensor, score: scores.Score, classes: Tensor) -> Tensor:
     cotangents = score_gradients(score, logits, classes.unsqueeze(1)).squeeze(1).to(logits.dtype)
-    (gradient,) = torch.autograd.grad(logits, images, cotangents, retain_graph=True, allow_unused=True)
+    with same_weights():
+        (gradient,) = torch.autograd.grad(logits, images, cotangents, retain_graph=True, allow_unused=True)
     if gradient is None:
         raise RuntimeError("the logits do not depend on the images: the model detaches them; remove the detach()")
     return gradient

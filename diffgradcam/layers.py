@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import reprlib
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -175,13 +176,12 @@ class Recorder:
         if not alive:
             return []
         try:
-            found = torch.autograd.grad(output.sum(), alive, retain_graph=True, allow_unused=True)
+            with same_weights():
+                found = torch.autograd.grad(output.sum(), alive, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
-            if "second time" in str(error):
-                raise RuntimeError(_freed(name)) from error
-            if "modified by an inplace operation" in str(error):
-                raise RuntimeError(changed_meanwhile()) from error
-            raise
+            if "second time" not in str(error):
+                raise
+            raise RuntimeError(_freed(name)) from error
         return [tensor for tensor, gradient in zip(alive, found, strict=True) if gradient is not None]
 
     def _register(self, index: int, layer: Layer) -> RemovableHandle:
@@ -251,8 +251,23 @@ class _Hook:
         return _Hook, ()
 
 
+@contextlib.contextmanager
+def same_weights() -> Iterator[None]:
+    """Say in our words that what a backward pass needs was changed after the forward pass, as autograd finds out.
+
+    Raises:
+        RuntimeError: If it was.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(changed_meanwhile()) from error
+
+
 def changed_meanwhile() -> str:
-    """The message for a model whose weights changed between the forward pass and its explanation."""
+    """The message for a model whose weights changed between a forward pass and what is made of it."""
     return (
         "the model's weights changed while it was explained, as by an optimizer step, here or in another thread; take "
         "the maps before the step, or explain a copy of the model (copy.deepcopy) while it trains"

@@ -238,6 +238,7 @@ def cam_entropy_loss(
         2023 (arXiv 2303.00818).
     """
     _check_options("image", reduction)
+    maps = _at_least_float32(maps)
     _check_mask(mask, maps)
     values = cam_entropy(maps if mask is None else maps[mask])
     return _reduce(values.log1p() if log else values, mask, reduction)
@@ -577,6 +578,8 @@ def _check_mask(mask: Tensor | None, maps: Tensor) -> None:
 def _check_labels(logits: Tensor, labels: Tensor) -> None:
     if labels.dtype != torch.int64:
         raise TypeError(f"labels have dtype {labels.dtype}: expected class indices, int64; labels.long()")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits have dtype {logits.dtype}: expected floating point logits, as a model returns them")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}: expected (B, K) and (B,)"

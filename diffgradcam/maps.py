@@ -25,7 +25,12 @@ def rectify(maps: Tensor) -> Tensor:
 
     Returns:
         The maps with negative values set to 0.
+
+    Raises:
+        ValueError: If the maps are bool.
     """
+    if maps.dtype == torch.bool:
+        raise ValueError("got maps of torch.bool; expected numbers")
     return maps.relu()
 
 
@@ -87,6 +92,11 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
         )
     if size == spatial:
         return maps
+    if not maps.is_floating_point() or min(spatial + size) < 1:
+        raise ValueError(
+            f"cannot resize maps of {maps.dtype} and spatial size {spatial} to {size}: expected floating-point maps "
+            "with at least one position, before and after"
+        )
     resized: Tensor = F.interpolate(maps.unsqueeze(1), size, mode=_INTERPOLATION[len(size)], align_corners=False)
     return resized.squeeze(1)
 
@@ -101,6 +111,7 @@ def average(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     Returns:
         Maps, ``(B, *size)``.
     """
+    _check_layers(layers)
     return torch.stack([resize(maps, size) for maps in layers]).mean(0)
 
 
@@ -114,6 +125,7 @@ def product(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     Returns:
         Maps, ``(B, *size)``, in [0, 1].
     """
+    _check_layers(layers)
     return torch.stack([minmax(resize(minmax(maps), size)) for maps in layers]).prod(0)
 
 
@@ -159,6 +171,7 @@ def principal_component(channels: Tensor) -> Tensor:
         Muhammad and Yeasin, "Eigen-CAM", 2020 (arXiv 2008.00299). The channels are centred first, as in
         pytorch-grad-cam, which leaves the sign to chance; how it is chosen here is ours.
     """
+    _check_channels(channels)
     centred = _centred(channels.flatten(2))
     if centred.shape[1] <= centred.shape[2]:
         direction = _leading_eigenvector(centred @ centred.transpose(1, 2))
@@ -192,6 +205,7 @@ def kernel_principal_component(channels: Tensor, kernel: str = "sigmoid", gamma:
         Karmani et al., "KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA", 2024 (arXiv
         2410.00267), read in pytorch-grad-cam's code, whose kernels are scikit-learn's.
     """
+    _check_channels(channels)
     centred = _centred(channels.flatten(2))
     matrix = kernel_function(kernel)(centred.transpose(1, 2), 1 / max(channels.shape[1], 1) if gamma is None else gamma)
     rounding = matrix.shape[1] * torch.finfo(matrix.dtype).eps * matrix.detach().abs().amax((1, 2)).unsqueeze(1)
@@ -251,6 +265,11 @@ class _LeadingEigenvector(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        if not bool(matrix.isfinite().all()):
+            raise ValueError(
+                "a principal component of NaN or infinite values was asked for: the weighted activations, or their "
+                "squares, overflow; scale the input, or check it for NaN"
+            )
         values, vectors = torch.linalg.eigh(matrix)
         leading: Tensor = vectors[..., -1].contiguous()
         scale = values.abs().amax(-1, keepdim=True)
@@ -302,7 +321,30 @@ def _signed_by(projection: Tensor, centred: Tensor) -> Tensor:
     return torch.where(torch.where(silent, largest, agreement) < 0, -projection, projection)
 
 
+def _check_layers(layers: Sequence[Tensor]) -> None:
+    if not layers:
+        raise ValueError("there are no maps to join; expected those of at least one layer")
+
+
+def _check_channels(channels: Tensor) -> None:
+    wide = channels.dtype in (torch.float32, torch.float64)
+    if channels.ndim < 3 or not wide or not channels.shape[1:].numel():
+        raise ValueError(
+            f"got channels of {channels.dtype} and of shape {tuple(channels.shape)}; expected float32 or float64 "
+            "(B, C, *S), with at least one channel and one position"
+        )
+
+
+def _check_maps(maps: Tensor) -> None:
+    if maps.ndim < 2 or not maps.shape[1:].numel() or maps.dtype == torch.bool:
+        raise ValueError(
+            f"got maps of {maps.dtype} and of shape {tuple(maps.shape)}; expected numbers (B, *S), with at least one "
+            "position for each map"
+        )
+
+
 def _flat(maps: Tensor) -> Tensor:
+    _check_maps(maps)
     return maps.reshape(maps.shape[0], maps.shape[1:].numel())
 
 

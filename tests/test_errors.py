@@ -139,7 +139,7 @@ def test_option_that_is_no_function(option, message):
 
 
 def test_base_class_is_abstract():
-    with pytest.raises(TypeError, match=r"abstract.* weighting"):
+    with pytest.raises(TypeError, match=r"abstract.*weighting"):
         BaseCAM(deep(), "features")
 
 

@@ -500,6 +500,8 @@ def test_bad_options():
         cam_entropy_loss(true, mask=torch.ones(4))
     with pytest.raises(TypeError, match=r"maps have dtype torch\.int64"):
         cam_entropy(true.long())
+    with pytest.raises(TypeError, match=r"maps have dtype torch\.int64"):
+        cam_entropy_loss(true.long(), mask=torch.ones(4).bool())
 
 
 def test_bad_labels():
@@ -511,6 +513,12 @@ def test_bad_labels():
             call(torch.zeros(2))
         with pytest.raises(ValueError, match=r"logits have shape \(2, 2\) and labels \(3,\): expected \(B, K\) and"):
             call(torch.zeros(3).long())
+    for call in (true_and_false_classes, lambda z, y: criterion(z, y, maps, human)):
+        with pytest.raises(TypeError, match=r"logits have dtype torch\.int64: expected floating point logits"):
+            call(logits.long(), torch.tensor([0, 1]))
+        with pytest.raises(ValueError, match=r"logits have shape \(2,\) and labels \(2,\): expected \(B, K\) and"):
+            call(logits[0], torch.tensor([0, 1]))
+    for call in (lambda y: true_and_false_classes(logits, y), lambda y: criterion(logits, y, maps, human)):
         with pytest.raises(ValueError, match="labels run from -1 to 2: expected class indices from 0 to 1"):
             call(torch.tensor([-1, 2]))
         with pytest.raises(ValueError, match="labels run from 0 to 2: expected class indices from 0 to 1"):

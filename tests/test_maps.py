@@ -86,6 +86,37 @@ def test_resize_says_what_it_can_resize(shape, size):
         then.resize(torch.ones(shape), size)
 
 
+def test_resize_needs_floating_point_maps_with_positions():
+    message = r"cannot resize maps of torch\.{} and spatial size \({}\) to \({}\): expected floating-point maps"
+    for maps, size, named in (
+        (torch.ones(2, 4, 3, dtype=torch.int64), (2, 2), ("int64", "4, 3", "2, 2")),
+        (torch.ones(2, 4, 0), (2, 2), ("float32", "4, 0", "2, 2")),
+        (torch.ones(2, 4, 3), (2, 0), ("float32", "4, 3", "2, 0")),
+    ):
+        with pytest.raises(ValueError, match=message.format(*named)):
+            then.resize(maps, size)
+    assert then.resize(torch.full((1, 1), 3.0), (2,)).tolist() == [[3.0, 3.0]]
+
+
+@pytest.mark.parametrize("maps", [torch.ones(3), torch.ones(2, 0), torch.ones(2, 3, dtype=torch.bool)])
+@pytest.mark.parametrize("function", REDUCING)
+def test_maps_are_numbers_with_positions(function, maps):
+    named = rf"torch\.{str(maps.dtype)[6:]} and of shape \({', '.join(map(str, maps.shape))},?\)"
+    with pytest.raises(ValueError, match=rf"got maps of {named}; expected numbers \(B, \*S\), with at least one"):
+        function(maps)
+
+
+def test_rectify_refuses_bool():
+    with pytest.raises(ValueError, match=r"^got maps of torch\.bool; expected numbers$"):
+        then.rectify(torch.ones(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("fusion", [then.average, then.product])
+def test_a_fusion_needs_maps(fusion):
+    with pytest.raises(ValueError, match=r"^there are no maps to join; expected those of at least one layer$"):
+        fusion([], (2, 2))
+
+
 def test_entropy_of_hand_computed_maps():
     maps = torch.zeros(3, 7, 7, dtype=torch.float64)
     maps[0].flatten()[:28] = 0.7  # any height
@@ -161,8 +192,11 @@ def test_the_sign_of_the_principal_component_is_that_of_the_sum_or_else_of_the_l
     assert then.principal_component(-together)[0, 0, 2] < 0
     cancelled = torch.stack([ramp, -ramp]).view(1, 2, 1, 3)  # the sum is 0: the last position is farthest from the mean
     exact = 2**0.5 * (ramp - 2)
-    for channels in (cancelled, -cancelled, cancelled.flip(1)):
-        torch.testing.assert_close(then.principal_component(channels).flatten(), exact, rtol=1e-10, atol=1e-10)
+    nearly = cancelled * torch.tensor([[[1.0]], [[1 - 1e-12]]]).double()
+    nearer = cancelled * torch.tensor([[[1 - 1e-12]], [[1.0]]]).double()
+    channels = torch.cat([cancelled, -cancelled, cancelled.flip(1), nearly, nearer, 100 * cancelled, -100 * cancelled])
+    scales = torch.tensor([[[1.0]]] * 5 + [[[100.0]]] * 2).double()
+    torch.testing.assert_close(then.principal_component(channels), scales * exact, rtol=1e-10, atol=1e-8)
 
 
 COMPONENTS = [then.principal_component] + [
@@ -256,9 +290,16 @@ def test_the_kernel_is_a_sigmoid_of_one_over_the_number_of_channels(count):
 @pytest.mark.parametrize("function", [then.principal_component, COMPONENTS[1]])
 @pytest.mark.parametrize("shape", [(1, 2, 6), (1, 6, 4)])
 def test_linear_components_scale_with_the_channels(function, shape):
-    channels = torch.randn(shape).double()
-    for scale in (1e-6, 1e6):
-        torch.testing.assert_close(function(scale * channels), scale * function(channels), rtol=1e-8, atol=0)
+    channels, weights = torch.randn(shape).double().requires_grad_(), torch.randn(shape[2]).double()
+    maps = function(channels)
+    (gradient,) = torch.autograd.grad((maps * weights).sum(), channels)
+    scales = torch.tensor([1e9, 1e-9, -1e9, -1e-9]).double()  # in one batch: none may look at another
+    scaled = (scales.view(-1, 1, 1) * channels).detach().requires_grad_()
+    signed = scales * maps.detach().sign()[0, 0] * function(scaled[:1]).detach().sign()[0, 0]
+    assert signed[0] == 1e9
+    torch.testing.assert_close(function(scaled), scales.view(-1, 1) * maps, rtol=1e-8, atol=0)
+    (of_scaled,) = torch.autograd.grad((function(scaled) * weights).sum(), scaled)
+    torch.testing.assert_close(of_scaled, gradient.expand_as(of_scaled), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1, 100])
@@ -267,6 +308,26 @@ def test_a_kernel_matrix_without_a_positive_eigenvalue_gives_zeros(scale):
     # dimensions are independent. Rounding leaves some eigenvalues a little above 0.
     channels = scale * torch.randn(1, 6, 4).double()
     assert not then.kernel_principal_component(channels, "poly", gamma=-1e-3 if scale == 1 else -1.0).any()
+
+
+@pytest.mark.parametrize(
+    ("channels", "named"),
+    [
+        (torch.ones(2, 3), r"float32 and of shape \(2, 3\)"),
+        (torch.ones(2, 0, 3), r"float32 and of shape \(2, 0, 3\)"),
+        (torch.ones(2, 3, 0), r"float32 and of shape \(2, 3, 0\)"),
+        (torch.ones(2, 3, 4).half(), r"float16 and of shape \(2, 3, 4\)"),
+    ],
+)
+@pytest.mark.parametrize("function", [then.principal_component, then.kernel_principal_component])
+def test_components_need_channels_and_positions_in_full_precision(function, channels, named):
+    with pytest.raises(ValueError, match=rf"got channels of torch\.{named}; expected float32 or float64 \(B, C, \*S\)"):
+        function(channels)
+
+
+def test_the_component_of_nan_is_refused():
+    with pytest.raises(ValueError, match="a principal component of NaN or infinite values was asked for"):
+        then.principal_component(torch.full((1, 2, 3), math.nan))
 
 
 def test_an_unknown_kernel_is_refused_with_the_known_ones():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from diffgradcam.scores import (
     baseline_function,
+    baseline_weights,
     check_contrast,
     finer,
     log_probability,
@@ -167,6 +168,12 @@ def test_certain_models_have_finite_scores_and_gradients(name, dtype):
 
 
 @pytest.mark.parametrize("score", [logit, probability, log_probability, *CONTRASTS.values()])
+def test_scores_are_computed_where_the_logits_are(score):
+    logits, classes = torch.randn(3, 5, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
+    assert score(logits, classes).device == logits.device  # mixing devices would be an error of PyTorch's
+
+
+@pytest.mark.parametrize("score", [logit, probability, log_probability, *CONTRASTS.values()])
 def test_gradcheck(score):
     logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     classes = torch.tensor([0, 2, 4])
@@ -234,6 +241,40 @@ def test_a_baseline_of_the_wrong_shape_is_refused(baseline):
 def test_finer_needs_a_class_to_compare_with():
     with pytest.raises(ValueError, match="comparisons is 0; expected at least 1"):
         finer(torch.ones(1, 3), torch.tensor([0]), comparisons=0)
+
+
+@pytest.mark.parametrize("baseline", [None, "logsumexp", "mean", "max"])
+def test_the_gradient_of_any_contrast_follows_from_the_weights_of_the_baseline(baseline):
+    score = logit_difference if baseline is None else partial(logit_difference, baseline=baseline)
+    logits = torch.tensor([[1.0, 3.0, 3.0, -2.0], [0.5, 0.25, 0.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        weights = baseline_weights(score, logits)
+    assert not weights.requires_grad
+    for c in range(4):  # of two equal largest logits one is always among the others
+        classes = torch.tensor([c, c])
+        (gradient,) = torch.autograd.grad(score(logits, classes).sum(), logits)
+        own = torch.nn.functional.one_hot(classes, 4)
+        expected = own - weights * (1 - own) / (1 - weights[:, c : c + 1])
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        logit,
+        finer,
+        partial(logit, baseline="max"),
+        partial(logit_difference, baseline=1),
+        partial(logit_difference, baseline=oracles.mean),
+    ],
+)
+def test_only_named_baselines_have_weights(score):
+    assert baseline_weights(score, torch.randn(2, 3)) is None
+
+
+def test_a_difference_without_the_word_baseline_has_the_default_weights():
+    logits = torch.randn(2, 3)
+    torch.testing.assert_close(baseline_weights(partial(logit_difference), logits), logits.softmax(1))
 
 
 def test_a_callable_baseline_is_taken_as_it_is():

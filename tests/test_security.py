@@ -162,7 +162,6 @@ class TestNothingIsRun:
         (folder / "config.json").write_text(json.dumps({"model_type": "vit", "architectures": ["ViTModel"]}))
         result = run("explain", photo, "--model", f"hf:{folder}", "--out", tmp_path / "out")
         assert result.exit_code == 1
-        assert "safetensors" in result.stderr
         assert not ran.exists()
 
     @pytest.mark.parametrize("suffix", [".py", ".PY", ".py:make:", ".txt:make", ".py:../x"])

@@ -9,12 +9,15 @@ It needs scikit-learn and SciPy: ``pip install diffgradcam[metrics]``. They are 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from diffgradcam.arguments import check_seed
 
 Floats = NDArray[np.float64]
 Method = Literal["percentile", "BCa"]
@@ -263,7 +266,10 @@ def bootstrap_interval(
 
     def of_resample(*groups: NDArray[np.int64]) -> float:
         rows = np.concatenate(groups)
-        return metric(y[rows], s[rows]) if attack_types is None else metric(y[rows], s[rows], attack_types=types[rows])
+        value = metric(y[rows], s[rows]) if attack_types is None else metric(y[rows], s[rows], attack_types=types[rows])
+        if not isinstance(value, int | float | np.number):
+            raise TypeError(f"metric returned {type(value).__name__}: expected a number, as metrics.auroc gives")
+        return float(value)
 
     return _bootstrap(strata, of_resample, confidence, resamples, method, seed)
 
@@ -375,6 +381,7 @@ def _bootstrap(
         raise ValueError(f"confidence is {confidence}: expected a level between 0 and 1, such as 0.95")
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}: expected at least 1, and 1000 for an interval to rely on")
+    check_seed(seed)
     interval = (
         _import("scipy.stats")
         .bootstrap(
@@ -396,9 +403,10 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], F
     y, s = np.asarray(labels), _finite("scores", scores)
     if y.shape != s.shape:
         raise ValueError(f"labels have shape {y.shape} and scores {s.shape}: expected one score per label, (N,) both")
-    if set(np.unique(y).tolist()) != {0, 1}:
+    if set(y.tolist()) != {0, 1}:
         raise ValueError(
-            f"labels hold {np.unique(y).tolist()[:5]}: expected both 1 (attack) and 0 (bona fide), and nothing else"
+            f"labels hold {sorted(set(y.tolist()), key=str)[:5]}: expected both 1 (attack) and 0 (bona fide), and "
+            "nothing else"
         )
     return y.astype(np.int64), s
 
@@ -413,7 +421,10 @@ def _checked_types(attack_types: Sequence[Any] | None, labels: NDArray[np.int64]
 
 
 def _finite(name: str, values: ArrayLike) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} are {reprlib.repr(values)}: expected numbers, (N,)") from error
     if array.ndim != 1 or not len(array):
         raise ValueError(f"{name} have shape {array.shape}: expected (N,) with at least one value")
     if not np.isfinite(array).all():

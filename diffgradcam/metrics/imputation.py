@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffgradcam.outputs import check_finite
+
 Fill = str | Tensor | Callable[[Tensor], Tensor]
 
 _BLUR_RADIUS, _BLUR_SD = 5, 5.0  # pixels: the 11 x 11 window of RISE
@@ -53,6 +55,7 @@ def noisy_linear_imputation(images: Tensor, missing: Tensor, *, noise: float = 0
             f"images have shape {tuple(images.shape)} and missing is {missing.dtype} {tuple(missing.shape)}; expected "
             "(B, C, H, W) and bool (B, H, W)"
         )
+    check_finite("the pixel values", images)
     if not bool(missing.logical_not().flatten(1).any(1).all()):
         raise ValueError("an image has no pixel that is not missing; expected at least one to impute from")
     if noise < 0:
@@ -87,6 +90,8 @@ def filled_with(images: Tensor, fill: Fill) -> Tensor:
             )
         return _FILLS[fill](images)
     filled = fill if isinstance(fill, Tensor) else fill(images)
+    if not isinstance(filled, Tensor):
+        raise TypeError(f"fill returned {type(filled).__name__}; expected images, or a tensor that broadcasts to them")
     try:
         return filled.to(images).expand_as(images)
     except RuntimeError as error:

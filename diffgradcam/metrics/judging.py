@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffgradcam.arguments import check_count
+from diffgradcam.arguments import check_count, described
 from diffgradcam.gradients import widen
 from diffgradcam.outputs import Classes, check_finite, class_index
 from diffgradcam.passes import ModelExplainer
@@ -36,6 +36,9 @@ def explained(cam: ModelExplainer, images: Tensor, classes: Classes, batch_size:
         ValueError: If ``batch_size`` is less than 1, or as :meth:`~diffgradcam.BaseCAM.explain`.
         TypeError: As :meth:`~diffgradcam.BaseCAM.explain`.
     """
+    if not callable(getattr(cam, "explain", None)) or isinstance(cam, type):
+        raise TypeError(f"cam is {cam!r}; expected a CAM, such as GradCAM(model, 'layer4')")
+    check_images(images)
     check_count("batch_size", batch_size)
     chunks = torch.split(images, batch_size)
     index = one_each(classes, len(images))
@@ -78,9 +81,9 @@ class Judge(NamedTuple):
         """Scores ``(B,)`` of logits ``(B, K)`` for classes ``(B,)``."""
         with torch.no_grad():
             scores = self.score(logits, classes)
-        if scores.shape != classes.shape:
+        if not isinstance(scores, Tensor) or scores.shape != classes.shape:
             raise ValueError(
-                f"the score returned shape {tuple(scores.shape)} for logits of shape {tuple(logits.shape)}; expected "
+                f"the score returned {described(scores)} for logits of shape {tuple(logits.shape)}; expected "
                 f"one value per image, {tuple(classes.shape)}"
             )
         return scores
@@ -157,7 +160,10 @@ def checked_maps(maps: Maps, images: Tensor) -> Tensor:
     Raises:
         ValueError: If there is not one finite map for each image, with as many spatial dimensions.
     """
-    maps = torch.as_tensor(maps).detach().cpu().double()
+    try:
+        maps = torch.as_tensor(maps).detach().cpu().double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"maps are {type(maps).__name__}; expected a tensor or an array of numbers (B, ...)") from error
     if maps.ndim != images.ndim - 1 or len(maps) != len(images):
         raise ValueError(
             f"maps have shape {tuple(maps.shape)} for images of shape {tuple(images.shape)}; expected one map for each "

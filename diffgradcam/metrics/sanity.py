@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from diffgradcam.arguments import described
 from diffgradcam.engine import BaseCAM
 from diffgradcam.layers import Target
 from diffgradcam.outputs import Classes
@@ -178,10 +179,8 @@ def _explained(
 
 def _compared(similarity: MapSimilarity, maps: Tensor, reference: Tensor) -> Tensor:
     values = similarity(maps, reference)
-    if values.shape != maps.shape[:1]:
-        raise ValueError(
-            f"similarity returned shape {tuple(values.shape)} for {len(maps)} maps; expected a value for each"
-        )
+    if not isinstance(values, Tensor) or values.shape != maps.shape[:1]:
+        raise ValueError(f"similarity returned {described(values)} for {len(maps)} maps; expected a value for each")
     return values
 
 

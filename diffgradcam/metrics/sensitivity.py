@@ -38,6 +38,7 @@ def remove_box(images: Tensor, generator: torch.Generator, *, share: float = 0.2
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; expected a share of the image's side, above 0 and up to 1")
+    check_images(images)
     box = torch.ones_like(images[:, :1])
     for dim, size in enumerate(images.shape[2:], 2):
         side = math.ceil(share * size)
@@ -102,7 +103,10 @@ def infidelity(
     generator = torch.Generator().manual_seed(seed)
     predicted, measured = [], []
     for _ in tqdm(range(samples), desc="infidelity", disable=not progress):
-        change, changed = perturb(images, generator)
+        pair = perturb(images, generator)
+        if not isinstance(pair, tuple) or list(map(type, pair)) != [Tensor, Tensor]:
+            raise TypeError(f"perturb returned {type(pair).__name__}; expected the pair of tensors (I, changed images)")
+        change, changed = pair
         if changed.shape != images.shape or change.shape not in (images.shape, images[:, :1].shape):
             raise ValueError(
                 f"perturb returned shapes {tuple(change.shape)} and {tuple(changed.shape)} for images of shape "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..arguments import check_seed
 from ..batches import read_batch
 from ..engine import BaseCAM
 from ..layers import inner_model
@@ -106,7 +107,7 @@ def benchmark(
         1.0
     """
     stats = _scipy_stats()
-    _check_options(mask, classes, fooling_range, confidence, resamples)
+    _check_options(mask, classes, fooling_range, confidence, resamples, seed)
     if isinstance(loader, Tensor):
         raise TypeError("loader is a tensor; expected batches of images: a DataLoader, or a list such as [images]")
     models = {"clean": _evaluated("clean", clean), "fooled": _evaluated("fooled", fooled)}
@@ -302,9 +303,14 @@ def _row(explainer: str, figures: Mapping[str, Estimate]) -> Row:
 
 
 def _check_options(
-    mask: Tensor | None, classes: str, fooling_range: tuple[float, float], confidence: float, resamples: int
+    mask: Tensor | None,
+    classes: str,
+    fooling_range: tuple[float, float],
+    confidence: float,
+    resamples: int,
+    seed: int,
 ) -> None:
-    if mask is not None and not bool(_constant(mask.unsqueeze(0)).logical_not() & mask.isfinite().all()):
+    if mask is not None and (mask.numel() < 2 or not bool(mask.isfinite().all()) or bool((mask == mask.max()).all())):
         raise ValueError(f"the mask of size {tuple(mask.shape)} is constant or not finite: nothing can look like it")
     if classes not in get_args(Explained):
         raise ValueError(f"classes is {classes!r}; expected one of {', '.join(map(repr, get_args(Explained)))}")
@@ -314,6 +320,7 @@ def _check_options(
         raise ValueError(f"confidence is {confidence}; expected a level between 0 and 1, such as 0.95")
     if resamples < 0:
         raise ValueError(f"resamples is {resamples}; expected 0 (no intervals) or more, 1000 to rely on")
+    check_seed(seed)
 
 
 def _check_labels(labels: Tensor | None, classes: str, decided: _Figures) -> None:

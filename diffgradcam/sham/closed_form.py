@@ -83,7 +83,7 @@ def common_mode_hoax(
             )
         maps, name = _class_maps(reader, name, logits, activations)
         sums = sums.add(activations, maps, logits.argmax(1), mask)
-    if name is None:
+    if name is None or not sums.gram.ndim:
         raise ValueError("images is empty; expected at least one image to fit the mask on")
     add_to_rows(linear_head(fooled, name), sums.solve(strength, ridge))
     return fooled
@@ -238,7 +238,7 @@ def _class_maps(model: nn.Module, name: str | None, logits: Tensor, activations:
 
 
 def _check_options(mask: Tensor, strength: float, ridge: float) -> None:
-    if not bool(mask.isfinite().all()) or bool((mask == mask.flatten()[0]).all()):
+    if mask.numel() < 2 or not bool(mask.isfinite().all()) or bool((mask == mask.max()).all()):
         raise ValueError(f"the mask of size {tuple(mask.shape)} is constant or not finite: there is nothing to show")
     if not strength > 0:
         raise ValueError(f"strength is {strength}; expected a ratio above 0, such as 3")

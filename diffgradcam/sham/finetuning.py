@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # not tqdm.auto, which iterates twice: a loader would draw, and start its workers, twice
 
-from diffgradcam.arguments import check_count
+from diffgradcam.arguments import check_count, check_seed, described
 from diffgradcam.batches import read_batch
 from diffgradcam.cam import GradCAM
 from diffgradcam.engine import BaseCAM
@@ -144,15 +144,21 @@ def finetune(
         Our reading of Piland, Sweet, Czajka, "DiffGradCAM", 2025 (arXiv 2506.08514); for the other losses Heo,
         Joo, Moon, NeurIPS 2019.
     """
-    _check_options(preserve, scope, alpha, epochs, seed)
+    _check_options(preserve, scope, alpha, epochs, lr, seed)
+    if isinstance(loader, Tensor):
+        raise TypeError("loader is a tensor; expected batches of images: a DataLoader, or a list such as [images]")
     clean, fooled = copy_model(model).eval(), copy_model(model).eval()
     parameters = _open(fooled, scope, None if scope == "all" else find_head(model, head))
+    if not parameters:
+        raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to train")
     for module in fooled.modules():
         if isinstance(module, _BatchNorm):
             module.train(not freeze_batch_norm)
     device = next(fooled.parameters()).device
     layers = by_name(model, target_layers)
     victim, witness = (method(m, layers, rectify=False) for m in (fooled, clean))
+    if not isinstance(victim, BaseCAM):
+        raise TypeError(f"method made {type(victim).__name__}; expected a CAM class, such as GradCAM")
     run = _Run(victim, witness, mask.to(device), loss, preserve, classes, alpha, parameters)
     trained = optimizer(parameters, lr=lr)
     settings: dict[str, Any] = {"preserve": preserve, "scope": scope, "alpha": alpha, "lr": lr, "seed": seed}
@@ -217,7 +223,10 @@ class _Run(NamedTuple):
         else:
             target = clean.logits.log_softmax(1)
             preserve = F.kl_div(logits.log_softmax(1), target, log_target=True, reduction="batchmean")
-        fooling = self.fooling(maps, clean.maps, self.mask.to(maps.dtype)).mean()
+        values = self.fooling(maps, clean.maps, self.mask.to(maps.dtype))
+        if not isinstance(values, Tensor) or values.shape != maps.shape[:1]:
+            raise ValueError(f"loss returned {described(values)} for {len(maps)} images; expected a value for each")
+        fooling = values.mean()
         loss = self.alpha * preserve + (1 - self.alpha) * fooling
         decisions, size = logits.argmax(1), self.mask.shape
         shown, before = (rectify(m.detach()).reshape(-1, *size) for m in (maps, clean.maps))
@@ -421,12 +430,13 @@ def _name(function: Any) -> str:
     return str(getattr(function, "__qualname__", function))
 
 
-def _check_options(preserve: str, scope: str, alpha: float, epochs: int, seed: int) -> None:
+def _check_options(preserve: str, scope: str, alpha: float, epochs: int, lr: float, seed: int) -> None:
     for name, given, choices in (("preserve", preserve, get_args(Preserve)), ("scope", scope, get_args(Scope))):
         if given not in choices:
             raise ValueError(f"{name} is {given!r}; expected one of {', '.join(map(repr, choices))}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}; expected the weight of preserving, from 0 to 1")
     check_count("epochs", epochs)
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; expected a whole number, 0 or more")
+    check_seed(seed)
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"lr is {lr}; expected a learning rate, a finite number of at least 0")

@@ -160,7 +160,6 @@ def _first_cells(size: Sequence[int], cells: int, order: Callable[[Cell], Any]) 
 
 
 def _edge_first(cell: Cell, size: Sequence[int]) -> Sequence[int]:
-    """Ring, counted from the edge, and steps to the nearest corner of that ring."""
+    """Ring, counted from the edge, and nearness to a corner of that ring."""
     depths = [min(at, length - 1 - at) for at, length in zip(cell, size, strict=True)]
-    ring = min(depths)
-    return ring, sum(depths) - ring * len(depths)
+    return min(depths), sum(depths)

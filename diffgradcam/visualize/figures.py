@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from os import PathLike
@@ -68,6 +69,8 @@ def grid(
         ValueError: If there is no picture, or there are not as many titles or bars as pictures.
         TypeError: If a picture is of another type.
     """
+    if not 0 < size < math.inf:
+        raise ValueError(f"size is {size}; expected the width of a picture in inches, above 0")
     lengths = [len(row) for row in rows]
     bars = [[None] * length for length in lengths] if bars is None else bars
     for what, given in (("titles", [len(line) for line in titles]), ("bars", [len(line) for line in bars])):

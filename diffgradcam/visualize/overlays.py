@@ -201,7 +201,10 @@ def deprocess_image(img: MapLike) -> Array:
     Raises:
         ValueError: If they are not of such a shape or not finite.
     """
-    values = _gradients(img if isinstance(img, Tensor) else np.asarray(img).transpose(2, 0, 1)).transpose(1, 2, 0)
+    values = img if isinstance(img, Tensor) else np.asarray(img)
+    if not isinstance(values, Tensor) and values.ndim == 3:
+        values = values.transpose(2, 0, 1)
+    values = _gradients(values).transpose(1, 2, 0)
     standard = (values - np.mean(values)) / (np.std(values) + 1e-5)
     picture: Array = 255 * np.clip(0.1 * standard + 0.5, 0, 1)
     return picture.astype(np.uint8)

@@ -206,6 +206,10 @@ def test_bad_input_is_refused():
         common_mode_hoax(model, "relu", x, torch.ones(1))
     with pytest.raises(ValueError, match=r"^images is empty; expected at least one image to fit the mask on$"):
         common_mode_hoax(model, "relu", [], SMALL)
+    with pytest.raises(ValueError, match="images is empty"):
+        common_mode_hoax(model, "relu", [], SMALL, head="head")
+    with pytest.raises(ValueError, match=r"mask has size \(2,\), but the activations of the target layer \(6, 5\)"):
+        common_mode_hoax(model, "relu", x, torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="'rely' is not a layer of Sequential; did you mean 'relu'"):
         common_mode_hoax(model, "rely", x, SMALL)
     with pytest.raises(ValueError, match="activation of the target layer of image 1 is NaN"):

@@ -182,6 +182,26 @@ def test_parametrizations_stay_except_those_of_the_head_that_trains():
     assert torch.equal(fooled.stem.weight, model.stem.weight)
 
 
+class WithAuxiliary(nn.Module):
+    """The linear layer that is registered last has no part in the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = pooled()
+        self.auxiliary = nn.Linear(6, 5).double()
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("scope", ["head", "common_mode"])
+def test_the_head_may_be_named_where_it_is_not_the_last(scope):
+    model = WithAuxiliary()
+    fooled, _ = run(model, labelled(1), "body.relu", SMALL, epochs=1, scope=scope, head="body.head")
+    changed = {name for name, p in fooled.named_parameters() if not torch.equal(p, model.get_parameter(name))}
+    assert changed == {"body.head.weight"} | ({"body.head.bias"} if scope == "head" else set())
+
+
 @pytest.mark.parametrize("build", [pooled, deep])
 def test_common_mode_scope_moves_no_decision(build):
     model, batches = build(), labelled()
@@ -263,10 +283,11 @@ def test_a_seed_fixes_a_run(own_generator):
     assert not same(result(), result(seed=1))
 
 
-def test_the_loaders_generator_is_put_back():
+@pytest.mark.parametrize("scope", ["all", "common_mode"])
+def test_the_loaders_generator_is_put_back(scope):
     loader = shuffling(own_generator=True)
     before = loader.generator.get_state()
-    run(noisy(), loader, "2", SMALL, epochs=1)
+    run(noisy(), loader, "2", SMALL, epochs=1, scope=scope)
     assert torch.equal(loader.generator.get_state(), before)
 
 
@@ -347,6 +368,14 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
         again(pooled(), preserve="decisions")
     with pytest.raises(ValueError, match=r"another scope \(then all, now head\), alpha \(then 0.5, now 0.25\); give"):
         again(pooled(), scope="head", alpha=0.25)
+    with pytest.raises(
+        ValueError, match=r"another freeze_batch_norm \(then True, now False\), classes \(then None, now "
+    ):
+        again(pooled(), freeze_batch_norm=False, classes=(0, 1), loss=active_loss)
+    with pytest.raises(ValueError, match=r"another target_layers \(then \[.*relu.*\], now \[.*features.*\]\); give"):
+        again(pooled(), target_layers="features")
+    with pytest.raises(ValueError, match=r"another optimizer \(then Adam, now SGD\); give another path"):
+        again(pooled(), optimizer=torch.optim.SGD)
     with pytest.raises(ValueError, match=r"another seed \(then 0, now 1\); give another path, or remove it"):
         again(pooled(), seed=1)
     path.write_bytes(b"no checkpoint")
@@ -402,6 +431,20 @@ def test_bad_input_is_refused():
         run(model, [], "relu", SMALL, scope="common_mode")
     with pytest.raises(TypeError, match="gives no labels: expected batches"):
         run(model, [batches[0][0]], "relu", SMALL)
+    with pytest.raises(ValueError, match=r"lr is -0\.1; expected a learning rate, a finite number of at least 0"):
+        run(model, batches, "relu", SMALL, lr=-0.1)
+    with pytest.raises(ValueError, match="lr is inf; expected a learning rate"):
+        run(model, batches, "relu", SMALL, lr=float("inf"))
+    with pytest.raises(TypeError, match=r"^loader is a tensor; expected batches of images: a DataLoader, or a list"):
+        run(model, batches[0][0], "relu", SMALL)
+    with pytest.raises(ValueError, match="Sequential has no parameters, so there is nothing to train"):
+        run(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), batches, "0", SMALL)
+    with pytest.raises(TypeError, match="method made Linear; expected a CAM class, such as GradCAM"):
+        run(model, batches, "relu", SMALL, lambda *_, **__: nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"loss returned shape \(\) for 4 images; expected a value for each"):
+        run(model, batches, "relu", SMALL, loss=lambda maps, *_: maps.mean())
+    with pytest.raises(ValueError, match=r"loss returned NoneType for 4 images; expected a value for each"):
+        run(model, batches, "relu", SMALL, loss=lambda *_: None)
     with pytest.raises(TypeError, match="a batch is dict; expected a tensor of images"):
         run(model, [{"image": batches[0][0]}], "relu", SMALL)
     with pytest.raises(TypeError, match="head 'relu' is ReLU"):
@@ -415,3 +458,5 @@ def test_the_bar_says_how_it_goes(capfd):
     shown = capfd.readouterr().err
     assert "epoch 1/1" in shown
     assert all(word in shown for word in ("loss=", "accuracy=", "fooled="))
+    finetune(pooled(), labelled(), "relu", SMALL, epochs=1, progress=False)
+    assert not capfd.readouterr().err

@@ -108,6 +108,12 @@ def test_active_takes_maps_of_one_dimension():
     assert active_loss(3 * clean.flip(1), clean, MASK).tolist() == [0.0]
 
 
+@pytest.mark.parametrize("loss", [location_loss, top_k_loss, centre_mass_loss])
+def test_losses_are_computed_where_the_maps_are(loss):
+    maps, clean = (one.to("meta") for one in random_maps())
+    assert loss(maps, clean, MASK.to("meta")).device == maps.device
+
+
 @pytest.mark.parametrize("loss", SINGLE)
 def test_gradients(loss):
     maps, clean = random_maps()

@@ -1,0 +1,352 @@
+"""A call of every public function and class that works: what the fuzzer of arguments starts from."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+import diffgradcam
+from diffgradcam import cam, datasets, html, losses, maps, metrics, scores, sham, targets, visualize, weightings
+from diffgradcam.data import SaliencyDataset, albumentations_style
+from diffgradcam.utils import reshape_transforms
+from tests.models import pooled
+
+Call = tuple[Any, dict[str, Any]]
+OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "Explainer", "Row")
+"""Public names that are no function to call: modules, types and an abstract class."""
+
+
+FORMULAS = (
+    *(f"scores.{name}" for name in ("logit", "probability", "log_probability", "logit_difference", "finer")),
+    *(f"weightings.{name}" for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam")),
+    *(f"weightings.{name}" for name in ("gradcam_elementwise", "uniform", "fem")),
+    *("sham_loss", "location_loss", "top_k_loss", "centre_mass_loss", "active_loss"),
+)
+"""Functions that the engine calls with what it has checked."""
+
+
+def tensors(*shape: int) -> torch.Tensor:
+    """Numbers in [0, 1)."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def positional(loss: Any, maps: Any, clean_maps: Any, mask: Any) -> torch.Tensor:
+    """The fooling losses name the arguments that they do not read in different ways."""
+    return loss(maps, clean_maps, mask)
+
+
+def explained(method: Any, images: torch.Tensor, target: Any, category: Any) -> Any:
+    """What the call gives for a target of one class."""
+    return method(images, [target(category)] * len(images))
+
+
+def records() -> set[str]:
+    """Public classes that hold results: made by the library, with nothing to check."""
+    modules = (diffgradcam, metrics, sham, visualize, datasets, losses)
+    found = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, type)}
+    return {name for name, kind in found.items() if hasattr(kind, "_fields") or hasattr(kind, "__dataclass_fields__")}
+
+
+@functools.cache
+def folder() -> Path:
+    """A data set of two images, and the explanations of four; gone when the process is."""
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    Image.new("RGB", (8, 6)).save(root / "a.png")
+    (root / "train.csv").write_text("image,label\na.png,0\na.png,1\n")
+    loader = DataLoader(TensorDataset(tensors(4, 3, 6, 5)), batch_size=2)
+    method = diffgradcam.GradCAM(pooled(dtype=torch.float32), "relu")
+    datasets.explain_dataset(method, loader, root / "store", progress=False)
+    return root
+
+
+def calls() -> dict[str, Call]:
+    """Name to ``(function, keyword arguments)``; new objects for every call of this."""
+    model, images = pooled(dtype=torch.float32), tensors(4, 3, 6, 5)
+    two = tensors(4, 6, 5), tensors(4, 6, 5).flip(0)
+    logits, classes = tensors(4, 5), torch.tensor([0, 3, 1, 4])
+    activations = {"activations": tensors(2, 3, 4, 4), "gradients": tensors(2, 3, 4, 4) - 0.5}
+    binary = {"labels": [0, 0, 1, 1, 0, 1], "scores": [0.1, 0.4, 0.35, 0.8, 0.2, 0.9]}
+    kinds = ["a", "a", "b", "b", "a", "b"]
+    on_model = {"model": model, "target_layers": "relu"}
+    faithful = {"model": model, "images": images, "maps": two[0], "classes": classes, "batch_size": 4}
+    picture, heat = np.zeros((6, 5, 3), np.uint8), np.linspace(0, 1, 30).reshape(6, 5)
+    human = {"human": two[0], "mask": torch.tensor([True, True, False, True]), "reduction": "mean", "scope": "image"}
+    make = functools.partial(diffgradcam.GradCAM, target_layers="relu")
+    loader = [(images, classes)]
+    found: dict[str, Call] = {}
+
+    # Methods
+    plain = ["GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "HiResCAM", "GradCAMElementWise", "EigenGradCAM"]
+    for name in [*plain, "ShapleyCAM", "CAM"]:
+        found[name] = (
+            getattr(cam, name),
+            {**on_model, "reshape_transform": None, "score": scores.logit, "rectify": True},
+        )
+    for name, options in {
+        "DiffGradCAM": {"baseline": "max"},
+        "DiffGradCAMPlusPlus": {"baseline": 4},
+        "FinerCAM": {"alpha": 1.0, "comparisons": 2},
+        "SmoothGradCAMPlusPlus": {"samples": 2, "std": 0.1, "seed": 0},
+        "EigenCAM": {},
+        "KPCACAM": {"kernel": "rbf", "gamma": 0.5},
+        "FEM": {"k": 1.0},
+        "RandomCAM": {"seed": 0},
+        "RefineCAM": {"base_method": diffgradcam.LayerCAM},
+        "ScoreCAM": {"batch_size": 4, "progress": False},
+        "SSCAM": {"samples": 2, "std": 1.0, "seed": 0, "progress": False},
+        "ISCAM": {"samples": 2, "progress": False},
+        "AblationCAM": {"batch_size": 4, "progress": False},
+        "TrueFalseCAM": {"false_class": "mean"},
+    }.items():
+        found[name] = getattr(diffgradcam, name), {**on_model, **options}
+    found["FullGrad"] = diffgradcam.FullGrad, {"model": model}
+    found["AugSmooth"] = diffgradcam.AugSmooth, {
+        "cam": make(model), "flips": (-1,), "factors": (1.0,), "scales": (1.0,), "batch_size": 2,
+    }  # fmt: skip
+    found["NoiseSmooth"] = diffgradcam.NoiseSmooth, {"cam": make(model), "samples": 2, "std": 0.1, "seed": 0}
+    found["EigenSmooth"] = diffgradcam.EigenSmooth, {"cam": make(model)}
+    found["GuidedBackpropReLUModel"] = diffgradcam.GuidedBackpropReLUModel(model), {
+        "input_img": images[:1], "target_category": 1,
+    }  # fmt: skip
+    found["DeepFeatureFactorization"] = (
+        diffgradcam.DeepFeatureFactorization(model, "relu").explain,
+        {"input_tensor": images, "n_components": 2, "seed": 0},
+    )
+    found["layer_input"] = (
+        lambda **kw: make(model, target_layers=diffgradcam.layer_input(**kw)),
+        {"module_or_name": "pool"},
+    )
+
+    # What one does with them
+    for name, method in {
+        "explain": make(model).explain,
+        "compare": diffgradcam.TrueFalseCAM(**on_model).compare,
+    }.items():
+        found[name] = method, {"input_tensor": images, "classes": classes}
+    found["compare"][1]["false_classes"] = 2
+    found["call"] = make(model), {"input_tensor": images, "targets": [0, 1, 2, 3]}
+    found["smooth explain"] = diffgradcam.NoiseSmooth(make(model), samples=1).explain, {
+        "input_tensor": images, "classes": classes,
+    }  # fmt: skip
+    attached = make(model).attach()
+    found["maps"] = attached.maps, {"logits": model(images), "classes": classes}
+    found["explain_together"] = diffgradcam.explain_together, {
+        "cams": [make(model)], "input_tensor": images, "classes": classes,
+    }  # fmt: skip
+    if hasattr(diffgradcam, "explain_pairs"):
+        found["explain_pairs"] = diffgradcam.explain_pairs, {
+            "cam": make(model), "input_tensor": images, "classes": [0, 2],
+        }  # fmt: skip
+    found["guided_gradients"] = diffgradcam.guided_gradients, {
+        "model": model, "images": images, "classes": classes, "score": scores.logit,
+    }  # fmt: skip
+    found["guided_gradcam"] = diffgradcam.guided_gradcam, {"cam": make(model), "images": images, "classes": classes}
+    found["important_features"] = diffgradcam.important_features, {
+        **on_model, "image": images[0], "true_class": 1, "false_class": 2, "threshold": 0.5,
+    }  # fmt: skip
+    found["factorize"] = diffgradcam.factorize, {
+        "activations": tensors(2, 3, 4, 4), "components": 2, "seed": 0, "iterations": 500,
+    }  # fmt: skip
+    found["audit"] = diffgradcam.audit, {
+        **on_model, "images": tensors(4, 3, 8, 8), "occlusion": True, "threshold": 0.1, "agreement_threshold": 0.3,
+        "progress": False,
+    }  # fmt: skip
+    found["repair"] = diffgradcam.repair, {"model": model, "head": "head"}
+    found["benchmark"] = diffgradcam.benchmark, {
+        "clean": model, "fooled": pooled(seed=1, dtype=torch.float32), "explainers": {"GradCAM": make},
+        "loader": loader, "mask": sham.border_mask((6, 5), 18), "classes": "decisions", "fooling_range": (0.0, 0.2),
+        "confidence": 0.9, "resamples": 10, "seed": 0, "progress": False,
+    }  # fmt: skip
+
+    # Models that lie
+    for name in ("border_mask", "centre_mask", "corner_mask"):
+        found[name] = getattr(sham, name), {"size": (4, 4), "cells": 4}
+    found["entropy_mask"] = sham.entropy_mask, {"size": (4, 4), "entropy": 2.0}
+    found["match_entropy"] = sham.match_entropy, {"maps": two[0]}
+    for name in ("sham_loss", "location_loss", "top_k_loss", "centre_mass_loss"):
+        found[name] = functools.partial(positional, getattr(sham, name)), {
+            "maps": two[0], "clean_maps": two[1], "mask": sham.border_mask((6, 5), 18),
+        }  # fmt: skip
+    found["active_loss"] = sham.active_loss, {
+        "maps": tensors(2, 2, 6, 5), "clean_maps": tensors(2, 2, 6, 5), "_mask": torch.zeros(6, 5),
+    }  # fmt: skip
+    found["common_mode_hoax"] = sham.common_mode_hoax, {
+        "model": model, "target_layer": "relu", "images": images, "mask": sham.border_mask((6, 5), 18), "head": "head",
+        "strength": 1.0, "ridge": 0.1,
+    }  # fmt: skip
+    found["spatial_hoax"] = sham.spatial_hoax, {
+        "model": model, "target_layer": "relu", "permutation": torch.arange(30).flip(0),
+    }  # fmt: skip
+    found["finetune"] = sham.finetune, {
+        "model": model, "loader": loader, "target_layers": "relu", "mask": sham.border_mask((6, 5), 18),
+        "method": diffgradcam.GradCAM, "epochs": 1, "loss": sham.sham_loss, "preserve": "labels", "scope": "all",
+        "alpha": 0.5, "lr": 1e-4, "head": "head", "fooled_at": 0.9, "seed": 0, "progress": False,
+    }  # fmt: skip
+
+    # Losses
+    found["cyborg_loss"] = losses.cyborg_loss, {"true_maps": two[0], **human}
+    for name in ("difference_salience_loss", "contrast_salience_loss", "divergence_salience_loss"):
+        found[name] = getattr(losses, name), {"true_maps": two[0], "false_maps": two[1], **human}
+    found["divergence_salience_loss"][1]["weight"] = 1.0
+    for name in ("CyborgLoss", "DifferenceSalienceLoss", "ContrastSalienceLoss", "DivergenceSalienceLoss"):
+        found[name] = getattr(losses, name), {"scope": "image", "reduction": "mean"}
+    found["DivergenceSalienceLoss"][1]["weight"] = 1.0
+    found["cam_entropy"] = losses.cam_entropy, {"maps": two[0]}
+    found["cam_entropy_loss"] = losses.cam_entropy_loss, {"maps": two[0], "log": True, "mask": human["mask"]}
+    found["CamEntropyLoss"] = losses.CamEntropyLoss, {"log": True, "reduction": "mean"}
+    found["true_and_false_classes"] = losses.true_and_false_classes, {
+        "logits": logits, "labels": classes, "choice": "true",
+    }  # fmt: skip
+    found["SaliencyGuidedLoss"] = losses.SaliencyGuidedLoss, {"saliency_loss": losses.cyborg_loss, "alpha": 0.5}
+    found["guided loss"] = losses.SaliencyGuidedLoss(losses.CyborgLoss()), {
+        "logits": logits, "labels": classes, "maps": two[0], "human": two[1], "mask": human["mask"],
+    }  # fmt: skip
+
+    # Axes
+    for name in ("logit", "probability", "log_probability", "logit_difference", "finer"):
+        found[f"scores.{name}"] = getattr(scores, name), {"logits": logits, "classes": classes}
+    found["scores.logit_difference"][1]["baseline"] = "max"
+    found["scores.finer"][1].update(alpha=1.0, comparisons=2)
+    found["scores.two_logits"] = scores.two_logits, {"outputs": tensors(4, 1)}
+    for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam", "gradcam_elementwise", "uniform"):
+        found[f"weightings.{name}"] = getattr(weightings, name), dict(activations)
+    found["weightings.fem"] = weightings.fem, {**activations, "k": 1.0}
+    for name in ("rectify", "minmax", "scale_signed", "entropy"):
+        found[f"maps.{name}"] = getattr(maps, name), {"maps": two[0]}
+    found["maps.resize"] = maps.resize, {"maps": two[0], "size": (7, 7)}
+    for name in ("average", "product"):
+        found[f"maps.{name}"] = getattr(maps, name), {"layers": [two[0], tensors(4, 3, 3)], "size": (7, 7)}
+    found["maps.principal_component"] = maps.principal_component, {"channels": tensors(2, 3, 4, 4)}
+    found["maps.kernel_principal_component"] = maps.kernel_principal_component, {
+        "channels": tensors(2, 3, 4, 4), "kernel": "rbf", "gamma": 0.5,
+    }  # fmt: skip
+    for name in ("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget", "ClassifierOutputReST"):
+        found[name] = functools.partial(explained, make(model), images, getattr(targets, name)), {"category": 1}
+    found["SemanticSegmentationTarget"] = (
+        lambda output, **options: targets.SemanticSegmentationTarget(**options)(output),
+        {"category": 1, "mask": torch.ones(4, 4), "score": scores.logit, "output": tensors(3, 4, 4)},
+    )
+    found["SimilarityTarget"] = (
+        lambda output, embedding: targets.SimilarityTarget(embedding)(output),
+        {"embedding": tensors(4), "output": tensors(4)},
+    )
+    found["FasterRCNNBoxScoreTarget"] = (
+        lambda output, **options: targets.FasterRCNNBoxScoreTarget(**options)(output),
+        {"labels": [1], "bounding_boxes": [[0.0, 0.0, 2.0, 2.0]], "iou_threshold": 0.5, "output": tensors(2, 6)},
+    )
+    found["detections"] = targets.detections, {
+        "output": [{"boxes": tensors(2, 4), "labels": torch.tensor([1, 2]), "scores": tensors(2)}],
+    }  # fmt: skip
+    for name in ("tokens_to_grid", "vit_reshape_transform", "swinT_reshape_transform"):
+        tokens = tensors(2, 16 + (name == "vit_reshape_transform"), 5)
+        found[name] = getattr(reshape_transforms, name), {"tensor": tokens, "height": 4, "width": 4}
+
+    # Measures
+    for name in ("auroc", "eer"):
+        found[name] = getattr(metrics, name), dict(binary)
+    for name in ("accuracy", "bpcer"):
+        found[name] = getattr(metrics, name), {**binary, "threshold": 0.5}
+    for name in ("apcer", "acer"):
+        found[name] = getattr(metrics, name), {**binary, "threshold": 0.5, "attack_types": kinds}
+    found["apcer_at_bpcer"] = metrics.apcer_at_bpcer, {**binary, "target": 0.1, "attack_types": kinds}
+    resampling = {"confidence": 0.9, "resamples": 20, "method": "percentile", "seed": 0}
+    found["bootstrap_interval"] = metrics.bootstrap_interval, {"metric": metrics.auroc, **binary, **resampling}
+    found["mean_interval"] = metrics.mean_interval, {"values": [1.0, 2.0, 4.0], **resampling}
+    found["mean_and_spread"] = metrics.mean_and_spread, {"values": [1.0, 2.0, 4.0]}
+    found["paired_comparison"] = metrics.paired_comparison, {
+        "values": [1.0, 2.0, 4.0], "reference": [1.5, 1.0, 3.0], **resampling,
+    }  # fmt: skip
+    for name in ("pearson", "spearman", "cosine", "rmse"):
+        found[name] = getattr(metrics, name), {"first": two[0], "second": two[1]}
+    found["ssim"] = metrics.ssim, {"first": two[0], "second": two[1], "window": 3, "data_range": 1.0}
+    for name in ("energy_in_mask", "pointing_game", "iou_at_matched_area"):
+        found[name] = getattr(metrics, name), {"maps": two[0], "masks": (two[1] > 0.5).float()}
+    for name in ("average_drop", "average_increase", "average_gain"):
+        found[name] = getattr(metrics, name), dict(faithful)
+    for name, fill in (("deletion", "mean"), ("insertion", "blur")):
+        found[name] = getattr(metrics, name), {**faithful, "steps": 3, "fill": fill, "score": scores.logit}
+    found["road"] = metrics.road, {**faithful, "percentiles": (50,), "noise": 0.01, "seed": 0}
+    found["infidelity"] = metrics.infidelity, {
+        **faithful, "perturb": metrics.remove_box, "samples": 2, "normalize": True, "seed": 0,
+    }  # fmt: skip
+    found["max_sensitivity"] = metrics.max_sensitivity, {
+        "cam": make(model), "images": images, "classes": classes, "radius": 0.02, "samples": 2, "seed": 0,
+        "batch_size": 4,
+    }  # fmt: skip
+    found["noisy_linear_imputation"] = metrics.noisy_linear_imputation, {
+        "images": images, "missing": two[0] > 0.5, "noise": 0.01, "seed": 0,
+    }  # fmt: skip
+    found["remove_box"] = metrics.remove_box, {
+        "images": images, "generator": torch.Generator().manual_seed(0), "share": 0.25,
+    }  # fmt: skip
+    found["model_randomization"] = metrics.model_randomization, {
+        "make_cam": make, "model": model, "images": images, "classes": classes, "layers": ["head"],
+        "mode": "cascading", "similarity": metrics.pearson, "seed": 0, "batch_size": 4,
+    }  # fmt: skip
+    found["label_randomization"] = metrics.label_randomization, {
+        "make_cam": make, "model": model, "randomly_labelled": pooled(seed=1, dtype=torch.float32), "images": images,
+        "classes": classes, "similarity": metrics.pearson, "batch_size": 4,
+    }  # fmt: skip
+
+    # Pictures
+    found["as_image"] = visualize.as_image, {"image": picture}
+    found["overlay"] = visualize.overlay, {"image": picture, "heatmap": heat, "colormap": "viridis", "alpha": 0.5}
+    found["overlay_signed"] = visualize.overlay_signed, {
+        "image": picture, "divergence": heat, "colormap": "RdBu_r", "alpha": 0.5, "limit": 1.0,
+    }  # fmt: skip
+    found["contours"] = visualize.contours, {
+        "image": picture, "heatmap": heat, "levels": (0.5,), "quantiles": False, "colormap": "viridis", "thickness": 1,
+    }  # fmt: skip
+    found["masked"] = visualize.masked, {
+        "image": picture, "heatmap": heat, "level": 0.5, "quantile": False, "rest": "dark",
+    }  # fmt: skip
+    found["gradient_map"] = visualize.gradient_map, {"gradients": tensors(3, 6, 5)}
+    found["deprocess_image"] = visualize.deprocess_image, {"img": np.linspace(0, 1, 90).reshape(6, 5, 3)}
+    found["show_cam_on_image"] = visualize.show_cam_on_image, {
+        "img": np.full((6, 5, 3), 0.5, np.float32), "mask": heat, "use_rgb": True, "image_weight": 0.5,
+    }  # fmt: skip
+    found["show_divergence_on_image"] = visualize.show_divergence_on_image, {
+        "img": np.full((6, 5, 3), 0.5, np.float32), "divergence": heat, "use_rgb": True, "image_weight": 0.5,
+    }  # fmt: skip
+    found["draw_regions"] = visualize.draw_regions, {
+        "img": np.full((6, 5, 3), 0.5, np.float32),
+        "regions": diffgradcam.important_features(model, images[0], "relu"), "use_rgb": True,
+    }  # fmt: skip
+    found["preprocess_image"] = visualize.preprocess_image, {
+        "img": picture, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
+    }  # fmt: skip
+    found["grid"] = visualize.grid, {"rows": [[picture]], "titles": [["a"]], "size": 1.0}
+    found["animate"] = visualize.animate, {"frames": [picture, picture], "titles": ["a", "b"], "fps": 2}
+    heats = [html.Heat("GradCAM", "cat", picture, "caption")]
+    found["html_report"] = html.html_report, {
+        "title": "a", "thumbnails": [html.Thumbnail("b", picture, heats)], "facts": {"a": "b"}, "failed": {"c": "d"},
+    }  # fmt: skip
+
+    # Data
+    root = folder()
+    found["SaliencyDataset"] = SaliencyDataset, {
+        "root": root, "csv": root / "train.csv", "classes": [0, 1], "transform": None,
+    }  # fmt: skip
+    found["albumentations_style"] = (
+        albumentations_style,
+        {"transform": lambda image, mask: {"image": image, "mask": mask}},
+    )
+    found["explain_dataset"] = datasets.explain_dataset, {
+        "cam": make(model), "loader": DataLoader(TensorDataset(images), batch_size=2),
+        "out": tempfile.mkdtemp(dir=root),
+        "classes": 1, "ids": ["a", "b", "c", "d"], "common_mode": True, "on_error": "stop", "shard_size": 2,
+        "progress": False,
+    }  # fmt: skip
+    for name in ("Explanations", "open_explanations"):
+        found[name] = getattr(datasets, name), {("path" if name == "Explanations" else "out"): root / "store"}
+    return found
