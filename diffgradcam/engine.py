@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from . import maps as then
 from . import scores, weightings
@@ -133,7 +134,7 @@ class BaseCAM(ABC):
         Raises:
             TypeError: If the model returns no tensor of logits, or classes are not integers.
             ValueError: If classes are out of range or of the wrong shape, an activation or a logit is NaN or infinite,
-                or the layer has no spatial dimensions.
+                the layer has no spatial dimensions, or the model has lazy layers that never ran.
             RuntimeError: If a layer did not run, ran more than once, or the output does not depend on it.
         """
         with self._forward(input_tensor, args, kwargs) as forward:
@@ -403,6 +404,8 @@ def _no_autocast_cache() -> Iterator[None]:
 
 def _versions(weights: list[nn.Parameter]) -> list[int]:
     """How often each was changed in place, as autograd counts it; it does not for those made in inference mode."""
+    if any(map(is_lazy, weights)):
+        raise ValueError("the model has lazy layers without parameters yet; run it once, on any batch, first")
     return [weight._version for weight in weights if not weight.is_inference()]
 
 

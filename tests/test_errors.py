@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
 from diffgradcam import (
@@ -455,6 +456,16 @@ def test_one_number_for_the_whole_batch():
     cam = GradCAM(model, "features", output=lambda z: z.mean())
     refused(ValueError, message, model, lambda: cam.explain(X))
     refused(ValueError, message, model, lambda: cam(X, [RawScoresOutputTarget()] * 3))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy_layers_that_never_ran():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5))
+    with pytest.raises(ValueError, match=r"^the model has lazy layers .*; run it once, on any batch, first$"):
+        GradCAM(model, "1").explain(X.float())
+    assert all(map(is_lazy, model.parameters()))
+    model(X.float())
+    assert GradCAM(model, "1").explain(X.float()).maps.shape == (3, X.shape[2] - 2, X.shape[3] - 2)
 
 
 class Poisoned(nn.Module):
