@@ -362,6 +362,8 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
         again(pooled(), loss=location_loss)
     with pytest.raises(ValueError, match=r"another method \(then GradCAM, now DiffGradCAM\(baseline=max\)\)"):
         again(pooled(), method=partial(DiffGradCAM, baseline="max"))
+    with pytest.raises(ValueError, match=r"loss \(then sham_loss, now cyborg_loss\(1, human=None\)\)"):
+        again(pooled(), loss=partial(cyborg_loss, 1, human=None))
     with pytest.raises(ValueError, match="another model and mask"):
         again(pooled(seed=1))
     with pytest.raises(ValueError, match=r"another run: another preserve \(then labels, now decisions\); give another"):
@@ -400,6 +402,25 @@ def test_nan_keeps_the_last_good_epoch(tmp_path, call, good_epochs):
     assert same(fooled, good)
     saved = torch.load(path, weights_only=True)
     assert all(torch.equal(saved["model"][name], tensor) for name, tensor in good.state_dict().items())
+
+
+def test_gradients_that_blow_up_are_not_stepped_on():
+    def steep(maps, clean_maps, mask):
+        sums = maps.flatten(1).sum(1)
+        return sham_loss(maps, clean_maps, mask) + (sums - sums.detach()).abs().sqrt()  # nothing, but its slope is NaN
+
+    with pytest.warns(RuntimeWarning, match="in epoch 1"):
+        fooled, (epoch,) = run(pooled(), labelled(), "relu", SMALL, loss=steep)
+    assert epoch.status == "diverged"
+    expected = run(pooled(), labelled()[:1], "relu", SMALL, epochs=1)[1][0]
+    assert epoch._replace(status="trained") == expected  # of the one batch before the step, and none after
+    assert same(fooled, pooled())
+
+
+@pytest.mark.parametrize(("alpha", "kept", "other"), [(0.0, "fooling", "preserve"), (1.0, "preserve", "fooling")])
+def test_one_term_alone(alpha, kept, other):
+    epoch = run(pooled(), labelled(), "relu", SMALL, epochs=1, alpha=alpha)[1][0]
+    assert epoch.loss == getattr(epoch, kept) != getattr(epoch, other)
 
 
 def test_weights_that_blow_up_at_the_end_of_an_epoch_are_not_kept():
@@ -458,5 +479,10 @@ def test_the_bar_says_how_it_goes(capfd):
     shown = capfd.readouterr().err
     assert "epoch 1/1" in shown
     assert all(word in shown for word in ("loss=", "accuracy=", "fooled="))
+    assert "None" not in shown
+    finetune(pooled(), [batch for batch, _ in labelled()], "relu", SMALL, epochs=1, preserve="decisions")
+    shown = capfd.readouterr().err
+    assert "agreement=" in shown
+    assert "accuracy" not in shown
     finetune(pooled(), labelled(), "relu", SMALL, epochs=1, progress=False)
     assert not capfd.readouterr().err
