@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lowest test-wheel siege coverage mutation check quality lint types doctest examples docs dist bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness clean
+.PHONY: help demo test test-lowest test-newest test-wheel siege coverage mutation check quality lint types doctest examples docs dist bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
@@ -35,6 +35,9 @@ mutation: $(VENV)/.installed-mutation ## Small errors in the formulas: which one
 
 test-lowest: ## The test suite with the lowest versions that setup.cfg allows: make test-lowest PYTHON=python3.10
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
+test-newest: ## The test suite with the newest versions there are: make test-newest PYTHON=python3.13
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
 
 test-wheel: dist ## The wheel alone, in an environment of its own: quickstart, command, doctests
 	PYTHON=$(PYTHON) .ci/test-wheel
@@ -98,7 +101,7 @@ experiment-faithfulness: $(VENV)/.installed-examples ## All methods by what happ
 	$(BIN)/python -m experiments.faithfulness.report
 
 clean: ## Remove the environment and all that was generated, but no result of an experiment
-	rm -rf $(VENV) .venv-lowest output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage* mutants
+	rm -rf $(VENV) .venv-lowest .venv-newest output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage* mutants
 
 # Without its inference engine: only the weights of the model are read.
 $(VENV)/.installed-orientation: $(VENV)/.installed-experiments

@@ -274,8 +274,8 @@ class BaseCAM(ABC):
             recorder = stack.enter_context(Recorder(self._recorder.layers, cut=True))
             inputs = [_normal(value) for value in (input_tensor, *args)]
             options = {name: _normal(value) for name, value in kwargs.items()}
-            weights = [weight for module in modules for weight in module.parameters(recurse=False)]
-            versions = _versions(weights)
+            weights = _counted_weights(modules)
+            versions = [weight._version for weight in weights]
             logits = self.output(model(*inputs, **options))
             recorder.detach()
             if not isinstance(logits, Tensor):
@@ -310,7 +310,8 @@ class BaseCAM(ABC):
             dims = input_tensor.ndim - 2 if isinstance(input_tensor, Tensor) else 1
             self._check_positions(recorder, forward, image_dims=dims)
             yield forward
-            if _versions(weights) != versions:  # another thread trains it: what was made is of no one state
+            # Another thread trains it: what was made is of no one state.
+            if [weight._version for weight in weights] != versions:
                 raise RuntimeError(changed_meanwhile())
 
     def _explanation(self, forward: Pass, classes: Classes) -> Explanation:
@@ -402,11 +403,12 @@ def _no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(enabled)
 
 
-def _versions(weights: list[nn.Parameter]) -> list[int]:
-    """How often each was changed in place, as autograd counts it; it does not for those made in inference mode."""
+def _counted_weights(modules: list[nn.Module]) -> list[nn.Parameter]:
+    """Those whose changes in place autograd counts: all but those made in inference mode."""
+    weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
     if any(map(is_lazy, weights)):
         raise ValueError("the model has lazy layers without parameters yet; run it once, on any batch, first")
-    return [weight._version for weight in weights if not weight.is_inference()]
+    return [weight for weight in weights if not weight.is_inference()]
 
 
 def _normal(value: Any) -> Any:

@@ -51,6 +51,8 @@ def check_finite(name: str, tensor: Tensor) -> None:
     Raises:
         ValueError: If an image has a value that is not finite.
     """
+    if bool(tensor.sum().isfinite()):  # the cheap way; a sum can overflow where no value does
+        return
     if not bool(tensor.isfinite().all()):
         rows = (~tensor.isfinite()).reshape(tensor.shape[0] if tensor.ndim else 1, -1)
         images = rows.any(1).nonzero().flatten().tolist()

@@ -71,6 +71,20 @@ class TestBounds:
         wanted, got = Version(lowest[0]).release, Version(exact.version).release
         assert got[: len(wanted)] == wanted
 
+    @pytest.mark.parametrize("bound", bounds("metrics", "store", "examples", "peers", "test"), ids=lambda r: r.name)
+    def test_the_newest_set_has_all_and_nothing_older_than_the_development_set(self, bound):
+        where = {"python_version": PYTHONS[-1]}
+        (newest,) = [pin for pin in pins("constraints-newest.txt") if pin.name == bound.name]
+        (developed,) = [
+            pin
+            for pin in pins("constraints.txt")
+            if pin.name == bound.name and (not pin.marker or pin.marker.evaluate(where))
+        ]
+        (exact,), (other,) = newest.specifier, developed.specifier
+        assert exact.operator == "=="
+        assert bound.specifier.contains(exact.version)
+        assert Version(exact.version) >= Version(other.version)
+
     @pytest.mark.parametrize("pin", pins("constraints.txt"), ids=str)
     def test_the_development_set_pins_and_is_within_the_bounds(self, pin):
         (exact,) = pin.specifier
@@ -175,4 +189,4 @@ class TestCI:
         told = set()
         for name in ("CONTRIBUTING.md", "SECURITY.md", "README.md", ".ci/run", ".github/workflows/ci.yml"):
             told |= set(re.findall(r"(?:^|`|run: )make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE))
-        assert {"demo", "test", "check", "test-lowest"} <= told <= targets
+        assert {"demo", "test", "check", "test-lowest", "test-newest"} <= told <= targets
