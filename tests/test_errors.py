@@ -23,6 +23,7 @@ from diffgradcam import (
     TrueFalseCAM,
     layer_input,
 )
+from diffgradcam.outputs import check_finite
 from diffgradcam.scores import logit_difference, two_logits
 from diffgradcam.utils.image import show_cam_on_image
 from diffgradcam.utils.model_targets import ClassifierOutputTarget, RawScoresOutputTarget
@@ -509,6 +510,12 @@ def test_values_that_are_not_finite(value, spoilt, count, into_logits):
 def test_outputs_that_are_not_finite_without_classes(output, count):
     model = deep()
     refused(ValueError, count, model, lambda: GradCAM(model, "features", output=output).explain(X))
+
+
+def test_finite_values_whose_sum_is_not_are_finite():
+    check_finite("the output", torch.full((2, 8), 6e4, dtype=torch.float16))
+    with pytest.raises(ValueError, match=r"^the output of image 1 is NaN or infinite \(1 of 2 images\)"):
+        check_finite("the output", torch.tensor([[1.0, 2.0], [torch.inf, -torch.inf]]))
 
 
 def test_image_that_is_not_finite():
