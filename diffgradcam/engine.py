@@ -87,7 +87,8 @@ class BaseCAM(ABC):
         self._prepare()
 
     def _prepare(self) -> None:
-        self._recorder = Recorder(find_layers(inner_model(self.model), self.target_layers))
+        model = inner_model(self.model)
+        self._recorder = Recorder(find_layers(model, self.target_layers), model)
         weakref.finalize(self, self._recorder.detach)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,7 +166,7 @@ class BaseCAM(ABC):
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
             index = class_index(logits, classes)
             forward = Pass(logits, self._recorder.activations(logits))
-            self._check_positions(self._recorder, forward)
+            self._check_positions(self._recorder, forward, self._recorder.image_dims)
             return self._fuse(self._class_maps(forward, columns(index), create_graph=True), index)
 
     def attach(self: _Self) -> _Self:
@@ -308,7 +309,7 @@ class BaseCAM(ABC):
             for layer, activations in zip(recorder.layers, forward.activations, strict=True):
                 check_finite(f"the activation of layer {layer.name}", activations)
             dims = input_tensor.ndim - 2 if isinstance(input_tensor, Tensor) else 1
-            self._check_positions(recorder, forward, image_dims=dims)
+            self._check_positions(recorder, forward, dims)
             yield forward
             # Another thread trains it: what was made is of no one state.
             if [weight._version for weight in weights] != versions:
@@ -320,7 +321,7 @@ class BaseCAM(ABC):
         check_finite("the map", maps)  # gradients overflow in half precision where activations and logits do not
         return Explanation(forward.logits.detach(), index, maps)
 
-    def _check_positions(self, recorder: Recorder, forward: Pass, image_dims: int = 1) -> None:
+    def _check_positions(self, recorder: Recorder, forward: Pass, image_dims: int) -> None:
         for layer, activations in zip(recorder.layers, forward.activations, strict=True):
             check_grid(layer.name, self._grid(activations), forward.logits, image_dims)
 

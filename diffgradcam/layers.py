@@ -100,12 +100,15 @@ class Recorder:
 
     Args:
         layers: What :func:`find_layers` found.
+        model: The model, of whose input the number of spatial dimensions is noted in ``image_dims``; 1 until it runs.
         cut: Start the graph at the first layer that fires: switch gradients on there. The caller runs the model under
             ``no_grad`` and restores the mode. Only the attaching thread is recorded, and each layer may run once.
     """
 
-    def __init__(self, layers: Sequence[Layer], *, cut: bool = False) -> None:
+    def __init__(self, layers: Sequence[Layer], model: nn.Module | None = None, *, cut: bool = False) -> None:
         self.layers = layers
+        self.image_dims = 1
+        self._model = model
         self._cut = cut
         self._thread = threading.get_ident()
         # Several threads may run the model, attach and detach. Re-entrant: a CAM that dies meanwhile detaches too.
@@ -122,6 +125,8 @@ class Recorder:
                 return
             try:
                 self._handles.extend(self._register(index, layer) for index, layer in enumerate(self.layers))
+                if self._model is not None:
+                    self._handles.append(self._model.register_forward_pre_hook(_InputHook(self), with_kwargs=True))
             except BaseException:
                 self.detach()
                 raise
@@ -249,6 +254,22 @@ class _Hook:
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
+
+
+class _InputHook:
+    """The hook of the model: notes how many spatial dimensions its input has. Its copy does nothing."""
+
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self._recorder = recorder
+
+    # PyTorch may leave out the keyword arguments while another thread removes the hook.
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        tensors = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+        if self._recorder is not None and tensors:
+            self._recorder.image_dims = tensors[0].ndim - 2
+
+    def __reduce__(self) -> tuple[type[_InputHook], tuple[()]]:
+        return _InputHook, ()
 
 
 @contextlib.contextmanager

@@ -234,6 +234,36 @@ def test_tokens_without_a_transform():
     assert fixed.explain(X).maps.shape == (3, 6, 5)
 
 
+class Named(nn.Module):
+    """Takes its images by name, after a number that is no tensor."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, scale, *, images):
+        return self.model(scale * images)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "call"),
+    [
+        (nn.Sequential, lambda model: model(X)),
+        (Named, lambda model: model(2, images=X)),
+        (lambda model: nn.DataParallel(model, device_ids=[]), lambda model: model(X)),
+    ],
+)
+def test_tokens_without_a_transform_in_training(wrap, call):
+    inner = tokens()
+    model = wrap(inner)
+    message = r"gives \(3, 31, 6\) for images: tokens, .* reshape_transform= .*tokens_to_grid"
+    with GradCAM(model, inner.block) as cam:
+        logits = call(model)
+        refused(ValueError, message, model, lambda: cam.maps(logits))
+    with GradCAM(model, inner.block, functools.partial(vit_reshape_transform, height=6, width=5)) as cam:
+        assert cam.maps(call(model)).shape == (3, 6, 5)
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()

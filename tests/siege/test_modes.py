@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 import diffgradcam
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, ShapleyCAM, TrueFalseCAM, layer_input
-from tests.models import deep, images, pooled, seeded, tokens
+from tests.models import deep, images, pooled, seeded
 from tests.untouched import untouched
 
 X = images(3)
@@ -210,14 +210,6 @@ def test_a_gradient_that_overflows_is_refused(ask):
     cam = GradCAM(model.half(), "features")
     with pytest.raises(ValueError, match=r"^the map of image 0 is NaN or infinite \(3 of 3 images\); .* bfloat16"):
         cam.explain(X.half(), 0) if ask == "explain" else cam(X.half(), [0] * 3)
-
-
-@pytest.mark.xfail(strict=True, reason="maps() does not know how many dimensions the images had")
-def test_tokens_without_a_grid_while_attached():
-    """Refused by explain() and by the call; maps() takes them for a signal and gives a map over the channels."""
-    model = tokens()
-    with GradCAM(model, "block") as cam, pytest.raises(ValueError, match="tokens, not a grid"):
-        cam.maps(model(X))
 
 
 def test_saved_tensor_hooks_of_the_user():
