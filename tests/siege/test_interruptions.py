@@ -137,18 +137,27 @@ NOT_WITHIN = ("__enter__", "attach", "detach", "_change", "_recorded_biases")
 
 def interrupt_at(line, work):
     """Run ``work`` with Ctrl-C at the n-th line that is executed within the library; whether it came."""
-    package, left = str(Path(diffgradcam.__file__).parent), [line]
+    package, left = str(Path(diffgradcam.__file__).parent), line
 
-    def local(_frame, event, _argument):
-        if event == "line":
-            left[0] -= 1
-            if left[0] == 0:
-                raise KeyboardInterrupt
+    def lines_of_a_frame():
+        last = None
+
+        def local(frame, event, _argument):
+            # Not at each turn of a comprehension: Python 3.12 and 3.13 forget the with block around it when a trace
+            # function, and only that, raises there.
+            nonlocal left, last
+            if event == "line" and frame.f_lineno != last:
+                last = frame.f_lineno
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+            return local
+
         return local
 
     def trace(frame, _event, _argument):
         code = frame.f_code
-        return local if code.co_filename.startswith(package) and code.co_name not in NOT_WITHIN else None
+        return lines_of_a_frame() if code.co_filename.startswith(package) and code.co_name not in NOT_WITHIN else None
 
     before = sys.gettrace()
     sys.settrace(trace)
@@ -158,7 +167,7 @@ def interrupt_at(line, work):
         pass
     finally:
         sys.settrace(before)
-    return left[0] <= 0
+    return left <= 0
 
 
 LINES = {
