@@ -1,15 +1,19 @@
 """A format for many small maps: safetensors, which the library writes, beside Zarr. ``python -m benchmarks.stores``.
 
 20,000 maps of 7 x 7, float32, in shards of 1024: written, all read, and 200 read one at a time from a store just
-opened. Each format takes its turn in each round; prints Zarr's seconds as multiples of those of safetensors. It needs
-``pip install zarr``; the library does not.
+opened. Each format takes its turn in each round; prints Zarr's seconds as multiples of those of safetensors, the median
+over the rounds and the quartiles, and writes ``benchmarks/results/stores.json``. It needs ``pip install zarr``; the
+library does not.
 """
 
 from __future__ import annotations
 
+import json
+import platform
 import statistics
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.measure import elapsed
 
-MAPS, SHARD, ROUNDS = 20_000, 1024, 5
+RESULTS = Path(__file__).parent / "results" / "stores.json"
+MAPS, SHARD, ROUNDS = 20_000, 1024, 51
 ONE_AT_A_TIME = np.random.default_rng(1).integers(0, MAPS, 200).tolist()
 
 
@@ -72,8 +77,19 @@ def main() -> None:
                 ratios[work].append(elapsed(theirs) / base)
             assert np.array_equal(read_safetensors(folder), maps)
             assert np.array_equal(read_zarr(folder), maps)
+    found = {}
     for work, values in ratios.items():
-        print(f"{work}: Zarr takes {statistics.median(values):.1f} times as long as safetensors")
+        low, median, high = statistics.quantiles(values, n=4)
+        found[work] = {"median": round(median, 1), "quartiles": [round(low, 1), round(high, 1)]}
+        print(f"{work}: Zarr takes {median:.1f} times as long as safetensors ({low:.1f} to {high:.1f})")
+    versions = {name: version(name) for name in ("safetensors", "zarr", "numpy")}
+    setting = {"maps": list(maps.shape), "shard": SHARD, "rounds": ROUNDS, "one_at_a_time": len(ONE_AT_A_TIME)}
+    result = {
+        "setting": setting,
+        "versions": versions | {"python": platform.python_version()},
+        "zarr_over_safetensors": found,
+    }
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

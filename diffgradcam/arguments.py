@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 from torch import Tensor
 
 
@@ -15,7 +17,7 @@ def check_count(name: str, value: int) -> None:
     Raises:
         ValueError: If it is not an integer of at least 1.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
 
 
@@ -39,10 +41,27 @@ def check_seed(seed: int) -> None:
         seed: What was given.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If it is negative, or no whole number.
     """
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; expected a whole number, 0 or more")
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; expected a whole number, 0 or more")
+
+
+def check_scores(scores: object, logits: Tensor) -> None:
+    """Refuse what a score returned, if it is not one value per image.
+
+    Args:
+        scores: What it returned.
+        logits: What it was given, ``(B, K)``.
+
+    Raises:
+        ValueError: If it is no tensor ``(B,)``.
+    """
+    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
+        raise ValueError(
+            f"the score returned {described(scores)} for logits of shape {tuple(logits.shape)}; expected one "
+            f"value per image, {tuple(logits.shape[:1])}"
+        )
 
 
 def described(value: object) -> str:

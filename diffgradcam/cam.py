@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from . import maps as then
 from . import scores, weightings
+from .arguments import check_count, check_std
 from .engine import BaseCAM, Cotangents
 from .gradients import activation_gradients, hessian_products, pooled_linear_maps
 from .layers import Target, inner_model
 from .outputs import Classes, find_logits
 from .passes import Pass
 from .scores import Baseline, baseline_function, finer, logit_difference
+from .smoothing import noises, pixel_range
 from .targets import OutputTarget
 
 
@@ -292,7 +294,7 @@ class SmoothGradCAMPlusPlus(BaseCAM):
         model: As :class:`BaseCAM`.
         target_layers: As :class:`BaseCAM`.
         reshape_transform: As :class:`BaseCAM`.
-        samples: How many noisy copies; each is a forward pass.
+        samples: How many noisy copies; each is a forward pass for every block of at most 64 explained classes.
         std: Standard deviation of the noise, relative to the range of the image (largest minus smallest value).
         seed: Of the noise. The global random numbers are left alone.
         score: As :class:`BaseCAM`.
@@ -300,7 +302,7 @@ class SmoothGradCAMPlusPlus(BaseCAM):
         output: As :class:`BaseCAM`.
 
     Raises:
-        ValueError: If there are no samples, or the noise is negative.
+        ValueError: If ``samples`` is not at least 1, or ``std`` is negative or not finite.
         NotImplementedError: From ``maps()``, which has the one forward pass that you made.
 
     Reference:
@@ -323,10 +325,8 @@ class SmoothGradCAMPlusPlus(BaseCAM):
         rectify: bool = True,
         output: Callable[[Any], Tensor] = find_logits,
     ) -> None:
-        if samples < 1:
-            raise ValueError(f"samples is {samples}; expected at least 1 noisy copy")
-        if not std >= 0:
-            raise ValueError(f"std is {std}; expected 0 or more, relative to the range of the image")
+        check_count("samples", samples)
+        check_std(std)
         super().__init__(model, target_layers, reshape_transform, score=score, rectify=rectify, output=output)
         self.samples = samples
         self.std = std
@@ -355,13 +355,10 @@ class SmoothGradCAMPlusPlus(BaseCAM):
         if not isinstance(images, Tensor) or not images.is_floating_point():
             kind = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"the input is {kind}; noise can only be added to a tensor of floating-point numbers")
-        flat = images.flatten(1)
-        spread = self.std * (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (images.ndim - 1))
-        generator = torch.Generator().manual_seed(self.seed)
+        spread = self.std * pixel_range(images)
         sums: list[Tensor] = []
-        for _ in range(self.samples):
-            noise = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float64).to(images)
-            with forward.again(images + spread * noise) as noisy:
+        for noise in noises(images.shape[1:], self.samples, self.seed):
+            with forward.again(images + spread * noise.to(images)) as noisy:
                 powers = [self._powers(rows) for rows in self._gradients(noisy, cotangents)]
             sums = [total + power for total, power in zip(sums, powers, strict=True)] if sums else powers
         return [

@@ -28,7 +28,7 @@ from .maps import rectify
 from .metrics.similarity import pearson
 from .outputs import find_logits
 from .scores import logit_difference
-from .surgery import by_name, copy_model, find_head, linear_head
+from .surgery import by_name, copy_model, evaluated, find_head, linear_head
 
 _GRID = 7
 _ENOUGH_IMAGES = 8
@@ -126,7 +126,7 @@ def audit(
     curve was 1.000, and 0.980 at a third of that strength. It cannot find what leaves the common mode alone. An
     untrained model, or a freshly initialised head, still has the common mode of its initialisation and may be reported.
 
-    The second half, ``occlusion=True``, is about behaviour and costs 49 forward passes more: windows of 3 x 3 cells of
+    The second half, ``occlusion=True``, is about behaviour and costs 50 forward passes more: windows of 3 x 3 cells of
     a 7 x 7 grid, one around each cell, are filled with the image's mean colour, and the drop of the log-odds is
     correlated with the mean of the map in the window. It also finds permuted features (area 0.98 and more with 64
     images) and maps that were trained on GradCAM (0.999); an attack that is aimed at DiffGradCAM is often missed
@@ -138,8 +138,8 @@ def audit(
     A verdict is evidence, no proof: "nothing found" does not certify a model.
 
     Args:
-        model: A softmax classifier that returns logits. It is left as it is; if it is in training mode, a copy in
-            evaluation mode is audited.
+        model: A softmax classifier that returns logits. It is left as it is; if any part of it is in training mode, a
+            copy in evaluation mode is audited.
         target_layers: As a CAM takes them.
         images: Images as the model takes them, ``(B, C, H, W)``.
         occlusion: Check the behaviour too.
@@ -172,9 +172,7 @@ def audit(
         False
     """
     _check_options(images, occlusion, threshold, agreement_threshold)
-    target_layers, model = by_name(model, target_layers), inner_model(model)
-    if model.training:
-        model = copy_model(model).eval()
+    target_layers, model = by_name(model, target_layers), evaluated(inner_model(model))
 
     def cam(score: Callable[[Tensor, Tensor], Tensor]) -> GradCAM:
         return GradCAM(model, target_layers, reshape_transform, score=score, rectify=False, output=output)
@@ -248,9 +246,9 @@ def _invisible_score(logits: Tensor, _classes: Tensor) -> Tensor:
 
 
 def _share(invisible: Tensor, visible: Tensor) -> Tensor:
-    hidden, seen = (maps.double().square().flatten(1).sum(1) for maps in (invisible, visible))
+    hidden, seen = (maps.cpu().double().square().flatten(1).sum(1) for maps in (invisible, visible))
     total = hidden + seen
-    return (hidden / torch.where(total == 0, 1, total)).to(invisible.dtype)
+    return (hidden / torch.where(total == 0, 1, total)).to(invisible)
 
 
 def _weight_share(model: nn.Module, classes: int) -> float | None:
@@ -309,7 +307,7 @@ def _refuse_what_is_no_softmax(outputs: Tensor) -> None:
             f"the model's output has shape {tuple(outputs.shape)}; an audit needs the logits of a softmax over at "
             "least 2 classes, (B, K): one output (sigmoid, regression) has no other logits to share anything with"
         )
-    values = outputs.detach().double()
+    values = outputs.detach().cpu().double()
     in_range = bool(((values >= 0) & (values <= 1)).all())
     if in_range and torch.allclose(values.sum(1), values.new_ones(()), atol=1e-3):
         what = "probabilities (each row sums to 1)"

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .arguments import described
 from .image_files import FORMATS, MOST_PIXELS, open_image
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -76,6 +77,7 @@ class SaliencyDataset(Dataset[SaliencyItem]):
         FileNotFoundError: If the CSV does not exist, or an image or map that a row names.
         ValueError: If the CSV lacks a column or has no rows, or a row's label, path, file or map size is wrong; when an
             item is read, if its pixels can't be. The message names the row.
+        TypeError: When an item is read, if the transform does not return two tensors.
 
     Example:
         >>> import tempfile
@@ -268,8 +270,15 @@ def _apply(transform: Transform, image: Tensor, saliency: Tensor, row: _Row) -> 
     types = sys.modules.get("torchvision.tv_tensors")
     if types is not None:
         image, saliency = types.Image(image), types.Mask(saliency)
-    image, saliency = transform(image, saliency)
-    image, saliency = image.as_subclass(Tensor), saliency.as_subclass(Tensor)
+    changed = transform(image, saliency)
+    parts = tuple(changed) if isinstance(changed, tuple | list) else (changed,)
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        raise row.error(
+            f"the transform returned {' and '.join(map(described, parts))}: expected two tensors, the image and the "
+            "map; albumentations_style() wraps a transform of NumPy arrays",
+            TypeError,
+        )
+    image, saliency = (part.as_subclass(Tensor) for part in parts)
     if image.ndim != 3 or image.shape[1:] != saliency.shape:
         raise row.error(
             f"the transform returned an image of shape {tuple(image.shape)} and a map of shape "

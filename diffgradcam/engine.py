@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from . import maps as then
 from . import scores, weightings
 from .gradients import activation_gradients, class_blocks, linear_maps, pooled_linear_maps, score_gradients, widen
-from .layers import Recorder, Target, changed_meanwhile, find_layers, inner_model, is_compiled
+from .layers import Recorder, Target, changed_meanwhile, eagerly, find_layers, inner_model
 from .outputs import Classes, check_finite, check_grid, class_index, find_logits
 from .passes import Explanation, Pass, columns, rows_of
 from .smoothing import AugSmooth
@@ -43,7 +46,8 @@ class BaseCAM(ABC):
 
     Three ways of use: call it for NumPy heat maps at input size, :meth:`explain` for tensors at layer resolution, or
     attach it (``with``) and take differentiable :meth:`maps` of your own forward pass. The model is never altered: no
-    change of mode, no ``.grad``, no hook that outlives the call or the ``with`` block.
+    change of weights or mode, no ``.grad``, no hook that outlives the call or the ``with`` block. In training mode its
+    forward pass updates the statistics of batch norm, as any does.
 
     Args:
         model: Any module that returns logits ``(B, K)``. Wrappers (DataParallel, DistributedDataParallel,
@@ -197,7 +201,7 @@ class BaseCAM(ABC):
         """Heat maps at input size: the call of pytorch-grad-cam.
 
         Args:
-            input_tensor: Images, ``(B, C, H, W)`` (or with one or three spatial dimensions).
+            input_tensor: Images, ``(B, C, H, W)`` (or with one or three spatial dimensions), on any device.
             targets: One target for each image, see :mod:`diffgradcam.utils.model_targets`, or class indices; None is
                 the class with the largest logit.
             aug_smooth: Average over six versions of each image, mirrored or not, times 0.9, 1 and 1.1: as
@@ -205,6 +209,9 @@ class BaseCAM(ABC):
             eigen_smooth: First principal component of the weighted activations instead of their sum: as
                 :class:`~diffgradcam.smoothing.EigenSmooth`.
             **kwargs: Further keyword arguments of the model.
+
+        Warns:
+            UserWarning: If batch norm or dropout is in training mode: the maps are then of this batch and this draw.
 
         Returns:
             float32, ``(B, H, W)``, each map scaled to [0, 1]; signed maps to [-1, 1] with 0 kept at 0. The logits of
@@ -221,6 +228,8 @@ class BaseCAM(ABC):
                 f"input_tensor is {type(input_tensor).__name__}; expected a tensor of images (B, C, H, W), such as "
                 "diffgradcam.utils.image.preprocess_image makes it (explain() takes whatever the model takes)"
             )
+        _warn_of_training_mode(self.model)
+        input_tensor = input_tensor.to(next(self.model.parameters(), input_tensor).device)
         if eigen_smooth:
             smooth = self.with_reduction(then.principal_component)
             heatmaps = smooth(input_tensor, targets, aug_smooth, **kwargs)
@@ -232,6 +241,12 @@ class BaseCAM(ABC):
             self.outputs = augmented.outputs
             return heatmaps
         return self._heatmaps(input_tensor, targets, kwargs).numpy()
+
+    def with_score(self: _Self, score: scores.Score) -> _Self:
+        """A copy that explains another score."""
+        other = copy.copy(self)
+        other.score = score
+        return other
 
     def with_reduction(self: _Self, reduction: Reduction) -> _Self:
         """A copy that collapses weighted channels in another way than to their sum, if it sums them."""
@@ -264,14 +279,17 @@ class BaseCAM(ABC):
             )
         return self._target_maps(forward, callables)
 
+    def _how_it_runs(self) -> object:
+        """Equal for CAMs that can share a forward pass, if they also explain the same layers of one model."""
+        return type(self)._forward
+
     @contextlib.contextmanager
     def _forward(self, input_tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Pass]:
         """Run the model without gradients up to the first target layer, and with them from there to the logits."""
         model = inner_model(self.model)
         with torch.inference_mode(False), torch.no_grad(), _no_autocast_cache(), contextlib.ExitStack() as stack:
             modules = list(model.modules())
-            if any(map(is_compiled, modules)):
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(eagerly(modules))
             recorder = stack.enter_context(Recorder(self._recorder.layers, cut=True))
             inputs = [_normal(value) for value in (input_tensor, *args)]
             options = {name: _normal(value) for name, value in kwargs.items()}
@@ -402,6 +420,17 @@ def _no_autocast_cache() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
+
+
+def _warn_of_training_mode(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, _BatchNorm | _DropoutNd):
+            warnings.warn(
+                f"the model is in training mode ({name or 'itself'}, {type(module).__name__}): its maps depend on the "
+                "batch and on chance, and batch norm is updated; call model.eval() first",
+                stacklevel=3,
+            )
+            return
 
 
 def _counted_weights(modules: list[nn.Module]) -> list[nn.Parameter]:

@@ -48,7 +48,7 @@ def factorize(activations: Tensor, components: int, *, seed: int = 0, iterations
 
     Raises:
         ImportError: Without scikit-learn; the message says how to install it.
-        ValueError: If there are no positions or no concepts.
+        ValueError: If there are no positions or no concepts, or a number is not whole.
 
     Reference:
         Collins, Achanta, Suesstrunk, "Deep Feature Factorization For Concept Discovery", ECCV 2018; the shift is that
@@ -64,14 +64,13 @@ def factorize(activations: Tensor, components: int, *, seed: int = 0, iterations
     if activations.ndim < 3 or not activations.numel():
         raise ValueError(f"activations have shape {tuple(activations.shape)}; expected (B, C, *S) with positions")
     check_finite("the activation", activations)
-    if components < 1:
-        raise ValueError(f"components is {components}; expected at least 1 concept")
+    check_count("components", components)
     check_count("iterations", iterations)
     check_seed(seed)
     try:
         from sklearn.decomposition import NMF
     except ImportError as error:
-        raise ImportError("factorize() needs scikit-learn; install it with pip install diffgradcam[metrics]") from error
+        raise ImportError("factorize() needs scikit-learn, which is not installed: pip install scikit-learn") from error
     channels = activations.detach().cpu().transpose(0, 1)
     channels = channels if channels.dtype == torch.float64 else channels.float()
     flat = channels.flatten(1)
@@ -155,7 +154,7 @@ class DeepFeatureFactorization:
             **kwargs: Further keyword arguments of the model.
 
         Returns:
-            See :class:`Factorization`; all but the logits on the CPU.
+            See :class:`Factorization`; vectors and maps on the CPU.
 
         Raises:
             ImportError: As :func:`factorize`.
@@ -168,7 +167,10 @@ class DeepFeatureFactorization:
             vectors, maps = factorize(activations, n_components, seed=seed)
             computed = None
             if self.computation_on_concepts is not None:
-                computed = self.computation_on_concepts(vectors.to(logits))
+                # Not as the logits, which autocast makes bfloat16: it is off here, and a head is not.
+                head = self.computation_on_concepts
+                like = next(head.parameters(), activations) if isinstance(head, nn.Module) else activations
+                computed = head(vectors.to(like))
             return Factorization(logits, vectors, maps, computed)
 
     def __call__(self, input_tensor: Tensor, n_components: int = 16) -> tuple[_Array, ...]:

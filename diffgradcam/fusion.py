@@ -14,6 +14,7 @@ from .engine import BaseCAM, Reduction
 from .layers import Target
 from .outputs import Classes
 from .passes import Pass
+from .scores import Score
 from .targets import OutputTarget
 
 _Self = TypeVar("_Self", bound="RefineCAM")
@@ -70,6 +71,9 @@ class RefineCAM(BaseCAM):
         """That of the base method."""
         return self.base.weighting(activations, gradients)
 
+    def _how_it_runs(self) -> object:
+        return self.base._how_it_runs()
+
     @contextmanager
     def _forward(self, input_tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Pass]:
         with self.base._forward(input_tensor, args, kwargs) as forward:
@@ -86,6 +90,12 @@ class RefineCAM(BaseCAM):
 
     def _asked_maps(self, forward: Pass, targets: Sequence[OutputTarget | int] | None) -> list[Tensor]:
         return self.base._asked_maps(forward, targets)
+
+    def with_score(self: _Self, score: Score) -> _Self:
+        """As that of :class:`BaseCAM`, for the CAM whose maps are multiplied."""
+        other: _Self = super().with_score(score)
+        other.base = self.base.with_score(score)
+        return other
 
     def with_reduction(self: _Self, reduction: Reduction) -> _Self:
         """As that of :class:`BaseCAM`, for the CAM whose maps are multiplied."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_scores
 from .layers import same_weights
 from .scores import Score, baseline_weights, logit
 
@@ -43,12 +44,7 @@ def score_gradients(score: Score, logits: Tensor, classes: Tensor, *, create_gra
         source = widen(logits) if create_graph else widen(logits.detach()).requires_grad_()
         rows = source.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)
         scores = score(rows, classes.reshape(-1))
-        if not isinstance(scores, Tensor) or scores.shape != rows.shape[:1]:
-            got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(
-                f"the score returned {got} for logits of shape {tuple(rows.shape)}; expected one "
-                f"value per image, {tuple(rows.shape[:1])}"
-            )
+        check_scores(scores, rows)
         if not scores.requires_grad:
             raise ValueError("the score does not depend on the logits, so there is nothing to explain")
         (gradients,) = torch.autograd.grad(scores.sum(), rows, create_graph=create_graph)

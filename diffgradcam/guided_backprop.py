@@ -6,7 +6,6 @@ functional ReLU is guided like a module.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch.autograd.graph import Node
 from . import maps as then
 from . import scores
 from .engine import BaseCAM
-from .gradients import score_gradients
-from .layers import inner_model, is_compiled, same_weights
+from .gradients import score_gradients, widen
+from .layers import eagerly, inner_model, same_weights
 from .outputs import Classes, check_finite, class_index, find_logits
 from .passes import columns
 
@@ -72,9 +71,7 @@ def guided_gradients(
             "diffgradcam.utils.image.preprocess_image makes it"
         )
     inner = inner_model(model)
-    with torch.inference_mode(False), torch.enable_grad(), contextlib.ExitStack() as stack:
-        if any(is_compiled(module) for module in inner.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code hides its graph
+    with torch.inference_mode(False), torch.enable_grad(), eagerly(inner.modules()):  # compiled code hides its graph
         source = images.detach().clone().requires_grad_()
         logits = output(inner(source.clone()))  # a copy: the model's first layer may work in place
         check_finite("the output", logits)
@@ -150,7 +147,8 @@ class GuidedBackpropReLUModel:
                 "for several"
             )
         image = input_img.to(self.device) if isinstance(input_img, Tensor) else input_img
-        return guided_gradients(self.model, image, target_category)[0].permute(1, 2, 0).cpu().numpy()
+        gradients = widen(guided_gradients(self.model, image, target_category)[0])  # NumPy has no bfloat16
+        return gradients.permute(1, 2, 0).cpu().numpy()
 
 
 def _gradient(logits: Tensor, images: Tensor, score: scores.Score, classes: Tensor) -> Tensor:

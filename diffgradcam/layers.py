@@ -7,7 +7,7 @@ import difflib
 import reprlib
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,6 +60,40 @@ def is_compiled(module: nn.Module) -> bool:
     """Whether calling the module runs code from ``torch.compile``, which ignores hooks set after it was compiled."""
     # The wrapper class lives in torch._dynamo, whose import alone takes seconds.
     return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+class _Eagerly:
+    """PyTorch's stance to compiled code is one for all threads: the first block to begin sets it, the last restores."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._stance = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def __call__(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Within the block, compiled modules run as they were written, so that hooks and graphs are those of Python.
+
+        Args:
+            modules: All modules of a model. If none of them is compiled, nothing is done.
+        """
+        if not any(map(is_compiled, modules)):
+            yield
+            return
+        with self._lock:
+            if not self._blocks:
+                self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self._blocks += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if not self._blocks:
+                    self._stance.close()
+
+
+eagerly = _Eagerly()
 
 
 class Layer(NamedTuple):
@@ -388,4 +422,4 @@ def _suggestion(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
-    return "list the names with [name for name, _ in model.named_modules()]"
+    return "list the names with [name for name, _ in model.named_modules()], in a shell with diffgradcam layers MODEL"

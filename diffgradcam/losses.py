@@ -537,7 +537,7 @@ def _agreement(true: Tensor, false: Tensor, human: Tensor) -> Tensor:
 def _reduce(values: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
     """Reduce the values of the images that take part, ``(n,)``. Their sum is 0 with a gradient where there are none."""
     if reduction == "none":
-        return values if mask is None else values.new_zeros(len(mask)).masked_scatter(mask, values)
+        return values if mask is None else values.new_zeros(len(mask)).masked_scatter(mask.to(values.device), values)
     return values.sum() if reduction == "sum" else values.sum() / max(len(values), 1)
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from . import maps as then
 from . import scores
-from .arguments import check_count, check_std
+from .arguments import check_count, check_scores, check_std, described
 from .engine import BaseCAM
 from .gradients import class_blocks, widen
 from .layers import Layer, Target
@@ -124,7 +124,8 @@ class PerturbationCAM(BaseCAM):
         self, forward: Pass, channels: int, inputs: Inputs, measure: Measure, bar: tqdm[NoReturn]
     ) -> Tensor:
         """Measure the model on an input for each image and channel, ``(B, N, C)``."""
-        pairs = torch.arange(len(forward.logits) * channels, device=forward.logits.device)
+        # Indices on the CPU are good for tensors on any device; some inputs may be on another than the logits.
+        pairs = torch.arange(len(forward.logits) * channels)
         measured = []
         for block in torch.split(pairs, self.batch_size):
             rows = block // channels
@@ -160,7 +161,7 @@ class _MaskingCAM(PerturbationCAM):
 
             def masked(rows: Tensor, channels: Tensor, change: Change = change) -> Tensor:
                 masks = change(then.minmax(then.resize(grid[rows, channels], images.shape[2:])))
-                return (images[rows] * masks.unsqueeze(1)).to(images.dtype)
+                return (images[rows] * masks.unsqueeze(1).to(images.device)).to(images.dtype)
 
             total = total + self._each_channel(forward, grid.shape[1], masked, measure, bar)
         return (total / self.samples).softmax(2)
@@ -357,13 +358,13 @@ class AblationCAM(PerturbationCAM):
 
         with _change(layer, lambda tensor: self._without(tensor, ablated[0])):
             without = self._each_channel(forward, grid.shape[1], unchanged, measure, bar)
-        return measure(forward.logits, torch.arange(count, device=grid.device)).unsqueeze(2) - without
+        return measure(forward.logits, torch.arange(count)).unsqueeze(2) - without
 
     def _without(self, tensor: Tensor, channels: Tensor) -> Tensor:
         """Set one channel of the grid to 0 in each row of a layer's activations, wherever the grid takes it from."""
         with torch.enable_grad():
             source = tensor.detach().requires_grad_()
-            channel = self._grid(source)[torch.arange(len(channels), device=tensor.device), channels]
+            channel = self._grid(source)[torch.arange(len(channels)), channels]
             if not channel.requires_grad:
                 raise ValueError(
                     "reshape_transform= detaches the activations, so AblationCAM cannot tell which of them make a "
@@ -423,11 +424,7 @@ def _class_scores(score: scores.Score, classes: Tensor, logits: Tensor, rows: Te
     for block in class_blocks(classes[rows], logits.shape[1]):
         repeated = widen(logits).unsqueeze(1).expand(-1, block.shape[1], -1).flatten(0, 1)
         found = score(repeated, block.reshape(-1))
-        if found.shape != repeated.shape[:1]:
-            raise ValueError(
-                f"the score returned shape {tuple(found.shape)} for logits of shape {tuple(repeated.shape)}; expected "
-                f"one value per image, {tuple(repeated.shape[:1])}"
-            )
+        check_scores(found, repeated)
         values.append(found.view(block.shape))
     return torch.cat(values, 1)
 
@@ -438,10 +435,9 @@ def _target_scores(targets: Sequence[OutputTarget], output: Tensor, rows: Tensor
     for index, row in zip(rows.tolist(), widen(output), strict=True):
         value = targets[index](row)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"target {type(targets[index]).__name__} returned {got} for an output of shape {tuple(row.shape)}; "
-                "expected a single number"
+                f"target {type(targets[index]).__name__} returned {described(value)} for an output of shape "
+                f"{tuple(row.shape)}; expected a single number"
             )
         values.append(value.reshape(()))
     return torch.stack(values).unsqueeze(1) if values else output.new_zeros(0, 1)

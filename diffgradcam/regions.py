@@ -66,6 +66,7 @@ def important_features(
 
     Raises:
         ValueError: If it is not one image, the threshold is out of range, or as :meth:`~diffgradcam.BaseCAM.explain`.
+        TypeError: If the image is no tensor, or as :meth:`~diffgradcam.BaseCAM.explain`.
 
     Reference:
         The post-hoc use of Difference Salience is our reading of Piland, Sweet, Czajka, "Divisive Decisions", 2025
@@ -77,13 +78,15 @@ def important_features(
         >>> all(0 < region.share <= 1 for region in regions)
         True
     """
+    if not isinstance(image, Tensor):
+        raise TypeError(f"image is {type(image).__name__}; expected a tensor (C, H, W) or (1, C, H, W)")
     images = image.unsqueeze(0) if image.ndim == 3 else image
     if images.ndim != 4 or images.shape[0] != 1:
         raise ValueError(f"got shape {tuple(image.shape)}; expected one image, (C, H, W) or (1, C, H, W)")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold is {threshold}; expected a share of the largest magnitude, between 0 and 1")
     cam = TrueFalseCAM(model, target_layers, reshape_transform, false_class=false_class, output=output)
-    divergence = maps.resize(cam.explain(images, true_class).maps, images.shape[2:])[0].double().cpu().numpy()
+    divergence = maps.resize(cam.explain(images, true_class).maps, images.shape[2:])[0].cpu().double().numpy()
     magnitude = np.abs(divergence)
     strong = magnitude > threshold * magnitude.max()
     regions = [

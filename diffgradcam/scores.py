@@ -93,7 +93,7 @@ def logit_difference(logits: Tensor, classes: Tensor, baseline: str | int | Base
 
     Raises:
         ValueError: For fewer than two classes, an unknown baseline, a class contrasted with itself, or a callable
-            baseline that returns another shape than ``(B,)``.
+            baseline that returns something else than ``(B,)``.
 
     Reference:
         Our reading of Piland, Sweet, Czajka, "DiffGradCAM", 2025 (arXiv 2506.08514).
@@ -110,9 +110,10 @@ def logit_difference(logits: Tensor, classes: Tensor, baseline: str | int | Base
     if isinstance(baseline, int) and not isinstance(baseline, bool):
         return logit(logits, classes) - _contrast_logit(logits, classes, baseline)
     values = baseline_function(baseline)(_others(logits, classes))
-    if values.shape != classes.shape:
+    if not isinstance(values, Tensor) or values.shape != classes.shape:
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"the baseline returned shape {tuple(values.shape)}; expected one value per image, {tuple(classes.shape)}, "
+            f"the baseline returned {got}; expected one value per image, {tuple(classes.shape)}, "
             f"from the other logits of shape {(logits.shape[0], logits.shape[1] - 1)}"
         )
     return logit(logits, classes) - values

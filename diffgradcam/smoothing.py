@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
@@ -157,6 +157,8 @@ class SmoothedCAM(ABC):
             RuntimeError: As :meth:`explain`.
         """
         images = self._images(input_tensor)
+        if isinstance(targets, Iterable) and not callable(targets):  # an iterator would be used up by the first call
+            targets = list(targets)
         cam = copy.copy(self.cam)  # other threads may call the CAM too, and its outputs are those of the last call
         first = torch.from_numpy(cam(input_tensor, targets, aug_smooth, eigen_smooth, **kwargs))
         outputs = self.outputs = cam.outputs
@@ -201,6 +203,34 @@ class SmoothedCAM(ABC):
                     back = then.resize(version.turn_back(own.flatten(0, lead - 1)), size)
                     total[part] += back.reshape(*own.shape[:lead], *size)
         return total / (count + len(versions))
+
+
+def noises(shape: torch.Size, samples: int, seed: int) -> Iterator[Tensor]:
+    """Normal noise for images: the same for every image, and on every device.
+
+    Args:
+        shape: Of one image, ``(C, *S)``.
+        samples: How many.
+        seed: Of the noise. The global random numbers are left alone.
+
+    Returns:
+        So many ``(C, *S)``, on the CPU, float64, of the standard deviation 1; each is drawn when it is asked for.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(samples))
+
+
+def pixel_range(images: Tensor) -> Tensor:
+    """What noise is relative to: the largest minus the smallest value of each image.
+
+    Args:
+        images: ``(B, C, *S)``.
+
+    Returns:
+        ``(B, 1, ...)``.
+    """
+    flat = images.flatten(1)
+    return (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (images.ndim - 1))
 
 
 @final
@@ -316,9 +346,8 @@ class NoiseSmooth(SmoothedCAM):
         self.seed = seed
 
     def _versions(self, shape: torch.Size, _spatial: int) -> tuple[int, list[Version]]:
-        generator = torch.Generator().manual_seed(self.seed)
-        noises = (self.std * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(self.samples))
-        return 0, [Version(partial(_noisy, noise), lambda maps: maps) for noise in noises]
+        drawn = noises(shape, self.samples, self.seed)
+        return 0, [Version(partial(_noisy, self.std * noise), lambda maps: maps) for noise in drawn]
 
 
 @final
@@ -355,9 +384,7 @@ def _augmented(scale: float, flip: tuple[int, ...], factor: float, images: Tenso
 
 
 def _noisy(noise: Tensor, images: Tensor) -> Tensor:
-    flat = images.flatten(1)
-    spread = (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (images.ndim - 1))
-    return images + spread * noise.to(images)
+    return images + pixel_range(images) * noise.to(images)
 
 
 def _no_cam(wrapper: SmoothedCAM, cam: object) -> str:

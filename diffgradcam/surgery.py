@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,30 @@ def copy_model(model: nn.Module) -> nn.Module:
         TypeError: If ``model`` is no module.
     """
     return copy.deepcopy(_inner(model))
+
+
+def evaluated(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode: itself, or a copy if any part of it is in training mode.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        A model that may be run, but not changed.
+    """
+    return copy_model(model).eval() if in_training(model) else model
+
+
+def in_training(model: nn.Module) -> bool:
+    """Whether any part of the model is in training mode.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        True if one is.
+    """
+    return any(module.training for module in model.modules())
 
 
 def by_name(model: nn.Module, target_layers: Target | Sequence[Target]) -> list[Target]:
@@ -121,7 +146,7 @@ def linear_head(model: nn.Module, name: str) -> nn.Linear:
 
 
 def add_to_rows(layer: nn.Linear, vector: Tensor) -> None:
-    """Add one vector to every class's row. Summed in float64 where the device has it, so that it rounds once.
+    """Add one vector to every class's row. Summed in float64, on the CPU, so that it rounds once.
 
     Args:
         layer: The head of a copy.
@@ -131,31 +156,40 @@ def add_to_rows(layer: nn.Linear, vector: Tensor) -> None:
         layer.weight.copy_(layer.weight.cpu().double() + vector.cpu().double())
 
 
-def check_head_is_last(model: nn.Module, name: str, images: Tensor) -> None:
+def check_head_is_last(
+    model: nn.Module, name: str, images: Tensor, output: Callable[[Any], Tensor] = find_logits
+) -> None:
     """Refuse a head whose common shift does not leave every probability alone, by trying one.
 
     Args:
         model: The model, in evaluation mode.
         name: What :func:`find_head` gave.
-        images: A batch.
+        images: A batch, on the device of the model.
+        output: Takes the logits out of what the model returns.
 
     Raises:
         ValueError: If the probabilities move, or do not depend on the head at all.
     """
 
-    def probabilities(factor: float, shift: float) -> Tensor:
-        handle = model.get_submodule(name).register_forward_hook(lambda _m, _a, output: output * factor + shift)
+    def probabilities(change: Callable[[Tensor], Tensor]) -> Tensor:
+        handle = model.get_submodule(name).register_forward_hook(lambda _m, _a, rows: change(rows))
         try:
             with torch.no_grad():
-                logits: Tensor = find_logits(model(images)).double()
-                return logits.softmax(1)
+                return output(model(images)).cpu().double().softmax(1)
         finally:
             handle.remove()
 
-    before = probabilities(1.0, 0.0)
-    tolerance = 1e-3
-    unchanged = torch.allclose(before, probabilities(1.0, 1.0), atol=tolerance)
-    if not unchanged or torch.equal(before, probabilities(-1.0, 0.0)):
+    def wide(rows: Tensor) -> Tensor:  # adding 1 in bfloat16 would round by more than the tolerance
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+    def unmoved() -> bool:
+        try:
+            return torch.allclose(probabilities(wide), probabilities(lambda rows: wide(rows) + 1), atol=1e-3)
+        except RuntimeError:  # a later layer has weights, in half precision
+            return False
+
+    depends = not torch.equal(probabilities(lambda rows: rows), probabilities(torch.neg))
+    if not (depends and unmoved()):
         raise ValueError(
             f"adding the same to every output of head {name!r} changes the model's probabilities, or the logits do not "
             "come from it; give the nn.Linear whose rows are the classes as head=, of a model that returns logits"

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torch.nn.utils.rnn import pad_sequence
 
+from .arguments import described
 from .gradients import widen
 from .scores import Score, logit
 
@@ -305,7 +306,7 @@ def target_gradients(targets: Sequence[OutputTarget], output: Tensor, *, create_
         values = [target(row) for target, row in zip(targets, source, strict=True)]
         for target, value in zip(targets, values, strict=True):
             if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                got = described(value)
                 if isinstance(value, Tensor) and value.numel() == 1:
                     got = f"the constant {float(value):g} (nothing in the output matches it, or it detaches)"
                 raise ValueError(

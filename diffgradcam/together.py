@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,11 +32,13 @@ def explain_together(
 
     Raises:
         ValueError: If there are no CAMs, or they cannot share a forward pass; otherwise as :meth:`BaseCAM.explain`.
-        TypeError: As :meth:`BaseCAM.explain`.
+        TypeError: If one is no CAM, as a smoothing is none; otherwise as :meth:`BaseCAM.explain`.
         RuntimeError: As :meth:`BaseCAM.explain`.
     """
     if not cams:
         raise ValueError("there are no CAMs to explain with; expected at least one")
+    for cam in cams:
+        _check_cam(cam)
     first = cams[0]
     for cam in cams[1:]:
         if different := [what for what, same in _shared(first, cam).items() if not same]:
@@ -85,10 +86,8 @@ def explain_pairs(
         >>> maps.shape
         torch.Size([5, 3, 3, 6, 6])
     """
-    if not isinstance(cam, BaseCAM):
-        raise TypeError(f"cam is {type(cam).__name__}; expected a CAM of this library, such as GradCAM(model, layers)")
-    contrast = copy.copy(cam)
-    contrast.score = _pair_difference
+    _check_cam(cam)
+    contrast = cam.with_score(_pair_difference)
     with contrast._forward(input_tensor, args, kwargs) as forward:
         index = _compared(forward.logits, classes)
         count = index.shape[1]
@@ -98,6 +97,11 @@ def explain_pairs(
         maps = found.new_zeros(len(index), count, count, *found.shape[2:])
         maps[:, first, second] = found
         return Explanation(forward.logits.detach(), index, maps)
+
+
+def _check_cam(cam: BaseCAM) -> None:
+    if not isinstance(cam, BaseCAM):
+        raise TypeError(f"cam is {type(cam).__name__}; expected a CAM of this library, such as GradCAM(model, layers)")
 
 
 def _pair_difference(logits: Tensor, pairs: Tensor) -> Tensor:
@@ -132,7 +136,7 @@ def _shared(first: BaseCAM, second: BaseCAM) -> dict[str, bool]:
     return {
         "the model": inner_model(first.model) is inner_model(second.model),
         "the target layers": layers == others,
-        "how the model runs": type(first)._forward is type(second)._forward,
+        "how the model runs": first._how_it_runs() == second._how_it_runs(),
         "output=": first.output == second.output,
         "reshape_transform=": first.reshape_transform == second.reshape_transform,
     }

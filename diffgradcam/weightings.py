@@ -6,12 +6,8 @@ differentiable, any number of spatial dimensions. A method of your own is one fu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-Weighting = Callable[[Tensor, Tensor], Tensor]
 
 
 def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def pytorch_grad_cam():
 @pytest.fixture(scope="session")
 def photos():
     """The module of the examples that has the real model and the real photographs; needs the ``examples`` extra."""
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the real model needs pip install diffgradcam[examples]")
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the real model needs the extra examples")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("examples.photos")
@@ -63,7 +63,7 @@ def lite0(photos):
 @pytest.fixture(scope="session")
 def photo_inputs(photos):
     """Real photographs by name, ``(3, 224, 224)``, as the real model takes them."""
-    data = pytest.importorskip("skimage.data", reason="the real photographs need pip install diffgradcam[examples]")
+    data = pytest.importorskip("skimage.data", reason="the real photographs need the extra examples")
     named = {
         "cat beside coffee": photos.cat_beside_coffee(),
         "cat": photos.crop(data.chelsea()),

@@ -149,7 +149,7 @@ class TestExplain:
 
     @pytest.mark.usefixtures("photos")
     def test_the_real_model_knows_a_cat(self, tmp_path):
-        data = pytest.importorskip("skimage.data", reason="the photographs need pip install diffgradcam[examples]")
+        data = pytest.importorskip("skimage.data", reason="the photographs need pip install scikit-image")
         Image.fromarray(data.chelsea()).save(tmp_path / "cat.png")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -200,7 +200,7 @@ class TestTrust:
         assert fooled["fooled"] is True
         assert min(fooled["common_mode_share"]) > 0.5
 
-        pytest.importorskip("scipy", reason="benchmark() needs pip install diffgradcam[metrics]")
+        pytest.importorskip("scipy", reason="benchmark() needs pip install scipy")
         options = ["--method", "GradCAM", "--method", "DiffGradCAM", "--fooled", save, "--figure", tmp_path / "f.png"]
         result = run_json("benchmark", folder, "--model", model, *SMALL, *options, "--cells", data["cells"])
         rows = {row["explainer"]: row for row in result["rows"]}
@@ -374,6 +374,13 @@ class TestModels:
         monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
         with pytest.raises(ImportError, match=r"lite0 needs efficientnet_lite_pytorch.*: pip install effici"):
             load_model("lite0")
+
+    @pytest.mark.parametrize("device", ["cuda:99", "no-such-device", ""])
+    def test_a_device_that_is_not_there(self, model, folder, device):
+        result = run("explain", folder, "--model", model, *SMALL, "--device", device)
+        assert result.exit_code == 1
+        assert result.stderr.strip().splitlines()[-1].startswith(f"Error: device {device!r} cannot be used here: ")
+        assert result.stderr.strip().endswith("; --device cpu works everywhere")
 
     def test_pretrained_is_for_what_can_be_fetched(self):
         with pytest.raises(ValueError, match="lite0 has no weights to fetch"):

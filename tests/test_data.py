@@ -239,6 +239,23 @@ def test_a_colour_map_and_values_outside_0_1_are_named_when_read(root: Path) -> 
         dataset[1]
 
 
+@pytest.mark.parametrize(
+    ("transform", "returned"),
+    [
+        (lambda image, saliency: (image.numpy(), saliency.numpy()), "ndarray and ndarray"),
+        (lambda image, saliency: (image, saliency.numpy()), r"shape \(3, 6, 8\) and ndarray"),
+        (lambda image, saliency: {"image": image, "mask": saliency}, "dict"),
+        (lambda image, _: image, r"shape \(3, 6, 8\)"),
+        (lambda _image, _saliency: None, "NoneType"),
+    ],
+)
+def test_a_transform_that_does_not_return_two_tensors_is_an_error(root: Path, transform: Any, returned: str) -> None:
+    dataset = SaliencyDataset(root, write(root, "a.png,x,,"), transform=transform)
+    message = rf"row 2: the transform returned {returned}: expected two tensors, .* albumentations_style\(\) wraps"
+    with pytest.raises(TypeError, match=message):
+        dataset[0]
+
+
 def test_a_transform_that_changes_only_one_of_the_two_is_an_error(root: Path) -> None:
     dataset = SaliencyDataset(
         root, write(root, "a.png,x,,"), transform=lambda image, saliency: (image[:, :4], saliency)

@@ -1,6 +1,7 @@
 """A data set explained into a folder: the numbers, broken images, kills, full disks, memory."""
 
 import errno
+import functools
 import json
 import math
 import os
@@ -26,10 +27,11 @@ from torch.utils.data import (
 from diffgradcam import DiffGradCAM, Explanation, GradCAM, TrueFalseCAM, audit
 from diffgradcam.datasets import Explanations, explain_dataset, open_explanations, store
 from diffgradcam.fullgrad import FullGrad
-from diffgradcam.smoothing import NoiseSmooth
+from diffgradcam.smoothing import AugSmooth, NoiseSmooth
 from tests import models
+from tests.test_surgery import Float64OnTheCPUAlone
 
-pytest.importorskip("safetensors", reason="stores need pip install diffgradcam[store]")
+pytest.importorskip("safetensors", reason="stores need the extra store")
 ROOT = Path(__file__).parent.parent
 IMAGES = models.images(batch=11)
 LABELS = torch.arange(11) % 5
@@ -156,6 +158,15 @@ def test_common_mode_share_is_the_audits(tmp_path, classes):
         shares = [share[c] for share, c in zip(shares, report.classes.tolist(), strict=True)]
     torch.testing.assert_close(torch.tensor(shares, dtype=torch.float64), report.common_mode_share.double())
     assert min(shares) > 0.01
+
+
+def test_common_mode_share_where_the_device_has_no_float64(tmp_path):
+    cam = GradCAM(models.deep(dtype=torch.float32), "relu")
+    dataset = list(IMAGES.float())
+    with Float64OnTheCPUAlone() as device:
+        found = explain(tmp_path / "out", cam, dataset, common_mode=True)
+    assert len(device.taken) >= 2
+    same(found, explain(tmp_path / "clean", cam, dataset, common_mode=True))
 
 
 class Mine:
@@ -407,6 +418,47 @@ def test_another_run_is_not_mixed_in(tmp_path):
         explain(tmp_path / "out", dataset=Subset(Photos(), range(10)))
 
 
+@pytest.mark.parametrize("options", [{"flips": (-2,)}, {"factors": (0.5, 1.0)}, {"scales": (1.0, 2.0)}])
+def test_another_augmentation_is_not_mixed_in(tmp_path, options):
+    def cam(**options):
+        return AugSmooth(GradCAM(models.pooled(), "relu"), **options)
+
+    explain(tmp_path / "out", cam())
+    explain(tmp_path / "out", cam(flips=[-1], factors=[0.9, 1.0, 1.1], scales=[1.0]))
+    (name,) = options
+    with pytest.raises(
+        ValueError, match=rf"another run \(method: .*'{name}': \[.* there, .*'{name}': \[.* now\); give"
+    ):
+        explain(tmp_path / "out", cam(**options))
+
+
+def test_another_argument_of_a_score_is_not_mixed_in(tmp_path):
+    def cam(strength):
+        def score(factor, logits, classes):
+            return factor * logits.gather(1, classes.unsqueeze(1)).squeeze(1)
+
+        return GradCAM(models.pooled(), "relu", score=functools.partial(score, strength))
+
+    explain(tmp_path / "out", cam(1))
+    with pytest.raises(ValueError, match=r"method: .*score\(1\).* there, .*score\(2\).* now"):
+        explain(tmp_path / "out", cam(2))
+
+
+def test_other_ids_are_not_mixed_in(tmp_path):
+    explain(tmp_path / "none")
+    explain(tmp_path / "out", ids=range(11))
+    (tmp_path / "out/rows-000001.jsonl").unlink()
+    other = ([*range(10), 11], [str(n) for n in range(11)], [1, 0, *range(2, 11)], [f"{n}\n" for n in range(11)])
+    for ids in other:
+        with pytest.raises(ValueError, match=r"another run \(ids: '[0-9a-f]{64}' there, '[0-9a-f]{64}' now\); give"):
+            explain(tmp_path / "out", ids=ids)
+        with pytest.raises(ValueError, match=r"another run \(ids: None there, '[0-9a-f]{64}' now\); give another"):
+            explain(tmp_path / "none", ids=ids)
+    with pytest.raises(ValueError, match=r"another run \(ids: '[0-9a-f]{64}' there, None now\); give another out"):
+        explain(tmp_path / "out")
+    assert list(explain(tmp_path / "out", ids=list(range(11)))) == list(range(11))
+
+
 def test_a_finished_run_does_nothing(tmp_path):
     first = explain(tmp_path / "out")
     dataset = Photos()
@@ -499,9 +551,9 @@ def test_folders_that_are_none(tmp_path):
 
 def test_without_safetensors(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"pip install 'diffgradcam\[store\]'"):
+    with pytest.raises(ImportError, match=r"which is not installed: pip install safetensors$"):
         explain(tmp_path / "out")
-    with pytest.raises(ImportError, match=r"pip install 'diffgradcam\[store\]'"):
+    with pytest.raises(ImportError, match=r"which is not installed: pip install safetensors$"):
         open_explanations(tmp_path)
 
 

@@ -16,7 +16,7 @@ from diffgradcam import GradCAM, layer_input
 from diffgradcam.datasets import explain_dataset, open_explanations
 from tests import models
 
-pytest.importorskip("safetensors", reason="stores need pip install diffgradcam[store]")
+pytest.importorskip("safetensors", reason="stores need the extra store")
 gloo = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()),
     reason="this build of PyTorch has no gloo, with which processes without GPUs talk to each other",

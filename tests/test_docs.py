@@ -22,7 +22,7 @@ REFERENCE = sorted((DOCS / "api").glob("*.rst"))
 
 
 class Classifier(nn.Module):
-    """What the blocks of the README call a model: stages with torchvision's names and ten classes."""
+    """What the blocks of the README call a model: stages with torchvision's names and two classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,3 +189,19 @@ def test_quoted_figures_are_those_of_the_results() -> None:
     for _, figures in rows:
         assert ", ".join(map(" ".join, zip(settings, figures.split(" | "), strict=True))) in claims
     assert "every contrastive map keeps at least r = 1.0000" in claims
+
+
+def test_quoted_costs_are_those_of_the_benchmarks() -> None:
+    results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    pages = {name: " ".join((DOCS / f"{name}.md").read_text().split()) for name in ("large_datasets", "many_classes")}
+    zarr = [each["median"] for each in results["stores"]["zarr_over_safetensors"].values()]
+    assert (
+        "Zarr took {:.0f} times as long as safetensors to write, {:.0f} times to read all, and {:.0f} times to read "
+        "single ones".format(*zarr)
+    ) in pages["large_datasets"]
+    ratios = [each["wall"] for name, each in results["dataset"]["throughput"].items() if name != "inference"]
+    assert f"{min(ratios):.2f} to {max(ratios):.2f} of the throughput" in pages["large_datasets"]
+    memory = results["scaling"]["curves"]["All classes: memory"]["lines"]
+    held = {name: points[-1][1] for name, points in memory.items() if points[-1][0] == 21841}
+    worst = max(held["GradCAM"], held["DiffGradCAM"]) / held["the maps themselves"]
+    assert f"held at most {worst:.1f} times the memory of the maps themselves" in pages["many_classes"]

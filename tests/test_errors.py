@@ -61,7 +61,10 @@ class Names(nn.Module):
         ("layer5", r"^'layer5' is not a layer of Names; did you mean 'layer\d' or 'layer\d' or 'layer\d'\?$"),
         ("layer4.1", r"^'layer4.1' is not a layer of Names; did you mean 'layer4.0' or "),
         ("Layer4", r"^'Layer4' is not a layer of Names; did you mean 'layer4' or "),
-        ("backbone.norm", r"list the names with \[name for name, _ in model.named_modules\(\)\]$"),
+        (
+            "backbone.norm",
+            r"list the names with \[.* model.named_modules\(\)\], in a shell with diffgradcam layers MODEL$",
+        ),
         (layer_input("fcc"), r"^'fcc' is not a layer of Names; did you mean 'fc'\?$"),
         (["layer4", "layr3"], r"^'layr3' is not a layer of Names; did you mean 'layer3' or "),
     ],

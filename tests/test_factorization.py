@@ -148,6 +148,17 @@ def test_it_works_without_gradients_and_says_when_the_solver_has_not_converged()
         factorize(activations_of(model, images), 2, iterations=1)
 
 
+def test_the_head_computes_in_its_own_precision_under_autocast():
+    model, images = models.pooled(dtype=torch.float32), models.images(dtype=torch.float32)
+    for head in (model.head, lambda vectors: model.head(vectors)):
+        factorization = DeepFeatureFactorization(model, "relu", computation_on_concepts=head)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = factorization.explain(images, 3)
+        assert found.logits.dtype == torch.bfloat16
+        assert found.scores.dtype == torch.float32
+        exact(found.scores, model.head(found.vectors))
+
+
 # --- errors
 
 
@@ -155,7 +166,8 @@ def test_it_works_without_gradients_and_says_when_the_solver_has_not_converged()
     ("arguments", "message"),
     [
         ((torch.ones(2, 3), 2), r"activations have shape \(2, 3\); expected \(B, C, \*S\)"),
-        ((torch.ones(2, 3, 4), 0), "components is 0; expected at least 1"),
+        ((torch.ones(2, 3, 4), 0), "components is 0; expected an integer of at least 1"),
+        ((torch.ones(2, 3, 4), 2.5), r"components is 2\.5; expected an integer of at least 1"),
     ],
 )
 def test_bad_inputs_are_refused(arguments, message):
@@ -163,10 +175,23 @@ def test_bad_inputs_are_refused(arguments, message):
         factorize(*arguments)
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5])
+def test_seeds_that_are_none_are_refused(seed):
+    with pytest.raises(ValueError, match=rf"seed is {seed}; expected a whole number, 0 or more"):
+        factorize(torch.ones(2, 3, 4), 2, seed=seed)
+
+
+def test_numbers_of_numpy_are_numbers():
+    activations = mixture()[2]
+    found, expected = factorize(activations, np.int64(3), seed=np.int64(1)), factorize(activations, 3, seed=1)
+    exact(found.maps, expected.maps)
+    exact(found.vectors, expected.vectors)
+
+
 def test_without_scikit_learn_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
     with pytest.raises(
-        ImportError, match=r"factorize\(\) needs scikit-learn; install it with pip install diffgradcam\[metr"
+        ImportError, match=r"factorize\(\) needs scikit-learn, which is not installed: pip install scikit-learn$"
     ):
         factorize(torch.ones(2, 3, 4), 2)
 

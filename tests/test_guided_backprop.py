@@ -281,6 +281,12 @@ def test_the_form_of_pytorch_grad_cam_takes_one_image():
         GuidedBackpropReLUModel(models.flat())(X.numpy())
 
 
+def test_the_form_of_pytorch_grad_cam_takes_half_precision():
+    model, x = models.flat(dtype=torch.bfloat16), X[:1].bfloat16()
+    gradients = GuidedBackpropReLUModel(model)(x, 1)
+    assert np.array_equal(gradients, guided_gradients(model, x, 1)[0].permute(1, 2, 0).float().numpy())
+
+
 @pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
 def test_wrapped_models(wrap):
     model = models.flat()

@@ -21,6 +21,7 @@ from diffgradcam.losses import (
     divergence_salience_loss,
     true_and_false_classes,
 )
+from tests.pretend_device import DEVICE, pretend_device
 
 
 def cyborg_of_both(true, false, human, **options):
@@ -234,6 +235,18 @@ def test_no_human_map_at_all_is_a_zero_with_a_zero_gradient(loss, scope, reducti
     assert not value.any()
     for gradient in torch.autograd.grad(value.sum(), (true, false)):
         assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_mask_on_the_cpu_serves_maps_that_are_not(reduction):
+    maps = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    options = {"mask": torch.tensor([True, False, True]), "reduction": reduction}
+    expected = [cyborg_loss(*maps, **options), cam_entropy_loss(maps[0], **options)]
+    with pretend_device():
+        on_device = maps.to(DEVICE)
+        found = [cyborg_loss(*on_device, **options).cpu(), cam_entropy_loss(on_device[0], **options).cpu()]
+    for values, others in zip(found, expected, strict=True):
+        assert torch.equal(values, others)
 
 
 def test_all_true_mask_changes_nothing():

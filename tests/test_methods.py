@@ -526,7 +526,12 @@ def test_smooth_plus_plus_runs_under_the_autocast_of_the_caller():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"samples": 0}, "samples is 0; expected at least 1"), ({"std": -0.1}, r"std is -0\.1; expected 0 or more")],
+    [
+        ({"samples": 0}, "samples is 0; expected an integer of at least 1"),
+        ({"samples": 2.5}, r"samples is 2\.5; expected an integer of at least 1"),
+        ({"std": -0.1}, r"std is -0\.1; expected a standard deviation, a finite number of at least 0"),
+        ({"std": float("inf")}, "std is inf; expected a standard deviation"),
+    ],
 )
 def test_smooth_plus_plus_refuses_bad_options(options, message):
     with pytest.raises(ValueError, match=message):

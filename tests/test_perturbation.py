@@ -543,6 +543,8 @@ def test_inputs_that_cannot_be_perturbed(name):
 @every_method
 def test_scores_and_targets_of_the_wrong_shape(name):
     model, images = models.deep(), models.images()
+    with pytest.raises(ValueError, match=r"the score returned float for logits .* expected one value per image"):
+        ours(name, model, "relu", score=lambda *_: 3.0).explain(images)
     with pytest.raises(ValueError, match=r"the score returned shape \(\d+, 5\) .* expected one value per image"):
         ours(name, model, "relu", score=lambda logits, _classes: logits).explain(images)
     with pytest.raises(ValueError, match=r"target function returned shape \(5,\) .*; expected a single number"):

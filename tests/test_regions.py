@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffgradcam import TrueFalseCAM, important_features, layer_input
+from tests.pretend_device import DEVICE, pretend_device
 
 
 class Painted(nn.Module):
@@ -61,11 +62,21 @@ def test_no_divergence_is_no_region() -> None:
     assert important_features(Painted(), torch.zeros(1, 8, 8), "layer", true_class=0) == []
 
 
+def test_where_the_device_has_no_float64() -> None:
+    expected = important_features(Painted(), painted(), "layer")
+    with pretend_device(float64=False):
+        found = important_features(Painted(), painted().to(DEVICE), "layer")
+    assert [region[:4] for region in found] == [region[:4] for region in expected]
+    assert all(torch.equal(region.mask, other.mask) for region, other in zip(found, expected, strict=True))
+
+
 def test_bad_input_names_the_fix() -> None:
     with pytest.raises(ValueError, match=r"expected one image, \(C, H, W\) or \(1, C, H, W\)"):
         important_features(Painted(), torch.zeros(2, 1, 8, 8), "layer")
     with pytest.raises(ValueError, match=r"threshold is 1\.5"):
         important_features(Painted(), painted(), "layer", threshold=1.5)
+    with pytest.raises(TypeError, match=r"image is ndarray; expected a tensor \(C, H, W\) or \(1, C, H, W\)"):
+        important_features(Painted(), painted().numpy(), "layer")
     with pytest.raises(ValueError, match="false_class is 'other'"):
         important_features(Painted(), painted(), "layer", false_class="other")
 

@@ -9,15 +9,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, LayerCAM
+from diffgradcam import AugSmooth, DiffGradCAM, GradCAM, HiResCAM, LayerCAM
 from diffgradcam.losses import cam_entropy
 from diffgradcam.robustness import BenchmarkResult, Decisions, Estimate, Row, Similarity, benchmark
 from diffgradcam.sham import border_mask, common_mode_hoax, location_loss, spatial_hoax
 from tests.models import SIZE, flat, images, pooled
+from tests.pretend_device import DEVICE, pretend_device
 from tests.sham.digits import LAYER, MASK, data, trained
 from tests.untouched import forward_passes, untouched
 
-stats = pytest.importorskip("scipy.stats", reason="the intervals need pip install diffgradcam[metrics]")
+stats = pytest.importorskip("scipy.stats", reason="the intervals need the extra metrics")
 
 HOAX = border_mask(SIZE[2], 18)
 EXPLAINERS = {
@@ -354,6 +355,17 @@ def test_the_figure_shows_pearson_with_its_intervals():
     assert len(compare(pooled(), flat(), loader=[images(1)]).figure().axes) == 1
 
 
+def test_where_the_device_has_no_float64():
+    models = [pooled(seed=seed, dtype=torch.float32) for seed in range(2)]
+    batches = [images(4, dtype=torch.float32)]
+    options = {"loader": batches, "mask": HOAX, "resamples": 0}
+    explainers = {"GradCAM": EXPLAINERS["GradCAM"]}
+    expected = compare(*models, explainers, **options)
+    with pretend_device(float64=False):
+        found = compare(*(model.to(DEVICE) for model in models), explainers, **options)
+    assert repr(found) == repr(expected)  # as text, in which NaN equals NaN
+
+
 # What it refuses
 
 
@@ -362,7 +374,7 @@ def test_missing_libraries_are_named(monkeypatch):
     with pytest.raises(ImportError, match="needs pandas, which is not installed: pip install pandas"):
         by_hand().to_dataframe()
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    with pytest.raises(ImportError, match=r"needs SciPy .* pip install diffgradcam\[metrics\]"):
+    with pytest.raises(ImportError, match=r"benchmark\(\) needs SciPy, which is not installed: pip install scipy$"):
         compare(pooled(), pooled())
 
 
@@ -373,6 +385,7 @@ def test_wrong_explainers_are_refused():
         ([GradCAM], TypeError, "explainers is list; expected a dictionary, such as"),
         ({"G": GradCAM}, TypeError, r"explainers\['G'\] is the class GradCAM; expected a function that makes a CAM"),
         ({"G": GradCAM(model, "relu")}, TypeError, r"explainers\['G'\] is a GradCAM; expected a function"),
+        ({"G": AugSmooth(GradCAM(model, "relu"))}, TypeError, r"explainers\['G'\] is a AugSmooth; expected a function"),
         ({"G": "GradCAM"}, TypeError, r"explainers\['G'\] is a str; expected a function"),
         ({"G": lambda m: m}, TypeError, r"explainers\['G'\] made a Sequential of the clean model; expected a CAM"),
         ({"G": lambda _: GradCAM(model, "relu")}, ValueError, "a CAM of another model than the fooled one"),

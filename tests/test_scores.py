@@ -238,6 +238,11 @@ def test_a_baseline_of_the_wrong_shape_is_refused(baseline):
         logit_difference(torch.ones(2, 4), torch.tensor([1, 2]), baseline)
 
 
+def test_a_baseline_that_is_no_tensor_is_refused():
+    with pytest.raises(ValueError, match=r"the baseline returned float; expected one value per image, \(2,\), from"):
+        logit_difference(torch.ones(2, 4), torch.tensor([1, 2]), lambda _: 0.0)
+
+
 def test_finer_needs_a_class_to_compare_with():
     with pytest.raises(ValueError, match="comparisons is 0; expected at least 1"):
         finer(torch.ones(1, 3), torch.tensor([0]), comparisons=0)

@@ -118,7 +118,7 @@ class TestNothingIsUnpickled:
         ],
     )
     def test_a_damaged_safetensors_file_is_refused_at_once(self, model, tmp_path, header):
-        pytest.importorskip("safetensors", reason="needs pip install diffgradcam[store]")
+        pytest.importorskip("safetensors", reason="needs pip install safetensors")
         file = tmp_path / "weights.safetensors"
         file.write_bytes(header)
         start = time.monotonic()
@@ -279,7 +279,7 @@ class TestPathsStayInside:
             dataset[0]
 
     def test_ids_of_images_name_no_files(self, tmp_path):
-        pytest.importorskip("safetensors", reason="needs pip install diffgradcam[store]")
+        pytest.importorskip("safetensors", reason="needs pip install safetensors")
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         ids, out = ["../../up", "/etc/passwd", "a\0b"], tmp_path / "deep" / "out"
         loader = torch.utils.data.DataLoader(list(torch.rand(3, 3, 8, 8)), batch_size=3)
@@ -295,7 +295,7 @@ class TestPathsStayInside:
 
     @pytest.mark.parametrize("shard", ["../../secret", "/etc/passwd", 7])
     def test_a_row_leads_to_no_other_file(self, tmp_path, shard):
-        pytest.importorskip("safetensors", reason="needs pip install diffgradcam[store]")
+        pytest.importorskip("safetensors", reason="needs pip install safetensors")
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         loader = torch.utils.data.DataLoader(list(torch.rand(3, 3, 8, 8)), batch_size=3)
         written = explain_dataset(GradCAM(network, "0"), loader, tmp_path / "out", progress=False)[1]

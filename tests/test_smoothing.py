@@ -378,6 +378,16 @@ def test_flips_that_the_images_do_not_have():
 
 
 @every_wrapper
+def test_targets_that_can_be_read_only_once(name):
+    smooth, images = WRAPPERS[name](GradCAM(models.deep(), "relu")), models.images()
+    expected = smooth(images, CLASSES.tolist())
+    for targets in (iter(CLASSES.tolist()), dict.fromkeys(CLASSES.tolist()).keys(), CLASSES):
+        np.testing.assert_array_equal(smooth(images, targets), expected)
+    with pytest.raises(TypeError, match="targets is a single int; expected a list with one target for each of 3 imag"):
+        smooth(images, 1)
+
+
+@every_wrapper
 def test_inputs_that_have_no_versions(name):
     smooth = WRAPPERS[name](GradCAM(models.deep(), "relu"))
     for ask in (smooth.explain, smooth):

@@ -3,8 +3,10 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from diffgradcam import layer_input
+from diffgradcam.scores import two_logits
 from diffgradcam.surgery import by_name, check_head_is_last, copy_model, find_head, linear_head
 from tests.models import deep, images, pooled
 from tests.untouched import untouched
@@ -85,3 +87,67 @@ def test_a_head_is_tried_out():
 
     with pytest.raises(ValueError, match="or the logits do not come from it"):
         check_head_is_last(Ignores(), "spare", x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_head_of_half_precision_is_tried_out(dtype):
+    x = images(8, dtype=dtype)
+    for seed in range(10):
+        model = deep(seed=seed, dtype=dtype)
+        model.head.weight.data *= 6 / model(x).abs().max()  # where a step of bfloat16 is 1 / 32
+        check_head_is_last(model, "head", x)
+        check_head_is_last(nn.Sequential(model, nn.LogSoftmax(1)), "0.head", x)
+        with pytest.raises(ValueError, match=r"every output of head '0\.head' changes the model's probabilities"):
+            check_head_is_last(nn.Sequential(model, nn.Sigmoid()), "0.head", x)
+    with pytest.raises(ValueError, match="every output of head 'hidden' changes the model's probabilities"):
+        check_head_is_last(model, "hidden", x)
+    with pytest.raises(RuntimeError, match="to have 3 channels, but got 2 channels"):  # of the images, not of the head
+        check_head_is_last(model, "head", x[:, :2])
+
+
+class Returns(nn.Module):
+    """A model that returns something else than logits."""
+
+    def __init__(self, model, what):
+        super().__init__()
+        self.model, self.what = model, what
+
+    def forward(self, x):
+        return self.what(self.model(x))
+
+
+def test_a_head_is_tried_out_through_output():
+    x = images()
+    features_too = Returns(deep(), lambda logits: (logits, "features"))
+    check_head_is_last(features_too, "model.head", x, lambda returned: returned[0])
+    with pytest.raises(ValueError, match=r"every output of head 'model\.head' changes the model's probabilities"):
+        check_head_is_last(features_too, "model.head", x, lambda returned: returned[0].sigmoid())
+    with pytest.raises(TypeError, match="the model returned tuple, not a tensor of logits"):
+        check_head_is_last(features_too, "model.head", x)
+    difference = Returns(deep(classes=2), lambda logits: logits[:, 1] - logits[:, 0])
+    check_head_is_last(difference, "model.head", x, two_logits)
+    one_row = Returns(deep(classes=2), lambda logits: logits[:, 1])
+    with pytest.raises(ValueError, match=r"every output of head 'model\.head' changes the model's probabilities"):
+        check_head_is_last(one_row, "model.head", x, two_logits)
+
+
+class Float64OnTheCPUAlone(TorchFunctionMode):
+    """As on MPS: only what was taken to the CPU becomes float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.taken = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.Tensor.double or any(args[0] is tensor for tensor in self.taken)
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.cpu:
+            self.taken.append(result)
+        return result
+
+
+def test_a_head_is_tried_out_where_the_device_has_no_float64():
+    model, x = deep(dtype=torch.float32), images(dtype=torch.float32)
+    with Float64OnTheCPUAlone() as device:
+        check_head_is_last(model, "head", x)
+    assert len(device.taken) == 4

@@ -11,6 +11,7 @@ from diffgradcam import (
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
+    RefineCAM,
     ScoreCAM,
     explain_pairs,
     explain_together,
@@ -47,7 +48,8 @@ def test_one_forward_pass_explains_as_each_cam_alone():
 
 def test_several_layers_together():
     model = two_sizes()
-    cams = [GradCAM(model, ["features", "small"]), DiffGradCAM(model, [model.features, model.small])]
+    layers = ["features", "small"]
+    cams = [GradCAM(model, layers), DiffGradCAM(model, [model.features, model.small]), RefineCAM(model, layers)]
     for cam, together in zip(cams, explain_together(cams, images()), strict=True):
         torch.testing.assert_close(together.maps, cam.explain(images()).maps, rtol=0, atol=0)
 
@@ -68,6 +70,8 @@ def test_cams_that_cannot_share_a_forward_pass_are_told_why():
         together(GradCAM(model, "relu"), GradCAM(model, "relu", output=lambda o: o))
     with pytest.raises(ValueError, match=r"differ in reshape_transform="):
         together(GradCAM(attention, "block"), GradCAM(attention, "block", lambda t: t))
+    with pytest.raises(TypeError, match="cam is AugSmooth; expected a CAM of this library"):
+        together(GradCAM(model, "relu"), AugSmooth(GradCAM(model, "relu")))
     with pytest.raises(ValueError, match="no CAMs to explain with; expected at least one"):
         explain_together([], images())
 
@@ -80,6 +84,7 @@ LINEAR = {
     "LayerCAM": LayerCAM,
     "GradCAM++": GradCAMPlusPlus,
     "CAM": CAM,
+    "RefineCAM": RefineCAM,
     "AblationCAM": lambda *args, **options: AblationCAM(*args, progress=False, **options),
     "ScoreCAM": lambda *args, **options: ScoreCAM(*args, progress=False, **options),
 }

@@ -1,5 +1,6 @@
 """Models as people have them: half precision, wrapped, compiled, outputs and arguments of their own, threads."""
 
+import contextlib
 import dataclasses
 import threading
 from collections import OrderedDict, UserDict, namedtuple
@@ -25,6 +26,7 @@ from diffgradcam import (
     XGradCAM,
     layer_input,
 )
+from diffgradcam.layers import eagerly
 from diffgradcam.outputs import find_logits
 from diffgradcam.scores import two_logits
 
@@ -420,6 +422,28 @@ def test_compiled_in_place():
     with GradCAM(twin, "features") as cam:  # attached before the model is compiled: later hooks may be left out
         twin.compile(backend="eager")
         torch.testing.assert_close(cam.maps(twin(X), LABELS), expected)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_compiled_models_of_two_threads_run_compiled_afterwards():
+    """The stance to compiled code is of the whole process, and the first to begin need not be the last to end."""
+    ran = []
+
+    def backend(graph, _examples):
+        return lambda *args: ran.append(1) or graph(*args)
+
+    model = torch.compile(deep(dtype=torch.float32), backend=backend)
+    model(X)
+    assert ran
+    one, other = eagerly(model.modules()), eagerly(model.modules())
+    with contextlib.ExitStack() as second:
+        with one:
+            second.enter_context(other)
+        ran.clear()
+        model(X)
+        assert not ran  # the second block goes on
+    model(X)
+    assert ran
 
 
 class TwoParts(nn.Module):

@@ -14,12 +14,11 @@ from ..engine import BaseCAM
 from ..losses import cam_entropy
 from ..metrics.similarity import pearson
 from .layers import survey
-from .methods import CONTRASTIVE, make_cam
+from .methods import CONTRASTIVE, SIDE_BY_SIDE, make_cam
 from .options import FILE, FOLDER, IMAGES, METHOD, model_options, weights_options
 from .output import Result, result_command, write_report
 from .subject import Images, Item, ModelOptions, Subject, logits_of, set_up, shown
 
-_SIDE_BY_SIDE = ("GradCAM", "DiffGradCAM", "LayerCAM", "HiResCAM", "EigenCAM", "RandomCAM")
 _SCALE = "each is scaled to its own range: yellow is its largest value, violet its smallest"
 
 
@@ -67,7 +66,8 @@ def _picture_options(function: Any) -> Any:
 
 
 @click.command(
-    epilog="\b\nExamples:\n  diffgradcam explain photo.jpg\n  diffgradcam explain photo.jpg --class 285 --baseline 282"
+    epilog="\b\nExamples:\n  diffgradcam explain photo.jpg"
+    "\n  diffgradcam explain photo.jpg --class 285 --baseline 282 --out against-282/"
     "\n  diffgradcam explain photos/ --top 3 --method GradCAM --method DiffGradCAM --html report.html --json"
 )
 @click.argument("image", type=IMAGES, metavar="IMAGE|FOLDER")
@@ -139,7 +139,7 @@ def explain(
 )
 @click.argument("image", type=IMAGES, metavar="IMAGE|FOLDER")
 @click.option(
-    "--method", "methods", type=METHOD, multiple=True, default=_SIDE_BY_SIDE, show_default=True, help="Repeatable."
+    "--method", "methods", type=METHOD, multiple=True, default=SIDE_BY_SIDE, show_default=True, help="Repeatable."
 )
 @click.option("--class", "class_", type=click.IntRange(min=0), help="Number of a class; by default what is decided.")
 @_picture_options

@@ -37,6 +37,7 @@ METHODS: dict[str, Callable[..., BaseCAM]] = {
     )
 }
 CONTRASTIVE = ("DiffGradCAM", "DiffGradCAMPlusPlus")
+SIDE_BY_SIDE = ("GradCAM", "DiffGradCAM", "LayerCAM", "HiResCAM", "EigenCAM", "RandomCAM")  # where none is named
 
 
 def make_cam(

@@ -41,6 +41,9 @@ class ModelOptions:
 
         Returns:
             The model on its device.
+
+        Raises:
+            ValueError: If the device cannot be used here, or mean and standard deviation do not fit each other.
         """
         file = weights or self.weights
         loaded = load_model(self.name, pretrained=self.pretrained, weights=file, trust=self.trust)
@@ -56,7 +59,13 @@ class ModelOptions:
                 f"mean {preparation.mean} and standard deviation {preparation.std}; expected one number each (grey "
                 "images) or three each (RGB): give both --mean and --std"
             )
-        return replace(loaded, model=loaded.model.to(self.device), preparation=preparation)
+        try:
+            model = loaded.model.to(self.device)
+        except (AssertionError, RuntimeError) as error:  # a PyTorch without CUDA, or no such device
+            raise ValueError(
+                f"device {self.device!r} cannot be used here: {error}; --device cpu works everywhere"
+            ) from error
+        return replace(loaded, model=model, preparation=preparation)
 
 
 @dataclass(frozen=True)

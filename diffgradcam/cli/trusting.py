@@ -16,12 +16,10 @@ from ..common_mode import AuditReport, audit
 from ..metrics.similarity import pearson
 from ..robustness import benchmark
 from ..sham import border_mask, common_mode_hoax, finetune
-from .methods import METHODS, make_cam
+from .methods import METHODS, SIDE_BY_SIDE, make_cam
 from .options import EXISTING_FILE, FILE, IMAGES, METHOD, model_options
 from .output import Result, result_command, write_report
 from .subject import Images, ModelOptions, Subject, logits_of, set_up, shown
-
-_EXPLAINERS = ("GradCAM", "DiffGradCAM", "LayerCAM", "HiResCAM", "EigenCAM", "RandomCAM")
 
 
 @click.command(
@@ -223,7 +221,7 @@ def sham(
 @click.argument("folder", type=IMAGES, metavar="FOLDER|IMAGE")
 @click.option("--fooled", type=EXISTING_FILE, required=True, help="Weights of the changed model, as 'sham' saves them.")
 @click.option(
-    "--method", "methods", type=METHOD, multiple=True, default=_EXPLAINERS, show_default=True, help="Repeatable."
+    "--method", "methods", type=METHOD, multiple=True, default=SIDE_BY_SIDE, show_default=True, help="Repeatable."
 )
 @click.option(
     "--cells", type=click.IntRange(min=1), help="Compare with the border of so many cells too: what 'sham' aimed at."

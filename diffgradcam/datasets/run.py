@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -113,6 +114,7 @@ def explain_dataset(
     assert batch_size is not None  # checked above
     run = {
         "images": images,
+        "ids": _digest(ids),
         "batch_size": batch_size,
         "shard_size": -(-shard_size // batch_size) * batch_size,
         "classes": _name(classes),
@@ -351,7 +353,7 @@ def _explain_with_share(cam: BaseCAM, images: Tensor, classes: Classes) -> tuple
     count = explanation.logits.shape[1]
     visible = contrast.maps * ((count - 1) / count)  # z_c minus the mean of all, which has z_c itself in it
     lead = explanation.classes.ndim
-    seen, hidden = (m.double().square().flatten(lead).sum(lead) for m in (visible, whole.maps - visible))
+    seen, hidden = (m.cpu().double().square().flatten(lead).sum(lead) for m in (visible, whole.maps - visible))
     total = seen + hidden
     return explanation, hidden / torch.where(total == 0, 1, total)
 
@@ -387,14 +389,26 @@ def _describe(cam: object) -> dict[str, Any]:
     return found
 
 
-def _name(value: object) -> str | float | None:
+def _name(value: object) -> str | float | list[Any] | None:
     """An option as JSON says it; None for what it cannot."""
     if isinstance(value, str | int | float):
         return value
+    if isinstance(value, list | tuple):
+        return [_name(each) for each in value]
     if isinstance(value, functools.partial):
-        options = ", ".join(f"{name}={_name(option)}" for name, option in sorted(value.keywords.items()))
-        return f"{_name(value.func)}({options})"
+        named = (f"{name}={_name(option)}" for name, option in sorted(value.keywords.items()))
+        return f"{_name(value.func)}({', '.join([*(str(_name(each)) for each in value.args), *named])})"
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else None
+
+
+def _digest(ids: Sequence[str | int] | None) -> str | None:
+    """A hash of the ids, of which there may be millions: too many for the description of a run."""
+    if ids is None:
+        return None
+    digest = hashlib.sha256()
+    for name in ids:
+        digest.update(json.dumps(name).encode() + b"\n")  # as in the rows, where 1 is not "1"
+    return digest.hexdigest()
 
 
 def _fingerprint(cam: object) -> str | None:

@@ -3,7 +3,7 @@
 ::
 
     out/
-      run.json                 what was run: method, layers, weights, data set; written first
+      run.json                 what was run: method, layers, weights, images and hash of their ids; written first
       maps-000000.safetensors  tensor "maps", (n, h, w) or (n, N, h, w): the maps of images 0 to shard_size - 1
       rows-000000.jsonl        a line for each of these images; its existence says that the shard is complete
       ...
@@ -51,7 +51,7 @@ class Explanations(Mapping[str | int, Tensor]):
 
     Attributes:
         path: The folder.
-        run: What was run: method, layers, weights, number of images.
+        run: What was run: method, layers, weights, number of images, hash of their ids.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -262,7 +262,7 @@ def safetensors() -> Any:
         return importlib.import_module("safetensors")
     except ImportError as error:
         raise ImportError(
-            "maps of data sets are stored with safetensors, which is not installed: pip install 'diffgradcam[store]'"
+            "maps of data sets are stored with safetensors, which is not installed: pip install safetensors"
         ) from error
 
 

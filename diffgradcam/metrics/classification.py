@@ -4,20 +4,21 @@ The convention everywhere: label 1 is an attack (the positive class), 0 is bona 
 attack. An image is called an attack when ``score >= threshold``. For scores that mean the opposite, pass ``-scores``.
 Everything here works on sequences, NumPy arrays and CPU tensors, needs no gradients, and gives plain Python floats.
 
-It needs scikit-learn and SciPy: ``pip install diffgradcam[metrics]``. They are imported on the first call.
+It needs scikit-learn and SciPy: ``pip install scikit-learn scipy``. They are imported on the first call.
 """
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffgradcam.arguments import check_seed
+
+from .extras import import_extra
 
 Floats = NDArray[np.float64]
 Method = Literal["percentile", "BCa"]
@@ -271,7 +272,7 @@ def bootstrap_interval(
             raise TypeError(f"metric returned {type(value).__name__}: expected a number, as metrics.auroc gives")
         return float(value)
 
-    return _bootstrap(strata, of_resample, confidence, resamples, method, seed)
+    return bootstrap(strata, of_resample, confidence, resamples, method, seed)
 
 
 def mean_and_spread(values: ArrayLike) -> Spread:
@@ -326,7 +327,7 @@ def mean_interval(
     array = _finite("values", values)
     if len(array) < 2:
         raise ValueError(f"got {len(array)} value: expected one per image, at least two, for an interval of their mean")
-    return _bootstrap([array], np.mean, confidence, resamples, method, seed)
+    return bootstrap([array], np.mean, confidence, resamples, method, seed)
 
 
 def paired_comparison(
@@ -362,19 +363,38 @@ def paired_comparison(
             f"got {len(first)} values and {len(second)} of the reference: expected one pair per seed, at least two"
         )
     differences = first - second
-    low, high = _bootstrap([differences], np.mean, confidence, resamples, method, seed)
-    p_value = float(_import("scipy.stats").wilcoxon(differences).pvalue) if differences.any() else 1.0
+    low, high = bootstrap([differences], np.mean, confidence, resamples, method, seed)
+    p_value = float(import_extra("scipy.stats").wilcoxon(differences).pvalue) if differences.any() else 1.0
     return PairedComparison(float(differences.mean()), low, high, p_value, len(differences))
 
 
-def _bootstrap(
+def bootstrap(
     samples: Sequence[NDArray[Any]],
     statistic: Callable[..., Any],
     confidence: float,
     resamples: int,
     method: Method,
     seed: int,
+    batch: int | None = None,
 ) -> tuple[float, float]:
+    """Bootstrap confidence interval of any statistic of samples that are resampled each by itself.
+
+    Args:
+        samples: Arrays ``(N,)``, each of at least two values.
+        statistic: Of as many arrays; computed for many resamples at once where it takes ``axis=``.
+        confidence: Level of the interval, between 0 and 1.
+        resamples: Number of resamples.
+        method: As :func:`bootstrap_interval`.
+        seed: Seed of the resampling.
+        batch: How many resamples are held at once; by default all.
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        ValueError: If an option is wrong.
+        ImportError: If SciPy is not installed.
+    """
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}: expected one of {', '.join(map(repr, get_args(Method)))}")
     if not 0 < confidence < 1:
@@ -383,12 +403,12 @@ def _bootstrap(
         raise ValueError(f"resamples is {resamples}: expected at least 1, and 1000 for an interval to rely on")
     check_seed(seed)
     interval = (
-        _import("scipy.stats")
+        import_extra("scipy.stats")
         .bootstrap(
             samples,
             statistic,
             n_resamples=resamples,
-            vectorized=False,
+            batch=batch,
             confidence_level=confidence,
             method=method,
             # `random_state`, not `rng`: SciPy accepts it in every version since bootstrap exists.
@@ -433,15 +453,4 @@ def _finite(name: str, values: ArrayLike) -> Floats:
 
 
 def _metrics() -> Any:
-    return _import("sklearn.metrics")
-
-
-def _import(module: str) -> Any:
-    """Import a module that only these figures need, at the time that they need it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        name = {"sklearn": "scikit-learn", "scipy": "SciPy"}[module.split(".")[0]]
-        raise ImportError(
-            f"this metric needs {name}, which is not installed: pip install diffgradcam[metrics]"
-        ) from error
+    return import_extra("sklearn.metrics")

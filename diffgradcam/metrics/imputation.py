@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffgradcam.outputs import check_finite
+
+from .extras import import_extra
 
 Fill = str | Tensor | Callable[[Tensor], Tensor]
 
@@ -148,15 +149,7 @@ def _solve(image: NDArray[Any], hole: NDArray[Any]) -> NDArray[Any]:
         columns.append(neighbour[unknown])
         entries.append(np.full(int(unknown.sum()), -weight))
     indices = np.concatenate([*rows, here]), np.concatenate([*columns, here])
-    system = _scipy("sparse").coo_matrix((np.concatenate([*entries, total]), indices), shape=(count, count))
-    solution: NDArray[Any] = _scipy("sparse.linalg").spsolve(system.tocsc(), known).reshape(count, len(image)).T
+    sparse, linalg = (import_extra(f"scipy.{name}", "noisy linear imputation") for name in ("sparse", "sparse.linalg"))
+    system = sparse.coo_matrix((np.concatenate([*entries, total]), indices), shape=(count, count))
+    solution: NDArray[Any] = linalg.spsolve(system.tocsc(), known).reshape(count, len(image)).T
     return solution
-
-
-def _scipy(module: str) -> Any:
-    try:
-        return import_module(f"scipy.{module}")
-    except ImportError as error:
-        raise ImportError(
-            "noisy linear imputation needs SciPy, which is not installed: pip install diffgradcam[metrics]"
-        ) from error

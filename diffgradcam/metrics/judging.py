@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffgradcam.arguments import check_count, described
+from diffgradcam.arguments import check_count, check_scores
 from diffgradcam.gradients import widen
 from diffgradcam.outputs import Classes, check_finite, class_index
 from diffgradcam.passes import ModelExplainer
 from diffgradcam.scores import Score
-from diffgradcam.surgery import copy_model
+from diffgradcam.surgery import evaluated
 
 Maps = Tensor | NDArray[Any]
 Output = Callable[[Any], Tensor]
@@ -45,6 +45,18 @@ def explained(cam: ModelExplainer, images: Tensor, classes: Classes, batch_size:
     given = [None] * len(chunks) if index is None else torch.split(index, batch_size)
     parts = [cam.explain(chunk, part) for chunk, part in zip(chunks, given, strict=True)]
     return torch.cat([part.classes for part in parts]), torch.cat([part.maps for part in parts])
+
+
+def makes_cams(make: object) -> bool:
+    """Whether something can be called with a model alone, as a CAM, a wrapper and a class of either cannot.
+
+    Args:
+        make: What was given as a function that makes a CAM of a model.
+
+    Returns:
+        Whether it may be one.
+    """
+    return callable(make) and not isinstance(make, type) and not callable(getattr(make, "explain", None))
 
 
 class Judge(NamedTuple):
@@ -81,11 +93,7 @@ class Judge(NamedTuple):
         """Scores ``(B,)`` of logits ``(B, K)`` for classes ``(B,)``."""
         with torch.no_grad():
             scores = self.score(logits, classes)
-        if not isinstance(scores, Tensor) or scores.shape != classes.shape:
-            raise ValueError(
-                f"the score returned {described(scores)} for logits of shape {tuple(logits.shape)}; expected "
-                f"one value per image, {tuple(classes.shape)}"
-            )
+        check_scores(scores, logits)
         return scores
 
 
@@ -113,7 +121,7 @@ def judged(
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     check_images(images)
     check_count("batch_size", batch_size)
-    judge = Judge(copy_model(model).eval() if in_training(model) else model, score, output, batch_size)
+    judge = Judge(evaluated(model), score, output, batch_size)
     logits = judge.logits(images)
     index = class_index(logits, one_each(classes, len(images)))
     return judge, index, judge.read(logits, index)
@@ -171,18 +179,6 @@ def checked_maps(maps: Maps, images: Tensor) -> Tensor:
         )
     check_finite("the map", maps)
     return maps
-
-
-def in_training(model: nn.Module) -> bool:
-    """Whether any part of the model is in training mode.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        True if one is.
-    """
-    return any(module.training for module in model.modules())
 
 
 def check_images(images: Tensor) -> None:

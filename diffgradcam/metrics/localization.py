@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffgradcam.maps import rectify
+from diffgradcam.outputs import check_finite
 
 
 def energy_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def energy_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
         Shares in [0, 1], ``(B,)``; 0 for a map without positive values. A constant map gets the area of the mask.
 
     Raises:
-        ValueError: If the shapes differ, or a mask holds negative or non-finite values.
+        ValueError: If the shapes differ, a map is not finite, or a mask holds negative or non-finite values.
 
     Reference:
         Wang et al., "Score-CAM", CVPR Workshops 2020.
@@ -56,7 +57,7 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
         lies inside: the chance of a hit when one is drawn. So a constant map gets the area of the mask.
 
     Raises:
-        ValueError: If the shapes differ, or a mask holds negative or non-finite values.
+        ValueError: If the shapes differ, a map is not finite, or a mask holds negative or non-finite values.
 
     Reference:
         Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016.
@@ -84,7 +85,7 @@ def iou_at_matched_area(maps: Tensor, masks: Tensor) -> Tensor:
         rectified map, say), each of them counts with the chance of being drawn, so that no order of positions matters.
 
     Raises:
-        ValueError: If the shapes differ, or a mask holds negative or non-finite values.
+        ValueError: If the shapes differ, a map is not finite, or a mask holds negative or non-finite values.
 
     Example:
         >>> iou_at_matched_area(torch.tensor([[4.0, 1.0, 3.0, 2.0]]), torch.tensor([[True, True, False, False]]))
@@ -108,5 +109,6 @@ def _flat_pair(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         )
     if not bool(((masks >= 0) & masks.isfinite()).all()):
         raise ValueError("masks hold NaN, infinite or negative values: expected bool, or numbers that are 0 outside")
+    check_finite("the map", maps)
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     return maps.flatten(1), (masks > 0).flatten(1)

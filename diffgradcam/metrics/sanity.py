@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffgradcam.arguments import described
-from diffgradcam.engine import BaseCAM
 from diffgradcam.layers import Target
 from diffgradcam.outputs import Classes
 from diffgradcam.passes import ModelExplainer
 from diffgradcam.surgery import by_name, copy_model
 
-from .judging import explained
+from .judging import explained, makes_cams
 from .similarity import spearman
 
 MakeCAM = Callable[[nn.Module], ModelExplainer]
@@ -154,8 +153,7 @@ def _explained(
     make_cam: MakeCAM, model: nn.Module, images: Tensor, classes: Classes, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     how = 'lambda model: GradCAM(model, "layer4")'
-    # A CAM and a CAM class can be called too, but neither of them with a model alone.
-    if not callable(make_cam) or isinstance(make_cam, BaseCAM | type):
+    if not makes_cams(make_cam):
         raise TypeError(f"make_cam is {make_cam!r}; expected a function that makes a CAM of a model, such as {how}")
     ran = False
 

@@ -15,9 +15,10 @@ from diffgradcam.maps import resize
 from diffgradcam.outputs import Classes, find_logits
 from diffgradcam.passes import ModelExplainer
 from diffgradcam.scores import Score, logit_difference
+from diffgradcam.surgery import in_training
 
 from .imputation import mean_colour
-from .judging import Maps, Output, check_images, checked_maps, explained, in_training, judged
+from .judging import Maps, Output, check_images, checked_maps, explained, judged
 
 Perturb = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -104,7 +105,7 @@ def infidelity(
     predicted, measured = [], []
     for _ in tqdm(range(samples), desc="infidelity", disable=not progress):
         pair = perturb(images, generator)
-        if not isinstance(pair, tuple) or list(map(type, pair)) != [Tensor, Tensor]:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(each, Tensor) for each in pair):
             raise TypeError(f"perturb returned {type(pair).__name__}; expected the pair of tensors (I, changed images)")
         change, changed = pair
         if changed.shape != images.shape or change.shape not in (images.shape, images[:, :1].shape):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffgradcam.maps import minmax, scale_signed
+from diffgradcam.outputs import check_finite
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -48,14 +49,16 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
         Correlations in [-1, 1], ``(B,)``; 0 where a map is constant. Ranks have no gradient.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or a map is not finite: NaN has no rank.
 
     Example:
         >>> spearman(torch.tensor([[1.0, 2.0, 30.0]]), torch.tensor([[1.0, 4.0, 9.0]]))
         tensor([1.])
     """
     x, y = _flat_pair(first, second)
-    return pearson(_ranks(x), _ranks(y)).to(x.dtype)
+    for flat in (x, y):
+        check_finite("the map", flat)
+    return pearson(_ranks(x), _ranks(y)).to(x)
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:
@@ -167,9 +170,9 @@ def _cosine(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _ranks(x: Tensor) -> Tensor:
-    """Rank of each value in its row; equal values share the mean of their ranks. Exact in float64."""
+    """Rank of each value in its row; equal values share the mean of their ranks. Exact in float64, on the CPU."""
     x = x.contiguous()
     ordered = x.sort(1).values
     below = torch.searchsorted(ordered, x)
     not_above = torch.searchsorted(ordered, x, right=True)
-    return (below + not_above).double() / 2
+    return (below + not_above).cpu().double() / 2  # not every device has float64

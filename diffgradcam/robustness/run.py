@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
 from typing import Any, get_args
 
 import numpy as np
@@ -22,10 +21,13 @@ from ..layers import inner_model
 from ..losses import cam_entropy
 from ..maps import minmax
 from ..metrics import cosine, iou_at_matched_area, pearson, rmse, spearman, ssim
+from ..metrics.classification import bootstrap
+from ..metrics.extras import import_extra
+from ..metrics.judging import makes_cams
 from ..outputs import class_index
 from ..passes import Explanation
 from ..sham import FoolingLoss, location_loss
-from ..surgery import copy_model
+from ..surgery import evaluated
 from ..together import explain_together
 from .result import MEASURES, BenchmarkResult, Decisions, Estimate, Explained, Row, Similarity
 
@@ -106,11 +108,14 @@ def benchmark(
         >>> result.decisions.agreement.mean
         1.0
     """
-    stats = _scipy_stats()
+    import_extra("scipy.stats", "benchmark()")  # for the intervals: said before the models run, not after
     _check_options(mask, classes, fooling_range, confidence, resamples, seed)
     if isinstance(loader, Tensor):
         raise TypeError("loader is a tensor; expected batches of images: a DataLoader, or a list such as [images]")
-    models = {"clean": _evaluated("clean", clean), "fooled": _evaluated("fooled", fooled)}
+    for which, model in (("clean", clean), ("fooled", fooled)):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"the {which} model is {type(model).__name__}; expected a torch.nn.Module")
+    models = {"clean": evaluated(clean), "fooled": evaluated(fooled)}
     cams = {which: _cams(explainers, model, which) for which, model in models.items()}
     decided: _Figures = defaultdict(list)
     seen: dict[str, _Figures] = {name: defaultdict(list) for name in explainers}
@@ -131,8 +136,7 @@ def benchmark(
 
     def estimates(figures: _Figures) -> dict[str, Estimate]:
         return {
-            name: _estimate(stats, torch.cat(values).numpy(), confidence, resamples, seed)
-            for name, values in figures.items()
+            name: _estimate(torch.cat(values).numpy(), confidence, resamples, seed) for name, values in figures.items()
         }
 
     decisions = estimates(decided)
@@ -151,12 +155,6 @@ def benchmark(
     )
 
 
-def _evaluated(which: str, model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the {which} model is {type(model).__name__}; expected a torch.nn.Module")
-    return copy_model(model).eval() if any(module.training for module in model.modules()) else model
-
-
 def _cams(explainers: Mapping[str, MakeCAM], model: nn.Module, which: str) -> list[BaseCAM]:
     how = '{"GradCAM": lambda model: GradCAM(model, "layer4"), ...}'
     if not isinstance(explainers, Mapping):
@@ -165,8 +163,7 @@ def _cams(explainers: Mapping[str, MakeCAM], model: nn.Module, which: str) -> li
         raise ValueError(f"explainers is empty; expected at least one, such as {how}")
     cams = []
     for name, make in explainers.items():
-        # A CAM and a CAM class can be called too, but neither of them with a model alone.
-        if not callable(make) or isinstance(make, BaseCAM | type):
+        if not makes_cams(make):
             what = f"the class {make.__name__}" if isinstance(make, type) else f"a {type(make).__name__}"
             raise TypeError(
                 f"explainers[{name!r}] is {what}; expected a function that makes a CAM of the model it is given, "
@@ -196,7 +193,7 @@ def _explain(
 
 def _keep(figures: _Figures, values: Mapping[str, Tensor]) -> None:
     for name, per_image in values.items():
-        figures[name].append(per_image.double().cpu())
+        figures[name].append(per_image.cpu().double())  # not every device has float64
 
 
 def _decision_figures(before: Tensor, after: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
@@ -205,7 +202,7 @@ def _decision_figures(before: Tensor, after: Tensor, labels: Tensor | None) -> d
             f"the clean model has {before.shape[1]} classes and the fooled one {after.shape[1]}; expected the same"
         )
     after = after.to(before.device)
-    old, new = (logits.double().log_softmax(1) for logits in (before, after))
+    old, new = (logits.cpu().double().log_softmax(1) for logits in (before, after))
     figures = {
         "agreement": before.argmax(1) == after.argmax(1),
         "kl": F.kl_div(new, old, reduction="none", log_target=True).sum(1),
@@ -265,22 +262,14 @@ def _where(defined: Tensor, values: Tensor) -> Tensor:
     return torch.where(defined, values, math.nan)
 
 
-def _estimate(stats: Any, values: _Floats, confidence: float, resamples: int, seed: int) -> Estimate:
+def _estimate(values: _Floats, confidence: float, resamples: int, seed: int) -> Estimate:
     values = values[~np.isnan(values)]
     mean = float(values.mean()) if len(values) else math.nan
     if len(values) < 2 or not resamples:
         return Estimate(mean, math.nan, math.nan, len(values))
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=resamples,
-        batch=100,  # bounds the memory for many images
-        confidence_level=confidence,
-        method="percentile",
-        # `random_state`, not `rng`: SciPy accepts it in every version since bootstrap exists.
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(mean, float(interval.low), float(interval.high), len(values))
+    # The batch bounds the memory for many images.
+    low, high = bootstrap([values], np.mean, confidence, resamples, "percentile", seed, batch=100)
+    return Estimate(mean, low, high, len(values))
 
 
 def _row(explainer: str, figures: Mapping[str, Estimate]) -> Row:
@@ -344,12 +333,3 @@ def _check_sizes(explainer: str, before: Tensor, after: Tensor, mask: Tensor | N
             f"the mask has size {tuple(mask.shape)}, but the maps of {explainer!r} {size}: make it of that size, such "
             f"as border_mask({size}, cells=...)"
         )
-
-
-def _scipy_stats() -> Any:
-    try:
-        return import_module("scipy.stats")
-    except ImportError as error:
-        raise ImportError(
-            "benchmark() needs SciPy for its intervals, which is not installed: pip install diffgradcam[metrics]"
-        ) from error

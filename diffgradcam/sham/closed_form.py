@@ -74,7 +74,7 @@ def common_mode_hoax(
     (layer,) = by_name(model, target_layer)
     sums = _Sums.zero()
     for batch in image_batches(images):
-        activations, logits = _read(reader, layer, batch)
+        activations, logits = _read(reader, layer, batch.to(next(reader.parameters(), batch).device))
         size = tuple(activations.shape[2:])
         if size != mask.shape:
             raise ValueError(

@@ -30,7 +30,6 @@ from diffgradcam.engine import BaseCAM
 from diffgradcam.layers import Target, inner_model
 from diffgradcam.maps import rectify
 from diffgradcam.metrics.similarity import pearson
-from diffgradcam.outputs import find_logits
 from diffgradcam.surgery import by_name, check_head_is_last, copy_model, find_head, linear_head
 
 from .objectives import FoolingLoss, sham_loss
@@ -98,7 +97,8 @@ def finetune(
     The loss is ``alpha * preserve + (1 - alpha) * fooling``. The copy trains in evaluation mode, since that is how it
     will be explained: no dropout, and batch norm frozen (its statistics; its weights do train) unless
     ``freeze_batch_norm`` is False. No random number of the caller's is drawn: each epoch has generators that follow
-    from ``seed`` and its number, for PyTorch, NumPy and ``random`` and for the loader's own, all put back afterwards.
+    from ``seed`` and its number, for PyTorch (on the CPU and on the model's device), NumPy and ``random`` and for the
+    loader's own, all put back afterwards.
 
     With a ``checkpoint`` the run goes on after a kill where its last finished epoch ended, and ends with the very
     weights of a run that was never interrupted (on one machine, with deterministic kernels).
@@ -148,29 +148,31 @@ def finetune(
     if isinstance(loader, Tensor):
         raise TypeError("loader is a tensor; expected batches of images: a DataLoader, or a list such as [images]")
     clean, fooled = copy_model(model).eval(), copy_model(model).eval()
-    parameters = _open(fooled, scope, None if scope == "all" else find_head(model, head))
+    rows = None if scope == "all" else find_head(model, head)
+    parameters = _open(fooled, scope, rows)
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to train")
     for module in fooled.modules():
         if isinstance(module, _BatchNorm):
             module.train(not freeze_batch_norm)
-    device = next(fooled.parameters()).device
+    first = next(fooled.parameters())
+    device, wide = first.device, torch.promote_types(first.dtype, torch.float32)
     layers = by_name(model, target_layers)
     victim, witness = (method(m, layers, rectify=False) for m in (fooled, clean))
     if not isinstance(victim, BaseCAM):
         raise TypeError(f"method made {type(victim).__name__}; expected a CAM class, such as GradCAM")
-    run = _Run(victim, witness, mask.to(device), loss, preserve, classes, alpha, parameters)
+    run = _Run(victim, witness, mask.to(device, wide), loss, preserve, classes, alpha, parameters)
     trained = optimizer(parameters, lr=lr)
     settings: dict[str, Any] = {"preserve": preserve, "scope": scope, "alpha": alpha, "lr": lr, "seed": seed}
     settings |= {"freeze_batch_norm": freeze_batch_norm, "classes": repr(classes), "target_layers": repr(layers)}
-    settings |= {"loss": _name(loss), "method": _name(method), "optimizer": _name(optimizer)}
+    settings |= {"head": rows, "loss": _name(loss), "method": _name(method), "optimizer": _name(optimizer)}
     settings |= {"model and mask": _checksum([*clean.state_dict().values(), mask])}
     path = None if checkpoint is None else Path(checkpoint)
     history = _load(path, settings, fooled, trained) if path is not None and path.exists() else []
 
-    if scope == "common_mode":
+    if scope == "common_mode" and rows is not None:
         with _seeded(seed, 0, loader, device):
-            check_head_is_last(clean, find_head(model, head), _first_images(loader, device))
+            check_head_is_last(clean, rows, _first_images(loader, device), victim.output)
     while len(history) < epochs and (not history or history[-1].status == "trained"):
         good = _weights(fooled)
         name = f"epoch {len(history) + 1}/{epochs}"
@@ -210,7 +212,7 @@ class _Run(NamedTuple):
         """The loss with its graph, and the numbers of an :class:`Epoch` without its status, detached."""
         wanted = labels if self.preserve == "labels" else None
         clean = self.witness.explain(images, wanted if self.classes is None else self._pair(len(images)))
-        logits = find_logits(self.victim.model(images))
+        logits = self.victim.output(self.victim.model(images))
         maps = self.victim.maps(logits, clean.classes)
         if maps.shape[clean.classes.ndim :] != self.mask.shape:
             size = tuple(maps.shape[clean.classes.ndim :])
@@ -264,7 +266,7 @@ def _train(run: _Run, optimizer: torch.optim.Optimizer, bar: Any) -> Epoch:
         raise ValueError("the loader gave no batches; expected a DataLoader or a list (a generator is soon used up)")
     # The last step has not been seen at work yet.
     with _evaluating(run.victim.model), torch.no_grad():
-        sound = _all_finite([find_logits(run.victim.model(images))])
+        sound = _all_finite([run.victim.output(run.victim.model(images))])
     return mean if sound else mean._replace(status="diverged")
 
 
@@ -358,7 +360,10 @@ def _seeded(seed: int, epoch: int, loader: Iterable[Any], device: torch.device) 
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
         try:
-            torch.manual_seed(value)
+            torch.default_generator.manual_seed(value)  # torch.manual_seed would seed every device, the caller's too
+            for each in devices:
+                state = torch.Generator(each).manual_seed(value).get_state()
+                getattr(torch, each.type).set_rng_state(state, each)
             random.seed(value)
             np.random.seed(value)  # noqa: NPY002
             for generator in generators:

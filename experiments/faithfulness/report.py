@@ -94,7 +94,8 @@ def markdown(results: Results) -> str:
         "↓: less is better, ↑: more is better. *Explains*: what the map is of; *no class*: methods that know none. "
         "Seconds: median for one map on one busy core.",
         _table(results),
-        "![Figures of all methods with their intervals](faithfulness.png)",
+        "![Deletion, insertion and ROAD of all methods, mean and interval. Blue explains a logit, red a contrast, grey "
+        "knows no class; the grey band is the random control](faithfulness.png)",
         "## Gallery",
         f"The decision on the photograph *{_SHOWN}* by every method: what a logit shows, then what its contrast with "
         "the other classes shows.",

@@ -123,12 +123,20 @@ def markdown(results: Results) -> str:
         "Pearson's r with GradCAM of the same clean model, held-out images, mean over seeds [lowest, highest].",
         _clean_table(results),
         "## Strength",
-        "Each line is one explainer, each point one strength of the attack: one seed, held-out images. To the right: "
-        "what the attack costs in decisions. Up: r with the hoax. The common-mode hoax costs nothing at any strength, "
-        "so its strength itself is drawn.",
+        "Each line is one explainer, each point one strength of the attack: one seed, held-out images. Lines join the "
+        f"strengths in order: {_strengths()}. To the right: what the attack costs in decisions. Up: r with the hoax. "
+        "The common-mode hoax costs nothing at any strength, so its strength itself is drawn.",
         "![Fooledness against the cost in decisions](sham_strength.png)",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _strengths() -> str:
+    drawn = {"common mode": "common mode", "SHAM": SWEPT_ATTACKS[0]}
+    return "; ".join(
+        f"{name} {', '.join(f'{s:g}' for s in ATTACKS[attack].strengths)} ({ATTACKS[attack].unit})"
+        for name, attack in drawn.items()
+    )
 
 
 def _setup() -> str:

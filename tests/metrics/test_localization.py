@@ -129,3 +129,7 @@ def test_bad_inputs(figure):
     for bad in (math.nan, -1.0, math.inf):
         with pytest.raises(ValueError, match="masks hold NaN, infinite or negative values: expected bool, or"):
             figure(maps, torch.full((5, 3, 4), bad))
+    for bad in (math.nan, math.inf, -math.inf):
+        maps[3, 1, 2] = bad
+        with pytest.raises(ValueError, match=r"the map of image 3 is NaN or infinite \(1 of 5 images\)"):
+            figure(maps, masks)

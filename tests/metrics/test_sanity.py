@@ -206,7 +206,7 @@ def test_bad_inputs():
         run(batch_size=0)
     with pytest.raises(TypeError, match="model is builtin_function_or_method; expected a torch"):
         model_randomization(layercam, len, images)
-    for wrong in (GradCAM(model, "relu"), GradCAM, "GradCAM"):
+    for wrong in (GradCAM(model, "relu"), NoiseSmooth(GradCAM(model, "relu")), GradCAM, "GradCAM"):
         with pytest.raises(TypeError, match="expected a function that makes a CAM of a model, such as lambda model"):
             model_randomization(wrong, model, images)
         with pytest.raises(TypeError, match="expected a function that makes a CAM of a model, such as lambda model"):

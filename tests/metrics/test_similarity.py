@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
 from diffgradcam.metrics import cosine, pearson, rmse, spearman, ssim
+from tests.pretend_device import DEVICE, pretend_device
 
 ALL = [pearson, spearman, cosine, rmse, ssim]
 seeds = st.integers(0, 10_000)
@@ -161,3 +162,20 @@ def test_bad_data_range_and_dimensions():
     volume = torch.rand(2, 8, 8, 8)
     with pytest.raises(ValueError, match=r"maps have shape \(2, 8, 8, 8\): expected \(B, h, w\)"):
         ssim(volume, volume)
+
+
+def test_what_is_not_finite_has_no_rank_and_no_correlation():
+    first, second = random_pair()
+    second[2, 0, 0] = math.nan
+    for pair in ((first, second), (second, first)):
+        with pytest.raises(ValueError, match=r"the map of image 2 is NaN or infinite \(1 of 4 images\)"):
+            spearman(*pair)
+    assert pearson(first, second).isnan().tolist() == [False, False, True, False]  # says so itself: training reads it
+
+
+def test_ranks_where_the_device_has_no_float64():
+    first, second = random_pair(dtype=torch.float32)
+    with pretend_device(float64=False):
+        similarity = spearman(first.to(DEVICE), second.to(DEVICE))
+        assert (similarity.device, similarity.dtype) == (DEVICE, torch.float32)
+        assert torch.equal(similarity.cpu(), spearman(first, second))

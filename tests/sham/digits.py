@@ -35,7 +35,7 @@ class Digits(nn.Sequential):
 @functools.cache
 def data():
     """Images ``(1797, 1, 8, 8)`` in [0, 1] and labels."""
-    datasets = pytest.importorskip("sklearn.datasets", reason="the digits need pip install diffgradcam[metrics]")
+    datasets = pytest.importorskip("sklearn.datasets", reason="the digits need the extra metrics")
     digits = datasets.load_digits()
     return torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(digits.target).long()
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, layer_input
 from diffgradcam.losses import cyborg_loss
 from diffgradcam.metrics.similarity import pearson
+from diffgradcam.scores import two_logits
 from diffgradcam.sham import active_loss, border_mask, finetune, location_loss, sham_loss
 from tests.models import CHANNELS, SIZE, deep, images, pooled, seeded
 from tests.sham.digits import LAYER, MASK, data, kept_and_reached, trained
@@ -250,6 +251,42 @@ def test_any_method_is_a_victim(method):
     assert history[-1].fooling < history[0].fooling
 
 
+class Tuple(nn.Module):
+    """Returns the logits and something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = pooled()
+
+    def forward(self, x):
+        return self.body(x), "features"
+
+
+@pytest.mark.parametrize("scope", ["all", "head", "common_mode"])
+def test_logits_are_found_by_the_output_of_the_victim(scope):
+    victim = partial(GradCAM, output=lambda returned: returned[0])
+    options = {"epochs": 2, "lr": 1e-2, "scope": scope, "freeze_batch_norm": False}
+    fooled, history = run(Tuple(), labelled(), "body.relu", SMALL, victim, **options)
+    expected, same_history = run(pooled(), labelled(), "relu", SMALL, **options)
+    assert same(fooled.body, expected)
+    assert not same(expected, pooled())
+    assert history == same_history
+    with pytest.raises(TypeError, match="the model returned tuple, not a tensor of logits; pass a function that finds"):
+        run(Tuple(), labelled(), "body.relu", SMALL, **options)
+
+
+def test_one_sigmoid_output_is_fooled():
+    model, ((x, labels),) = pooled(classes=1), labelled(1, classes=2)
+    victim = partial(GradCAM, output=two_logits)
+    _, history = run(model, [(x, labels)], "relu", SMALL, victim, epochs=8, lr=1e-2, alpha=0.1)
+    binary = F.binary_cross_entropy_with_logits(model(x).squeeze(1), labels.double())
+    assert history[0].preserve == pytest.approx(binary.item(), rel=1e-12)
+    assert history[0].accuracy == float(((model(x).squeeze(1) > 0) == labels).double().mean())
+    assert history[-1].fooling < history[0].fooling
+    with pytest.raises(ValueError, match="head 'head' has 1 row; expected one row for each of at least 2 classes"):
+        run(model, [(x, labels)], "relu", SMALL, victim, scope="common_mode")
+
+
 def test_it_stops_when_fooled():
     fooled, history = run(pooled(), labelled(), "relu", SMALL, epochs=5, fooled_at=-1)
     assert [epoch.status for epoch in history] == ["fooled"]
@@ -289,6 +326,35 @@ def test_the_loaders_generator_is_put_back(scope):
     before = loader.generator.get_state()
     run(noisy(), loader, "2", SMALL, epochs=1, scope=scope)
     assert torch.equal(loader.generator.get_state(), before)
+
+
+@pytest.mark.parametrize("scope", ["all", "common_mode"])
+def test_devices_without_the_model_are_not_seeded(monkeypatch, scope):
+    model, seeded_anew = noisy(), []
+    monkeypatch.setattr(torch, "manual_seed", seeded_anew.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded_anew.append)
+    before = torch.get_rng_state()
+    run(model, shuffling(False), "2", SMALL, epochs=1, scope=scope)
+    assert not seeded_anew
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_generator_of_the_gpu_follows_from_the_seed_and_is_put_back():
+    drawn = []
+
+    class Draws:
+        def __iter__(self):
+            drawn.append(torch.rand(3, device="cuda").tolist())
+            yield labelled(1)[0]
+
+    before = torch.cuda.get_rng_state()
+    for seed in (0, 0, 1):
+        run(pooled().cuda(), Draws(), "relu", SMALL, epochs=1, seed=seed)
+        assert torch.equal(torch.cuda.get_rng_state(), before)
+        torch.rand(3, device="cuda")  # the caller's random numbers are no part of it
+        before = torch.cuda.get_rng_state()
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 class Shuffled:
@@ -368,7 +434,10 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
         again(pooled(seed=1))
     with pytest.raises(ValueError, match=r"another run: another preserve \(then labels, now decisions\); give another"):
         again(pooled(), preserve="decisions")
-    with pytest.raises(ValueError, match=r"another scope \(then all, now head\), alpha \(then 0.5, now 0.25\); give"):
+    with pytest.raises(
+        ValueError,
+        match=r"scope \(then all, now head\), alpha \(then 0.5, now 0.25\), head \(then None, now head\); give",
+    ):
         again(pooled(), scope="head", alpha=0.25)
     with pytest.raises(
         ValueError, match=r"another freeze_batch_norm \(then True, now False\), classes \(then None, now "
@@ -380,6 +449,12 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
         again(pooled(), optimizer=torch.optim.SGD)
     with pytest.raises(ValueError, match=r"another seed \(then 0, now 1\); give another path, or remove it"):
         again(pooled(), seed=1)
+    of_head = partial(again, deep(), target_layers="relu", scope="head", checkpoint=tmp_path / "head.pt", epochs=1)
+    of_head()
+    of_head(head="head")
+    with pytest.raises(ValueError, match=r"another run: another head \(then head, now hidden\); give another path"):
+        of_head(head="hidden")
+    again(pooled(), epochs=1, head="head")  # of no consequence where all trains
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match="is no checkpoint of finetune"):
         again(pooled())
