@@ -223,7 +223,6 @@ def expect(case: Case) -> Expected:
             refusals.add(NO_GRADIENTS)
         if c.method in PERTURBING:
             refusals = {NO_MAPS}
-        refusals -= {TOKENS}  # see test_tokens_without_a_grid_while_attached
     index = class_index(c, logits)
     if c.method == "Diff class" and bool((index == 4).any()):
         refusals.add(SAME_CLASS)

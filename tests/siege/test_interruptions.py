@@ -112,6 +112,7 @@ LONG = {
         pytest.param(KeyboardInterrupt, True, id="Ctrl-C in training mode", marks=pytest.mark.siege),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the model is in training mode")  # as it is here
 @pytest.mark.parametrize("name", LONG)
 def test_the_model_raises_at_its_nth_forward_pass(name, error, training, tmp_path):
     """And afterwards the same call succeeds."""
