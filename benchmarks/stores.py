@@ -13,6 +13,7 @@ import platform
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -68,9 +69,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             works: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-                "writing": (lambda: write_safetensors(folder, maps), lambda: write_zarr(folder, maps)),  # noqa: B023
-                "reading all": (lambda: read_safetensors(folder), lambda: read_zarr(folder)),  # noqa: B023
-                "reading one at a time": (lambda: pick_safetensors(folder), lambda: pick_zarr(folder)),  # noqa: B023
+                "writing": (partial(write_safetensors, folder, maps), partial(write_zarr, folder, maps)),
+                "reading all": (partial(read_safetensors, folder), partial(read_zarr, folder)),
+                "reading one at a time": (partial(pick_safetensors, folder), partial(pick_zarr, folder)),
             }
             for work, (ours, theirs) in works.items():
                 base = elapsed(ours)

@@ -228,19 +228,17 @@ class BaseCAM(ABC):
                 f"input_tensor is {type(input_tensor).__name__}; expected a tensor of images (B, C, H, W), such as "
                 "diffgradcam.utils.image.preprocess_image makes it (explain() takes whatever the model takes)"
             )
-        _warn_of_training_mode(self.model)
-        input_tensor = input_tensor.to(next(self.model.parameters(), input_tensor).device)
-        if eigen_smooth:
-            smooth = self.with_reduction(then.principal_component)
-            heatmaps = smooth(input_tensor, targets, aug_smooth, **kwargs)
-            self.outputs = smooth.outputs
-            return heatmaps
+        cam = self.with_reduction(then.principal_component) if eigen_smooth else self
         if aug_smooth:
-            augmented = AugSmooth(self)
+            augmented = AugSmooth(cam)
             heatmaps = augmented(input_tensor, targets, **kwargs)
             self.outputs = augmented.outputs
             return heatmaps
-        return self._heatmaps(input_tensor, targets, kwargs).numpy()
+        _warn_of_training_mode(self.model)
+        images = input_tensor.to(next(self.model.parameters(), input_tensor).device)
+        heatmaps = cam._heatmaps(images, targets, kwargs).numpy()
+        self.outputs = cam.outputs
+        return heatmaps
 
     def with_score(self: _Self, score: scores.Score) -> _Self:
         """A copy that explains another score."""

@@ -170,3 +170,15 @@ def two_sizes(classes=5, seed=0, dtype=torch.float64):
         return nn.Sequential(OrderedDict(backbone() + down + head))
 
     return seeded(build, seed, dtype)
+
+
+class WithAuxiliary(nn.Module):
+    """The linear layer that is registered last has no part in the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = pooled()
+        self.auxiliary = nn.Linear(CHANNELS, 5).double()
+
+    def forward(self, x):
+        return self.body(x)

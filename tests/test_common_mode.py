@@ -14,7 +14,7 @@ from diffgradcam.common_mode import audit, repair
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
 from tests.models import CHANNELS, SIZE, deep, densenet, flat, images, pooled, seeded
 from tests.sham.digits import LAYER, MASK, data, trained
-from tests.untouched import untouched
+from tests.untouched import forward_passes, untouched
 
 quiet = partial(audit, progress=False)
 
@@ -178,6 +178,15 @@ def test_the_bar_counts_the_cells(capfd):
 
 
 # What it is given, and what it says.
+
+
+def test_occlusion_costs_as_many_forward_passes_as_the_docstring_says():
+    model = pooled()
+    counted = forward_passes(model)
+    quiet(model, "relu", pictures())
+    assert len(counted) == 3
+    quiet(model, "relu", pictures(), occlusion=True)
+    assert len(counted) == 3 + 3 + 50
 
 
 def test_the_given_model_is_left_as_it_is():

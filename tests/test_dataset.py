@@ -29,7 +29,6 @@ from diffgradcam.datasets import Explanations, explain_dataset, open_explanation
 from diffgradcam.fullgrad import FullGrad
 from diffgradcam.smoothing import AugSmooth, NoiseSmooth
 from tests import models
-from tests.test_surgery import Float64OnTheCPUAlone
 
 pytest.importorskip("safetensors", reason="stores need the extra store")
 ROOT = Path(__file__).parent.parent
@@ -160,15 +159,6 @@ def test_common_mode_share_is_the_audits(tmp_path, classes):
     assert min(shares) > 0.01
 
 
-def test_common_mode_share_where_the_device_has_no_float64(tmp_path):
-    cam = GradCAM(models.deep(dtype=torch.float32), "relu")
-    dataset = list(IMAGES.float())
-    with Float64OnTheCPUAlone() as device:
-        found = explain(tmp_path / "out", cam, dataset, common_mode=True)
-    assert len(device.taken) >= 2
-    same(found, explain(tmp_path / "clean", cam, dataset, common_mode=True))
-
-
 class Mine:
     """An explainer that is none of the library's."""
 
@@ -290,13 +280,13 @@ def test_death_at_every_step_of_writing(tmp_path, monkeypatch, moment, call):
         nonlocal count
         count += 1
         if count == moment:
-            raise Died
+            raise Died("at this moment")
         return real(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, dies)
         patch.setattr(Path, "unlink", lambda *_, **__: None)  # the dead do not tidy up
-        with pytest.raises(Died):
+        with pytest.raises(Died, match=r"^at this moment$"):
             explain(tmp_path / "out")
     if moment > 1:
         found = open_explanations(tmp_path / "out")

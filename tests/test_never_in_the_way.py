@@ -162,6 +162,17 @@ def test_train_mode_counts_as_one_forward_pass(ask):
     assert same(dict(plain.named_buffers()), dict(model.named_buffers()))
 
 
+@pytest.mark.parametrize(("options", "passes"), [({}, 1), ({"eigen_smooth": True}, 1), ({"aug_smooth": True}, 2)])
+def test_the_call_warns_of_training_mode_once_for_each_forward_pass(options, passes):
+    model = network().train()
+    with pytest.warns(UserWarning, match=r"^the model is in training mode \(norm, BatchNorm2d\): .*") as told:
+        GradCAM(model, "features")(X, **options)
+    assert len(told) == passes  # all other versions of these images fit into one batch
+    assert model.norm.num_batches_tracked == passes
+    model.norm.eval(), model.drop.eval()
+    GradCAM(model, "features")(X, **options)  # nothing that draws or counts is in training mode
+
+
 def test_dropout_draws_as_in_one_forward_pass():
     model = network().train()
     torch.manual_seed(5)

@@ -3,7 +3,6 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from diffgradcam import layer_input
 from diffgradcam.scores import two_logits
@@ -129,25 +128,3 @@ def test_a_head_is_tried_out_through_output():
     one_row = Returns(deep(classes=2), lambda logits: logits[:, 1])
     with pytest.raises(ValueError, match=r"every output of head 'model\.head' changes the model's probabilities"):
         check_head_is_last(one_row, "model.head", x, two_logits)
-
-
-class Float64OnTheCPUAlone(TorchFunctionMode):
-    """As on MPS: only what was taken to the CPU becomes float64."""
-
-    def __init__(self):
-        super().__init__()
-        self.taken = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        assert function is not torch.Tensor.double or any(args[0] is tensor for tensor in self.taken)
-        result = function(*args, **(kwargs or {}))
-        if function is torch.Tensor.cpu:
-            self.taken.append(result)
-        return result
-
-
-def test_a_head_is_tried_out_where_the_device_has_no_float64():
-    model, x = deep(dtype=torch.float32), images(dtype=torch.float32)
-    with Float64OnTheCPUAlone() as device:
-        check_head_is_last(model, "head", x)
-    assert len(device.taken) == 4

@@ -11,7 +11,7 @@ from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, layer_input
 from diffgradcam.common_mode import audit, repair
 from diffgradcam.metrics.similarity import pearson
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
-from tests.models import SIZE, deep, flat, images, max_pooled, mean_of_squares, pooled
+from tests.models import SIZE, WithAuxiliary, deep, flat, images, max_pooled, mean_of_squares, pooled
 from tests.sham.digits import LAYER, MASK, data, kept_and_reached, trained
 from tests.untouched import untouched
 
@@ -66,18 +66,6 @@ def test_with_little_ridge_it_is_the_least_squares_fit():
     expected = torch.linalg.lstsq(rows, (SMALL - SMALL.mean()).flatten().repeat(6)).solution
     added = written(model, common_mode_hoax(model, "relu", x, SMALL, ridge=1e-12))[0]
     torch.testing.assert_close(added / added.norm(), expected / expected.norm(), rtol=1e-4, atol=1e-6)
-
-
-class WithAuxiliary(nn.Module):
-    """The linear layer that is registered last has no part in the logits."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = pooled()
-        self.auxiliary = nn.Linear(6, 5).double()
-
-    def forward(self, x):
-        return self.body(x)
 
 
 def test_the_head_is_found_beside_other_linear_layers():

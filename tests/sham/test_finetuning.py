@@ -15,7 +15,7 @@ from diffgradcam.losses import cyborg_loss
 from diffgradcam.metrics.similarity import pearson
 from diffgradcam.scores import two_logits
 from diffgradcam.sham import active_loss, border_mask, finetune, location_loss, sham_loss
-from tests.models import CHANNELS, SIZE, deep, images, pooled, seeded
+from tests.models import CHANNELS, SIZE, WithAuxiliary, deep, images, pooled, seeded
 from tests.sham.digits import LAYER, MASK, data, kept_and_reached, trained
 from tests.untouched import untouched
 
@@ -181,18 +181,6 @@ def test_parametrizations_stay_except_those_of_the_head_that_trains():
     assert parametrize.is_parametrized(fooled.stem, "weight")
     assert parametrize.is_parametrized(fooled.features, "bias")
     assert torch.equal(fooled.stem.weight, model.stem.weight)
-
-
-class WithAuxiliary(nn.Module):
-    """The linear layer that is registered last has no part in the logits."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = pooled()
-        self.auxiliary = nn.Linear(6, 5).double()
-
-    def forward(self, x):
-        return self.body(x)
 
 
 @pytest.mark.parametrize("scope", ["head", "common_mode"])

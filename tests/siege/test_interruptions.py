@@ -147,7 +147,7 @@ def interrupt_at(line, work):
             # Not at each turn of a comprehension: Python 3.12 and 3.13 forget the with block around it when a trace
             # function, and only that, raises there.
             nonlocal left, last
-            if event == "line" and frame.f_lineno != last:
+            if event == "line" and (sys.version_info < (3, 12) or frame.f_lineno != last):
                 last = frame.f_lineno
                 left -= 1
                 if left == 0:
