@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.resnet import ResNet18
 from diffgradcam import DiffGradCAM, GradCAM
-from diffgradcam.datasets import explain_dataset
+from diffgradcam.data import explain_dataset
 
 RESULTS = Path(__file__).parent / "results" / "dataset.json"
 

@@ -26,7 +26,7 @@ from benchmarks import measure
 from benchmarks.dataset import Images, inference
 from benchmarks.resnet import ResNet18
 from diffgradcam import DiffGradCAM, FinerCAM, GradCAM, LayerCAM, explain_pairs
-from diffgradcam.datasets import explain_dataset
+from diffgradcam.data import explain_dataset
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 METHODS = {"GradCAM": GradCAM, "DiffGradCAM": DiffGradCAM, "LayerCAM": LayerCAM}

@@ -1,8 +1,18 @@
 """Class activation maps that cannot be fooled silently, that train with you, and whose robustness is measured."""
 
 from . import losses, scores, sham
-from .activation_cam import FEM, KPCACAM, EigenCAM, RandomCAM
-from .cam import (
+from ._core.base import BaseCAM
+from ._core.forward import Explanation
+from ._core.layers import layer_input
+from .analysis.comparisons import explain_pairs, explain_together
+from .analysis.concepts import DeepFeatureFactorization, factorize
+from .analysis.guided import GuidedBackpropReLUModel, guided_gradcam, guided_gradients
+from .analysis.regions import Region, important_features
+from .methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
+from .methods.contrastive import TrueFalseCAM, TrueFalseMaps
+from .methods.fullgrad import FullGrad
+from .methods.fusion import RefineCAM
+from .methods.gradient import (
     CAM,
     DiffGradCAM,
     DiffGradCAMPlusPlus,
@@ -17,20 +27,10 @@ from .cam import (
     SmoothGradCAMPlusPlus,
     XGradCAM,
 )
-from .common_mode import AuditReport, audit, repair
-from .engine import BaseCAM
-from .factorization import DeepFeatureFactorization, factorize
-from .fullgrad import FullGrad
-from .fusion import RefineCAM
-from .guided_backprop import GuidedBackpropReLUModel, guided_gradcam, guided_gradients
-from .layers import layer_input
-from .passes import Explanation
-from .perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
-from .regions import Region, important_features
+from .methods.perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
+from .methods.smoothing import AugSmooth, EigenSmooth, NoiseSmooth
 from .robustness import BenchmarkResult, benchmark
-from .smoothing import AugSmooth, EigenSmooth, NoiseSmooth
-from .together import explain_pairs, explain_together
-from .truefalse import TrueFalseCAM, TrueFalseMaps
+from .robustness.auditing import AuditReport, audit, repair
 
 __version__ = "0.1.0"
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .maps import entropy, minmax, resize, scale_signed
+from .heatmaps import entropy, minmax, resize, scale_signed
 
 Reduction = Literal["mean", "sum", "none"]
 Scope = Literal["image", "batch"]

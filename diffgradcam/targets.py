@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torch.nn.utils.rnn import pad_sequence
 
-from .arguments import described
-from .gradients import widen
+from ._core.checks import described
+from ._core.gradients import widen
 from .scores import Score, logit
 
 OutputTarget = Callable[[Tensor], Tensor]

@@ -11,8 +11,8 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, layer_input
-from diffgradcam.common_mode import audit, repair
 from diffgradcam.metrics.similarity import pearson
+from diffgradcam.robustness.auditing import audit, repair
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
 
 LAYER, MASK = layer_input("_avg_pooling"), border_mask((7, 7), cells=28)

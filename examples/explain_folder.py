@@ -10,7 +10,7 @@ from skimage import data
 from torch.utils.data import DataLoader, Dataset
 
 from diffgradcam import DiffGradCAM, layer_input
-from diffgradcam.datasets import explain_dataset, open_explanations
+from diffgradcam.data import explain_dataset, open_explanations
 
 
 class Folder(Dataset):

@@ -7,8 +7,8 @@ from photos import cat_beside_coffee, lite0, name, to_input
 
 from diffgradcam import DiffGradCAM, GradCAM, TrueFalseCAM, layer_input
 from diffgradcam import visualize as show
-from diffgradcam.guided_backprop import guided_gradcam, guided_gradients
-from diffgradcam.maps import minmax, resize, scale_signed
+from diffgradcam.analysis.guided import guided_gradcam, guided_gradients
+from diffgradcam.heatmaps import minmax, resize, scale_signed
 
 CAT, CUP = 285, 967
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from diffgradcam import GradCAM, TrueFalseCAM
+from diffgradcam.heatmaps import minmax, rectify, resize, scale_signed
 from diffgradcam.losses import DifferenceSalienceLoss, SaliencyGuidedLoss
-from diffgradcam.maps import minmax, rectify, resize, scale_signed
 from diffgradcam.metrics import energy_in_mask
 from diffgradcam.visualize import grid, show_cam_on_image, show_divergence_on_image
 

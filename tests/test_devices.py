@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 import diffgradcam as dgc
 from diffgradcam import losses, metrics, sham, targets
-from diffgradcam.datasets import explain_dataset
-from diffgradcam.maps import minmax
+from diffgradcam.data import explain_dataset
+from diffgradcam.heatmaps import minmax
 from diffgradcam.scores import logit_difference, two_logits
 from diffgradcam.visualize import overlay
 from tests import models

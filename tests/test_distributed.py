@@ -13,7 +13,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from diffgradcam import GradCAM, layer_input
-from diffgradcam.datasets import explain_dataset, open_explanations
+from diffgradcam.data import explain_dataset, open_explanations
 from tests import models
 
 pytest.importorskip("safetensors", reason="stores need the extra store")

@@ -22,7 +22,7 @@ from diffgradcam import (
     TrueFalseCAM,
     XGradCAM,
 )
-from diffgradcam.maps import minmax, resize, scale_signed
+from diffgradcam.heatmaps import minmax, resize, scale_signed
 from diffgradcam.scores import logit_difference, probability
 from diffgradcam.utils.model_targets import (
     BinaryClassifierOutputTarget,

@@ -23,7 +23,7 @@ from diffgradcam import (
     TrueFalseCAM,
     layer_input,
 )
-from diffgradcam.outputs import check_finite
+from diffgradcam._core.outputs import check_finite
 from diffgradcam.scores import logit_difference, two_logits
 from diffgradcam.utils.image import show_cam_on_image
 from diffgradcam.utils.model_targets import ClassifierOutputTarget, RawScoresOutputTarget

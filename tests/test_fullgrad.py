@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffgradcam import GradCAM, explain_together, layer_input
-from diffgradcam.fullgrad import FullGrad, magnitude
-from diffgradcam.maps import minmax
+from diffgradcam.heatmaps import minmax
+from diffgradcam.methods.fullgrad import FullGrad, magnitude
 from diffgradcam.scores import logit_difference
 from tests import models, oracles
 from tests.methods import exact

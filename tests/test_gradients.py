@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, gradients
-from diffgradcam.gradients import class_blocks, linear_maps, pooled_linear_maps, score_gradients
-from diffgradcam.layers import Recorder, find_layers
+from diffgradcam import DiffGradCAM, GradCAM, HiResCAM
+from diffgradcam._core import gradients
+from diffgradcam._core.gradients import class_blocks, linear_maps, pooled_linear_maps, score_gradients
+from diffgradcam._core.layers import Recorder, find_layers
 from diffgradcam.scores import baseline_weights, logit, logit_difference, probability
 from tests import models
 from tests.methods import METHODS, exact, expected_maps

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 import diffgradcam
-from diffgradcam import data, datasets, html, losses, maps, metrics, scores, sham, targets, visualize, weightings
+from diffgradcam import data as datasets
+from diffgradcam import heatmaps, losses, metrics, scores, sham, targets, visualize, weightings
+from diffgradcam.data import saliency as data
+from diffgradcam.visualize import report as html
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "diffgradcam"
@@ -62,7 +65,7 @@ DETACHED = {
     "scores.finer": "which classes are nearest",
     "scores.baseline_weights": "weights that do not depend on the graph of the logits",
     "weightings.fem": "which positions are unusual",
-    "maps.kernel_principal_component": "how large a rounding error can be",
+    "heatmaps.kernel_principal_component": "how large a rounding error can be",
     "sham.objectives.centre_mass_loss": "the clean map is what is compared with",
 }
 PURE = ("scores", "weightings", "maps", "losses", "sham.objectives", "sham.masks")
@@ -206,7 +209,20 @@ def test_nothing_is_printed_guessed_or_taken_out_by_item(module):
 
 # What users see.
 
-NAMESPACES = [diffgradcam, data, datasets, html, losses, maps, metrics, scores, sham, targets, visualize, weightings]
+NAMESPACES = [
+    diffgradcam,
+    data,
+    datasets,
+    html,
+    losses,
+    heatmaps,
+    metrics,
+    scores,
+    sham,
+    targets,
+    visualize,
+    weightings,
+]
 PUBLIC = {
     f"{namespace.__name__}.{name}": function
     for namespace in NAMESPACES

@@ -26,8 +26,8 @@ from diffgradcam import (
     TrueFalseCAM,
     explain_together,
 )
-from diffgradcam.fusion import RefineCAM
-from diffgradcam.maps import minmax, principal_component
+from diffgradcam.heatmaps import minmax, principal_component
+from diffgradcam.methods.fusion import RefineCAM
 from diffgradcam.scores import log_probability, logit, logit_difference, probability
 from tests import models, oracles
 from tests.methods import HEADS, exact, expected_maps

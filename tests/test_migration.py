@@ -39,7 +39,7 @@ def test_what_is_renamed_is_where_the_page_says(replacement: str) -> None:
 def _modules(path: str) -> list[object]:
     if path:
         return [importlib.import_module(f"diffgradcam.{path}")]
-    return [importlib.import_module(f"diffgradcam{name}") for name in ("", ".maps", ".metrics")]
+    return [importlib.import_module(f"diffgradcam{name}") for name in ("", ".heatmaps", ".metrics")]
 
 
 def test_every_public_name_of_pytorch_grad_cam_is_on_the_page() -> None:

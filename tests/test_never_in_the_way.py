@@ -16,15 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffgradcam import (
-    DiffGradCAM,
-    FinerCAM,
-    GradCAM,
-    GradCAMPlusPlus,
-    LayerCAM,
-    TrueFalseCAM,
-    layer_input,
-)
+from diffgradcam import DiffGradCAM, FinerCAM, GradCAM, GradCAMPlusPlus, LayerCAM, TrueFalseCAM, layer_input
 from diffgradcam.utils.model_targets import ClassifierOutputTarget, SemanticSegmentationTarget
 
 from .models import CHANNELS, backbone, densenet, images, pooled, seeded, two_sizes

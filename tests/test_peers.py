@@ -24,10 +24,10 @@ from diffgradcam import (
     SmoothGradCAMPlusPlus,
     TrueFalseCAM,
 )
-from diffgradcam.factorization import DeepFeatureFactorization
-from diffgradcam.fullgrad import FullGrad
-from diffgradcam.fusion import RefineCAM
-from diffgradcam.maps import minmax, principal_component, resize
+from diffgradcam.analysis.concepts import DeepFeatureFactorization
+from diffgradcam.heatmaps import minmax, principal_component, resize
+from diffgradcam.methods.fullgrad import FullGrad
+from diffgradcam.methods.fusion import RefineCAM
 from diffgradcam.scores import log_probability, logit, probability
 from diffgradcam.utils.model_targets import ClassifierOutputTarget
 from tests import models, oracles

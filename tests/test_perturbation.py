@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from diffgradcam import explain_together, layer_input
-from diffgradcam.maps import minmax, principal_component, resize
-from diffgradcam.perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
+from diffgradcam.heatmaps import minmax, principal_component, resize
+from diffgradcam.methods.perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
 from diffgradcam.scores import log_probability, logit_difference, probability
 from diffgradcam.utils.model_targets import ClassifierOutputTarget, SemanticSegmentationTarget
 from tests import models, oracles

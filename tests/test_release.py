@@ -130,7 +130,11 @@ def package():
     """Every file of the package in the checkout."""
     files = {path for path in (ROOT / "diffgradcam").rglob("*") if path.is_file()}
     found = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
-    assert {"diffgradcam/py.typed", "diffgradcam/report.html", "diffgradcam/cli/imagenet_classes.txt"} <= found
+    assert {
+        "diffgradcam/py.typed",
+        "diffgradcam/visualize/report.html",
+        "diffgradcam/cli/imagenet_classes.txt",
+    } <= found
     return found
 
 

@@ -17,11 +17,10 @@ from PIL import Image
 from torch import nn
 
 from diffgradcam import GradCAM
-from diffgradcam.data import SaliencyDataset
-from diffgradcam.datasets import explain_dataset, open_explanations
-from diffgradcam.html import Heat, Thumbnail, html_report
-from diffgradcam.image_files import FORMATS, MOST_PIXELS, ImageSizeError, open_image
+from diffgradcam._core.image_files import FORMATS, MOST_PIXELS, ImageSizeError, open_image
+from diffgradcam.data import SaliencyDataset, explain_dataset, open_explanations
 from diffgradcam.sham import border_mask, finetune
+from diffgradcam.visualize.report import Heat, Thumbnail, html_report
 from tests.conftest import import_peer
 
 click_testing = pytest.importorskip("click.testing", reason="the command needs pip install click")

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, TrueFalseCAM
-from diffgradcam.engine import BaseCAM
-from diffgradcam.maps import principal_component, resize, scale_signed
-from diffgradcam.perturbation import AblationCAM, ScoreCAM
-from diffgradcam.smoothing import AugSmooth, EigenSmooth, NoiseSmooth
+from diffgradcam._core.base import BaseCAM
+from diffgradcam.heatmaps import principal_component, resize, scale_signed
+from diffgradcam.methods.perturbation import AblationCAM, ScoreCAM
+from diffgradcam.methods.smoothing import AugSmooth, EigenSmooth, NoiseSmooth
 from tests import models
 from tests.methods import exact
 from tests.untouched import untouched

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, TrueFalseCAM, layer_input
-from diffgradcam.maps import minmax, resize
+from diffgradcam.heatmaps import minmax, resize
 from diffgradcam.scores import log_probability, logit_difference
 from diffgradcam.targets import FasterRCNNBoxScoreTarget, SemanticSegmentationTarget, SimilarityTarget, detections
 from diffgradcam.utils import model_targets

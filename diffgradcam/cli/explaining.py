@@ -10,7 +10,7 @@ import click
 import torch
 from torch import Tensor
 
-from ..engine import BaseCAM
+from .._core.base import BaseCAM
 from ..losses import cam_entropy
 from ..metrics.similarity import pearson
 from .layers import survey

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..image_files import FORMATS, ImageSizeError, open_image
+from .._core.image_files import FORMATS, ImageSizeError, open_image
 
 _SUFFIXES = {
     ".bmp": "BMP",

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..layers import LayerInput, Target
+from .._core.layers import LayerInput, Target
 
 Form = Literal["grid", "channels last", "tokens"]
 

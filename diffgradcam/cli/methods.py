@@ -9,8 +9,8 @@ from torch import nn
 
 import diffgradcam as methods
 
-from ..engine import BaseCAM
-from ..layers import Target
+from .._core.base import BaseCAM
+from .._core.layers import Target
 
 METHODS: dict[str, Callable[..., BaseCAM]] = {
     method.__name__: method

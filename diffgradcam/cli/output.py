@@ -17,7 +17,7 @@ import click
 from .subject import Subject, printable, say, shown
 
 if TYPE_CHECKING:
-    from ..html import Thumbnail
+    from ..visualize.report import Thumbnail
 
 # What the library, Pillow and PyTorch raise for what a user asked for. Anything else is a bug, and shows where.
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, NotImplementedError, MemoryError)
@@ -80,7 +80,7 @@ def write_report(
         failed: Those that could not be read, and why.
         facts: What else is to be known.
     """
-    from ..html import html_report
+    from ..visualize.report import html_report
 
     about = {name: str(value) for name, value in subject.facts().items() if name != "untrained"}
     if subject.loaded.untrained:

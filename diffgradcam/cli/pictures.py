@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..common_mode import AuditReport
-from ..html import Heat, Thumbnail
-from ..maps import minmax, resize
+from ..heatmaps import minmax, resize
+from ..robustness.auditing import AuditReport
 from ..visualize import grid, overlay
 from ..visualize.arrays import Array, as_bytes, colours
+from ..visualize.report import Heat, Thumbnail
 from .subject import Item, Subject
 
 if TYPE_CHECKING:

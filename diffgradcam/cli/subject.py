@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..layers import Target, find_layers
-from ..outputs import find_logits
+from .._core.layers import Target, find_layers
+from .._core.outputs import find_logits
 from ..utils.reshape_transforms import tokens_to_grid
 from .images import BadImage, Picture, Preparation, find_images, read_image
 from .layers import Place, parse_layer, survey

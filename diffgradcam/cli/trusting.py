@@ -12,9 +12,9 @@ import click
 import torch
 from torch import Tensor, nn
 
-from ..common_mode import AuditReport, audit
 from ..metrics.similarity import pearson
 from ..robustness import benchmark
+from ..robustness.auditing import AuditReport, audit
 from ..sham import border_mask, common_mode_hoax, finetune
 from .methods import METHODS, SIDE_BY_SIDE, make_cam
 from .options import EXISTING_FILE, FILE, IMAGES, METHOD, model_options

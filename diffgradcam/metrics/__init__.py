@@ -6,7 +6,7 @@ Bona fide images then need groups too, since a test set of attacks alone has no 
 one of the attack types, and every split holds out one attack type with its share of the bona fide images.
 """
 
-from .classification import (
+from .attack_detection import (
     PairedComparison,
     Spread,
     accuracy,

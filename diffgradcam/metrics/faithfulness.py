@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffgradcam.maps import minmax, resize
-from diffgradcam.outputs import Classes, find_logits
+from diffgradcam._core.outputs import Classes, find_logits
+from diffgradcam.heatmaps import minmax, resize
 from diffgradcam.scores import Score, logit_difference, probability
 
+from .evaluator import Maps, Output, checked_maps, judged
 from .imputation import Fill, filled_with, noisy_linear_imputation
-from .judging import Maps, Output, checked_maps, judged
 
 _DECIMALS = 9  # of the min-max scaled map: what differs by less is rounding of the resizing
 

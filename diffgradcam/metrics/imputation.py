@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffgradcam.outputs import check_finite
+from diffgradcam._core.outputs import check_finite
 
-from .extras import import_extra
+from .._core.optional import import_extra
 
 Fill = str | Tensor | Callable[[Tensor], Tensor]
 

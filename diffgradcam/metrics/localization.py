@@ -1,8 +1,8 @@
 """How well maps point at the region that people marked. Batched, one number per image.
 
-Maps are ``(B, *S)`` at the resolution of the masks (``diffgradcam.maps.resize`` brings them there). A mask is bool, or
-non-negative numbers that are inside where they are not 0: threshold soft human saliency first (``human > 0.5``).
-Leave images without a mask out: with an empty mask every figure is 0.
+Maps are ``(B, *S)`` at the resolution of the masks (``diffgradcam.heatmaps.resize`` brings them there). A mask is
+bool, or non-negative numbers that are inside where they are not 0: threshold soft human saliency first
+(``human > 0.5``). Leave images without a mask out: with an empty mask every figure is 0.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffgradcam.maps import rectify
-from diffgradcam.outputs import check_finite
+from diffgradcam._core.outputs import check_finite
+from diffgradcam.heatmaps import rectify
 
 
 def energy_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def _flat_pair(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     if maps.shape != masks.shape or maps.ndim < 2:
         raise ValueError(
             f"maps have shape {tuple(maps.shape)} and masks {tuple(masks.shape)}: expected (B, *S) for both; "
-            "bring the maps to the masks with diffgradcam.maps.resize(maps, masks.shape[1:])"
+            "bring the maps to the masks with diffgradcam.heatmaps.resize(maps, masks.shape[1:])"
         )
     if not bool(((masks >= 0) & masks.isfinite()).all()):
         raise ValueError("masks hold NaN, infinite or negative values: expected bool, or numbers that are 0 outside")

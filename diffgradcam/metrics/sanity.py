@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffgradcam.arguments import described
-from diffgradcam.layers import Target
-from diffgradcam.outputs import Classes
-from diffgradcam.passes import ModelExplainer
-from diffgradcam.surgery import by_name, copy_model
+from diffgradcam._core.checks import described
+from diffgradcam._core.editing import by_name, copy_model
+from diffgradcam._core.forward import ModelExplainer
+from diffgradcam._core.layers import Target
+from diffgradcam._core.outputs import Classes
 
-from .judging import explained, makes_cams
+from .evaluator import explained, makes_cams
 from .similarity import spearman
 
 MakeCAM = Callable[[nn.Module], ModelExplainer]

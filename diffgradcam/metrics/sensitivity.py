@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffgradcam.arguments import check_count
-from diffgradcam.maps import resize
-from diffgradcam.outputs import Classes, find_logits
-from diffgradcam.passes import ModelExplainer
+from diffgradcam._core.checks import check_count
+from diffgradcam._core.editing import in_training
+from diffgradcam._core.forward import ModelExplainer
+from diffgradcam._core.outputs import Classes, find_logits
+from diffgradcam.heatmaps import resize
 from diffgradcam.scores import Score, logit_difference
-from diffgradcam.surgery import in_training
 
+from .evaluator import Maps, Output, check_images, checked_maps, explained, judged
 from .imputation import mean_colour
-from .judging import Maps, Output, check_images, checked_maps, explained, judged
 
 Perturb = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 

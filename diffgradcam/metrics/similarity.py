@@ -1,7 +1,7 @@
 """How much two maps of the same image look alike. Batched, ``(B, *S)`` twice, one number per image.
 
 Which one: ``pearson`` for maps of any scale, ``spearman`` when only the order of positions counts, ``cosine`` when 0
-means "no evidence", ``rmse`` and ``ssim`` for maps that share a scale (``diffgradcam.maps.minmax`` gives them one).
+means "no evidence", ``rmse`` and ``ssim`` for maps that share a scale (``diffgradcam.heatmaps.minmax`` gives them one).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffgradcam.maps import minmax, scale_signed
-from diffgradcam.outputs import check_finite
+from diffgradcam._core.outputs import check_finite
+from diffgradcam.heatmaps import minmax, scale_signed
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _flat_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     if first.shape != second.shape or first.ndim < 2:
         raise ValueError(
             f"maps have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected the same (B, *S) twice; "
-            "bring one to the other with diffgradcam.maps.resize"
+            "bring one to the other with diffgradcam.heatmaps.resize"
         )
     dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
     return first.to(dtype).flatten(1), second.to(dtype).flatten(1)

@@ -4,7 +4,7 @@ A benchmark is of *one* attack: what withstands a common-mode hoax may fall to o
 wherever a number from here is shown.
 """
 
-from .result import BenchmarkResult, Decisions, Estimate, Row, Similarity
-from .run import benchmark
+from .benchmark_result import BenchmarkResult, Decisions, Estimate, Row, Similarity
+from .benchmarking import benchmark
 
 __all__ = ["BenchmarkResult", "Decisions", "Estimate", "Row", "Similarity", "benchmark"]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffgradcam.batches import image_batches
-from diffgradcam.gradients import pooled_linear_maps
-from diffgradcam.layers import LayerInput, Recorder, Target, find_layers
-from diffgradcam.outputs import check_finite, find_logits
-from diffgradcam.surgery import add_to_rows, by_name, copy_model, find_head, linear_head
+from diffgradcam._core.batches import image_batches
+from diffgradcam._core.editing import add_to_rows, by_name, copy_model, find_head, linear_head
+from diffgradcam._core.gradients import pooled_linear_maps
+from diffgradcam._core.layers import LayerInput, Recorder, Target, find_layers
+from diffgradcam._core.outputs import check_finite, find_logits
 
 Permutation = Callable[[Tensor], Tensor] | Tensor
 

@@ -23,14 +23,14 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # not tqdm.auto, which iterates twice: a loader would draw, and start its workers, twice
 
-from diffgradcam.arguments import check_count, check_seed, described
-from diffgradcam.batches import read_batch
-from diffgradcam.cam import GradCAM
-from diffgradcam.engine import BaseCAM
-from diffgradcam.layers import Target, inner_model
-from diffgradcam.maps import rectify
+from diffgradcam._core.base import BaseCAM
+from diffgradcam._core.batches import read_batch
+from diffgradcam._core.checks import check_count, check_seed, described
+from diffgradcam._core.editing import by_name, check_head_is_last, copy_model, find_head, linear_head
+from diffgradcam._core.layers import Target, inner_model
+from diffgradcam.heatmaps import rectify
+from diffgradcam.methods.gradient import GradCAM
 from diffgradcam.metrics.similarity import pearson
-from diffgradcam.surgery import by_name, check_head_is_last, copy_model, find_head, linear_head
 
 from .objectives import FoolingLoss, sham_loss
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from diffgradcam.heatmaps import rectify, scale_signed
 from diffgradcam.losses import cyborg_loss
-from diffgradcam.maps import rectify, scale_signed
 
 FoolingLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

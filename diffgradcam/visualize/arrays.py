@@ -13,7 +13,7 @@ from matplotlib.colors import Colormap
 from PIL import Image
 from torch import Tensor
 
-from ..maps import resize
+from ..heatmaps import resize
 
 Array = np.ndarray[Any, Any]
 ImageLike = Array | Tensor | Image.Image
@@ -81,7 +81,7 @@ def as_map(values: MapLike, image: Array, low: float, high: float, *, fix: str =
         raise TypeError(f"the map is {numbers.dtype}; expected real numbers")
     if numbers.dtype.kind != "f" or numbers.dtype == np.float16:
         numbers = numbers.astype(np.float32)
-    _check_range("map", numbers, low, high, fix or "scale it with diffgradcam.maps.minmax or scale_signed")
+    _check_range("map", numbers, low, high, fix or "scale it with diffgradcam.heatmaps.minmax or scale_signed")
     resized: Array = resize(torch.from_numpy(np.ascontiguousarray(numbers)).unsqueeze(0), image.shape[:2])[0].numpy()
     return np.clip(resized, low, high)  # interpolation may leave the range by a rounding error
 

@@ -12,7 +12,7 @@ from contourpy import contour_generator
 from PIL import Image
 from torch import Tensor
 
-from ..regions import Region
+from ..analysis.regions import Region
 from .arrays import Array, ColormapLike, ImageLike, MapLike, as_bytes, as_image, as_map, check_share, colours, grey
 
 _REST = {"dark": lambda image: 0.25 * image, "grey": grey}
@@ -85,7 +85,7 @@ def overlay_signed(
     if not (np.isfinite(limit) and limit > 0):
         raise ValueError(f"limit is {limit}; expected the largest magnitude to show, above 0")
     picture = as_image(image)
-    fix = "scale it with diffgradcam.maps.scale_signed, or give limit= the largest magnitude of your maps"
+    fix = "scale it with diffgradcam.heatmaps.scale_signed, or give limit= the largest magnitude of your maps"
     signed = as_map(divergence, picture, -limit, limit, fix=fix) / limit
     opacity = alpha * np.abs(signed)[..., None]
     return as_bytes((1 - opacity) * grey(picture) + opacity * colours((signed + 1) / 2, colormap))

@@ -23,19 +23,7 @@ from diffgradcam.sham import border_mask, common_mode_hoax, finetune, spatial_ho
 from experiments import cells
 from experiments.photos import lite0
 
-from .zoo import (
-    CLASSES,
-    DATA,
-    LAYER,
-    Backbone,
-    Config,
-    Data,
-    designs,
-    learned,
-    photographs,
-    restricted,
-    train,
-)
+from .zoo import CLASSES, DATA, LAYER, Backbone, Config, Data, designs, learned, photographs, restricted, train
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = ("calibration", "lite0", "test")

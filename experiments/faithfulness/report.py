@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffgradcam.maps import minmax, rectify
+from diffgradcam.heatmaps import minmax, rectify
 from diffgradcam.metrics import mean_interval, paired_comparison
 from diffgradcam.visualize import grid, overlay
 from experiments.cells import read

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffgradcam.maps import rectify
+from diffgradcam.heatmaps import rectify
 from diffgradcam.metrics import average_drop, average_gain, average_increase, deletion, insertion, road
 from experiments import cells
 from experiments.photos import centre, lite0, photo, to_input

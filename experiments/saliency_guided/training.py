@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffgradcam import GradCAM
+from diffgradcam.heatmaps import resize
 from diffgradcam.losses import (
     ContrastSalienceLoss,
     CyborgLoss,
@@ -19,7 +20,6 @@ from diffgradcam.losses import (
     cam_entropy_loss,
     cyborg_loss,
 )
-from diffgradcam.maps import resize
 from diffgradcam.metrics import (
     accuracy,
     apcer_at_bpcer,

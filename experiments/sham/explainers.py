@@ -17,8 +17,8 @@ from diffgradcam import (
     LayerCAM,
     XGradCAM,
 )
-from diffgradcam.layers import Target
-from diffgradcam.robustness.run import MakeCAM
+from diffgradcam._core.layers import Target
+from diffgradcam.robustness.benchmarking import MakeCAM
 from diffgradcam.scores import logit_difference
 
 PLAIN = {

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, scores
+from diffgradcam._core.forward import Explanation
 from diffgradcam.metrics import (
     average_drop,
     average_gain,
@@ -27,7 +28,6 @@ from diffgradcam.metrics import (
     remove_box,
     road,
 )
-from diffgradcam.passes import Explanation
 from tests import models, oracles
 from tests.conftest import import_peer
 from tests.untouched import untouched

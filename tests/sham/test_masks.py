@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffgradcam.heatmaps import entropy
 from diffgradcam.losses import cam_entropy
-from diffgradcam.maps import entropy
 from diffgradcam.sham import border_mask, centre_mask, corner_mask, entropy_mask, match_entropy
 
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)

@@ -15,9 +15,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffgradcam
-from diffgradcam import cam, datasets, html, losses, maps, metrics, scores, sham, targets, visualize, weightings
+from diffgradcam import data as datasets
+from diffgradcam import heatmaps, losses, metrics, scores, sham, targets, visualize, weightings
 from diffgradcam.data import SaliencyDataset, albumentations_style
+from diffgradcam.methods import gradient as cam
 from diffgradcam.utils import reshape_transforms
+from diffgradcam.visualize import report as html
 from tests.models import pooled
 
 Call = tuple[Any, dict[str, Any]]
@@ -222,12 +225,12 @@ def calls() -> dict[str, Call]:
         found[f"weightings.{name}"] = getattr(weightings, name), dict(activations)
     found["weightings.fem"] = weightings.fem, {**activations, "k": 1.0}
     for name in ("rectify", "minmax", "scale_signed", "entropy"):
-        found[f"maps.{name}"] = getattr(maps, name), {"maps": two[0]}
-    found["maps.resize"] = maps.resize, {"maps": two[0], "size": (7, 7)}
+        found[f"heatmaps.{name}"] = getattr(heatmaps, name), {"maps": two[0]}
+    found["heatmaps.resize"] = heatmaps.resize, {"maps": two[0], "size": (7, 7)}
     for name in ("average", "product"):
-        found[f"maps.{name}"] = getattr(maps, name), {"layers": [two[0], tensors(4, 3, 3)], "size": (7, 7)}
-    found["maps.principal_component"] = maps.principal_component, {"channels": tensors(2, 3, 4, 4)}
-    found["maps.kernel_principal_component"] = maps.kernel_principal_component, {
+        found[f"heatmaps.{name}"] = getattr(heatmaps, name), {"layers": [two[0], tensors(4, 3, 3)], "size": (7, 7)}
+    found["heatmaps.principal_component"] = heatmaps.principal_component, {"channels": tensors(2, 3, 4, 4)}
+    found["heatmaps.kernel_principal_component"] = heatmaps.kernel_principal_component, {
         "channels": tensors(2, 3, 4, 4), "kernel": "rbf", "gamma": 0.5,
     }  # fmt: skip
     for name in ("ClassifierOutputTarget", "ClassifierOutputSoftmaxTarget", "ClassifierOutputReST"):

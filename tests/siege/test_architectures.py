@@ -14,18 +14,7 @@ from tests.models import images, seeded
 from tests.untouched import copy, same, untouched
 
 from .architectures import Halve
-from .combinations import (
-    BLOCKS,
-    METHODS,
-    PHRASES,
-    TOLERANCE,
-    WAYS,
-    ask,
-    draw,
-    expect,
-    heat_map,
-    prepare,
-)
+from .combinations import BLOCKS, METHODS, PHRASES, TOLERANCE, WAYS, ask, draw, expect, heat_map, prepare
 
 TOGETHER = 12
 SHORT, FULL = 156, 2496

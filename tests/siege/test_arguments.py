@@ -20,7 +20,8 @@ import pytest
 import torch
 
 import diffgradcam
-from diffgradcam import datasets, losses, maps, metrics, sham, visualize
+from diffgradcam import data as datasets
+from diffgradcam import heatmaps, losses, metrics, sham, visualize
 from tests.models import pooled
 
 from .calls import FORMULAS, OTHERS, calls, records
@@ -118,24 +119,40 @@ def nothing(*_, **__):
 X, MAPS = torch.rand(4, 3, 6, 5), torch.rand(4, 6, 5)
 MASK = sham.border_mask((6, 5), 18)
 MESSAGES = [
-    (lambda: maps.minmax(MAPS[0, 0]), ValueError, r"got maps of torch.float32 and of shape \(5,\); expected numbers"),
-    (lambda: maps.entropy(MAPS > 0.5), ValueError, r"got maps of torch.bool .* with at least one position"),
-    (lambda: maps.rectify(MAPS > 0.5), ValueError, "got maps of torch.bool; expected numbers"),
     (
-        lambda: maps.resize(MAPS.long(), (3, 3)),
+        lambda: heatmaps.minmax(MAPS[0, 0]),
+        ValueError,
+        r"got maps of torch.float32 and of shape \(5,\); expected numbers",
+    ),
+    (lambda: heatmaps.entropy(MAPS > 0.5), ValueError, r"got maps of torch.bool .* with at least one position"),
+    (lambda: heatmaps.rectify(MAPS > 0.5), ValueError, "got maps of torch.bool; expected numbers"),
+    (
+        lambda: heatmaps.resize(MAPS.long(), (3, 3)),
         ValueError,
         r"of torch.int64 and spatial size \(6, 5\) to \(3, 3\): exp",
     ),
-    (lambda: maps.resize(MAPS, (0, 3)), ValueError, "with at least one position, before and after"),
-    (lambda: maps.average([], (3, 3)), ValueError, "there are no maps to join; expected those of at least one layer"),
-    (lambda: maps.product([], (3, 3)), ValueError, "there are no maps to join; expected those of at least one layer"),
+    (lambda: heatmaps.resize(MAPS, (0, 3)), ValueError, "with at least one position, before and after"),
     (
-        lambda: maps.principal_component(X.half()),
+        lambda: heatmaps.average([], (3, 3)),
+        ValueError,
+        "there are no maps to join; expected those of at least one layer",
+    ),
+    (
+        lambda: heatmaps.product([], (3, 3)),
+        ValueError,
+        "there are no maps to join; expected those of at least one layer",
+    ),
+    (
+        lambda: heatmaps.principal_component(X.half()),
         ValueError,
         r"channels of torch.float16 .* expected float32 or float64",
     ),
-    (lambda: maps.principal_component(X * 1e30), ValueError, r"NaN or infinite .*: the weighted activations, or their"),
-    (lambda: maps.kernel_principal_component(MAPS[0]), ValueError, r"of shape \(6, 5\); expected .* \(B, C, \*S\)"),
+    (
+        lambda: heatmaps.principal_component(X * 1e30),
+        ValueError,
+        r"NaN or infinite .*: the weighted activations, or their",
+    ),
+    (lambda: heatmaps.kernel_principal_component(MAPS[0]), ValueError, r"of shape \(6, 5\); expected .* \(B, C, \*S\)"),
     (lambda: metrics.auroc([0, 1], ["a", "b"]), TypeError, r"scores are \['a', 'b'\]: expected numbers, \(N,\)"),
     (lambda: metrics.auroc([None, 1], [0, 1]), ValueError, r"labels hold \[1, None\]: expected both 1"),
     (lambda: metrics.mean_interval([1, 2], seed=-1), ValueError, "seed is -1; expected a whole number, 0 or more"),
@@ -256,7 +273,7 @@ def test_what_the_fuzzer_found_is_refused_in_so_many_words(wrongly, kind, messag
 
 def test_what_counts_as_our_own():
     with pytest.raises(ValueError, match="expected floating-point maps") as ours:
-        diffgradcam.maps.resize(torch.zeros(1, 2, 2).long(), (3, 3))
+        diffgradcam.heatmaps.resize(torch.zeros(1, 2, 2).long(), (3, 3))
     assert is_ours(ours.value)
     with pytest.raises(RuntimeError, match="invalid for input of size") as raw:
         torch.zeros(3).view(2)

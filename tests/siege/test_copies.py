@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import diffgradcam
 from diffgradcam import BaseCAM
-from diffgradcam.datasets import Explanations
-from diffgradcam.smoothing import SmoothedCAM
+from diffgradcam.data import Explanations
+from diffgradcam.methods.smoothing import SmoothedCAM
 from tests.models import images
 from tests.untouched import hooks
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffgradcam
 from diffgradcam import metrics, sham
-from diffgradcam.datasets import explain_dataset
-from diffgradcam.maps import minmax
+from diffgradcam.data import explain_dataset
+from diffgradcam.heatmaps import minmax
 from tests.models import CHANNELS, backbone, images, seeded
 from tests.untouched import hooks, untouched
 

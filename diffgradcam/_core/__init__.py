@@ -1,0 +1,1 @@
+"""What the methods are made of. Nothing here is public: no name of it may be relied on."""

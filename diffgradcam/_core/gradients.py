@@ -1,0 +1,242 @@
+"""From a score to the gradients of the activations: one vector-Jacobian product for all classes at once.
+
+A score is first differentiated with respect to the logits, ``(B, N, K)`` for ``N`` explained classes of each image.
+What remains is linear, and the same for every score: these cotangents times the Jacobian of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..scores import Score, baseline_weights, logit
+from .checks import check_scores
+from .layers import same_weights
+
+_CLASSES_PER_BLOCK = 64
+_NUMBERS_PER_BLOCK = 2**25  # 128 MiB of float32
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Half precision to float32; anything wider stays. Sums over positions and exponentials overflow in less."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def score_gradients(score: Score, logits: Tensor, classes: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Gradient of the score of each class with respect to the logits.
+
+    Args:
+        score: What is explained, ``(logits (M, K), classes (M,)) -> (M,)``.
+        logits: ``(B, K)``.
+        classes: Class indices, ``(B, N)``.
+        create_graph: Keep the graph, so that the result can be differentiated through the logits.
+
+    Returns:
+        Cotangents, ``(B, N, K)``.
+
+    Raises:
+        ValueError: If the score returns another shape than one value per image, or does not depend on the logits.
+    """
+    batch, count = classes.shape
+    with torch.enable_grad():
+        source = widen(logits) if create_graph else widen(logits.detach()).requires_grad_()
+        rows = source.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)
+        scores = score(rows, classes.reshape(-1))
+        check_scores(scores, rows)
+        if not scores.requires_grad:
+            raise ValueError("the score does not depend on the logits, so there is nothing to explain")
+        (gradients,) = torch.autograd.grad(scores.sum(), rows, create_graph=create_graph)
+    return gradients.view(batch, count, logits.shape[1])
+
+
+def activation_gradients(
+    output: Tensor,
+    activations: list[Tensor],
+    cotangents: Tensor,
+    *,
+    create_graph: bool = False,
+    unused_is_zero: bool = False,
+) -> list[Tensor]:
+    """Vector-Jacobian products of the output with respect to the activations of each layer.
+
+    Args:
+        output: What the model put out, ``(B, *O)``, with its graph down to the activations.
+        activations: One tensor ``(B, ...)`` for each layer.
+        cotangents: ``(B, N, *O)``.
+        create_graph: Keep the graph, so that the result can be differentiated.
+        unused_is_zero: Activations that the output does not depend on have the gradient 0 instead of raising an error.
+
+    Returns:
+        Gradients, ``(B, N, ...)``, for each layer. No ``.grad`` is touched.
+
+    Raises:
+        RuntimeError: If the output does not depend on the activations.
+    """
+    vectors = cotangents.to(output.dtype).movedim(1, 0)
+
+    def product(vector: Tensor, batched: bool) -> tuple[Tensor, ...]:
+        with same_weights():
+            gradients: tuple[Tensor, ...] = torch.autograd.grad(
+                output,
+                activations,
+                vector,
+                is_grads_batched=batched,
+                retain_graph=True,
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        if unused_is_zero:
+            return tuple(
+                vector.new_zeros(*vector.shape[:batched], *layer.shape) if gradient is None else gradient
+                for gradient, layer in zip(gradients, activations, strict=True)
+            )
+        if any(gradient is None for gradient in gradients):
+            raise RuntimeError(
+                "the output does not depend on a target layer: the model detaches it; choose a later layer"
+            )
+        return gradients
+
+    if len(vectors) == 1:
+        return [gradient.unsqueeze(1) for gradient in product(vectors[0], batched=False)]
+    try:
+        products = product(vectors, batched=True)
+    except RuntimeError:  # A custom autograd function that cannot be batched: one class after the other.
+        products = tuple(torch.stack(rows) for rows in zip(*(product(v, batched=False) for v in vectors), strict=True))
+    return [gradients.movedim(0, 1) for gradients in products]
+
+
+def hessian_products(gradients: list[Tensor], activations: list[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+    """The Hessian of each score with respect to the activations of a layer, times these activations.
+
+    Args:
+        gradients: Of each layer, ``(B, N, ...)``, with their graph.
+        activations: Of each layer, ``(B, ...)``.
+        create_graph: Keep the graph, so that the result can be differentiated.
+
+    Returns:
+        ``H A``, ``(B, N, ...)``, for each layer; 0 for a score that is linear in the activations.
+
+    Raises:
+        RuntimeError: If a layer above has no second derivative.
+    """
+    return [
+        torch.stack([_product(row, layer, create_graph) for row in rows.unbind(1)], 1)
+        for rows, layer in zip(gradients, activations, strict=True)
+    ]
+
+
+def _product(gradients: Tensor, activations: Tensor, create_graph: bool) -> Tensor:
+    if not gradients.requires_grad:
+        return torch.zeros_like(activations)
+    try:
+        (product,) = torch.autograd.grad(
+            gradients,
+            activations,
+            activations,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):
+            raise
+        raise RuntimeError(
+            f"a layer above the target has no second derivative ({error}); run a model with attention under "
+            "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), or use GradCAM"
+        ) from error
+    return product
+
+
+def class_blocks(classes: Tensor, numbers: int) -> tuple[Tensor, ...]:
+    """Cut classes into blocks that bound the memory of what is computed for each class.
+
+    Args:
+        classes: ``(B, N)``.
+        numbers: How many numbers are computed for one class of one image.
+
+    Returns:
+        Blocks along ``N``: of at most 64 classes, and at most 2**25 numbers unless one class has more.
+    """
+    most = _NUMBERS_PER_BLOCK // max(len(classes) * numbers, 1)
+    return torch.split(classes, min(max(most, 1), _CLASSES_PER_BLOCK), dim=1)
+
+
+def pooled_linear_maps(
+    model: nn.Module, logits: Tensor, activations: list[Tensor], grid: Callable[[Tensor], Tensor] = widen
+) -> list[Tensor] | None:
+    """All K class activation maps in closed form, if the logits are a linear layer of the mean over the positions.
+
+    Then the gradient of logit ``k`` is ``weight[k] / number of positions`` everywhere, and the map of any score is its
+    cotangents times these maps. Whether the head really is of this kind is not guessed from its structure: one
+    vector-Jacobian product with random cotangents, computed both ways, decides it.
+
+    Args:
+        model: The model, whose linear layers are the candidates.
+        logits: ``(B, K)`` with the graph down to the activations.
+        activations: Of a single layer, ``(B, C, *S)`` after ``grid``; several are never in closed form.
+        grid: Brings activations, and their gradients, into the form ``(B, C, *S)``.
+
+    Returns:
+        Signed maps of all logits, one tensor ``(B, K, *S)``; None for a head of another kind.
+
+    Reference:
+        Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016 (CAM).
+    """
+    if len(activations) != 1 or activations[0].dtype != logits.dtype or widen(logits) is not logits:
+        return None
+    features = grid(activations[0].detach())
+    shape = (logits.shape[1], features.shape[1])
+    weights = [layer.weight.detach() for layer in model.modules() if isinstance(layer, nn.Linear)]
+    candidates = [w for w in weights if w.shape == shape and w.dtype == logits.dtype and w.device == logits.device]
+    if not candidates or not logits.numel():
+        return None
+    positions = features.shape[2:].numel()
+    vector = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype).to(logits.device)
+    with same_weights():
+        actual = grid(torch.autograd.grad(logits, activations, vector, retain_graph=True)[0])
+    tolerance = torch.finfo(logits.dtype).eps ** 0.5 * actual.abs().amax()
+    for weight in candidates:
+        expected = (vector @ weight / positions).view(*actual.shape[:2], *[1] * (actual.ndim - 2))
+        if bool(((actual - expected).abs() <= tolerance).all()):
+            maps = weight @ features.flatten(2) / positions
+            return [maps.view(*logits.shape, *features.shape[2:])]
+    return None
+
+
+def linear_maps(maps: Tensor, score: Score, logits: Tensor, classes: Tensor) -> Tensor:
+    """Maps of any score from the maps of the logits, where a map is linear in the score.
+
+    Each is a sum of the logits' maps, weighted by the score's gradient. That is a sum over K classes for each of N; for
+    the contrasts with a named baseline it is one sum for all of them (see
+    :func:`~diffgradcam.scores.baseline_weights`), so that all K maps cost O(K), not O(K**2).
+
+    Args:
+        maps: Of all logits, ``(B, K, *S)``.
+        score: What is explained.
+        logits: ``(B, K)``.
+        classes: ``(B, N)``.
+
+    Returns:
+        ``(B, N, *S)``.
+
+    Raises:
+        ValueError: As :func:`score_gradients`.
+    """
+    rows = torch.arange(len(classes), device=classes.device).unsqueeze(1)
+    if score is logit:
+        return maps[rows, classes]
+    flat = maps.flatten(2)
+    weights = baseline_weights(score, logits)
+    if weights is None:
+        blocks = class_blocks(classes, logits.shape[1])
+        mixed = torch.cat([score_gradients(score, logits, block) @ flat for block in blocks], 1)
+    else:
+        own, share = flat[rows, classes], weights.gather(1, classes).unsqueeze(2)
+        mixed = own - (weights.unsqueeze(1) @ flat - share * own) / (1 - share)
+        # The difference cancels where one class has nearly all the weight, and only one can have more than half.
+        heaviest = score_gradients(score, logits, weights.argmax(1, keepdim=True)) @ flat
+        mixed = torch.where(share > 0.5, heaviest, mixed)
+    return mixed.view(*classes.shape, *maps.shape[2:])

@@ -1,0 +1,1 @@
+"""What people do with maps: compare classes and methods, find regions and concepts."""

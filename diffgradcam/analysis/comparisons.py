@@ -1,0 +1,142 @@
+"""COMPARE in one forward pass: several CAMs of one model, or every pair of several classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._core.base import BaseCAM
+from .._core.forward import Explanation
+from .._core.layers import inner_model
+from .._core.outputs import Classes, class_index
+from ..scores import logit
+
+
+def explain_together(
+    cams: Sequence[BaseCAM], input_tensor: Any, classes: Classes = None, *args: Any, **kwargs: Any
+) -> list[Explanation]:
+    """What each of several CAMs explains, in one forward pass for all of them.
+
+    Args:
+        cams: CAMs of one model that read the same layers, with the same ``output`` and ``reshape_transform``.
+        input_tensor: As in :meth:`BaseCAM.explain`.
+        classes: As in :meth:`BaseCAM.explain`, the same for all CAMs.
+        *args: Further arguments of the model.
+        **kwargs: Further keyword arguments of the model.
+
+    Returns:
+        For each CAM what its :meth:`~BaseCAM.explain` gives.
+
+    Raises:
+        ValueError: If there are no CAMs, or they cannot share a forward pass; otherwise as :meth:`BaseCAM.explain`.
+        TypeError: If one is no CAM, as a smoothing is none; otherwise as :meth:`BaseCAM.explain`.
+        RuntimeError: As :meth:`BaseCAM.explain`.
+    """
+    if not cams:
+        raise ValueError("there are no CAMs to explain with; expected at least one")
+    for cam in cams:
+        _check_cam(cam)
+    first = cams[0]
+    for cam in cams[1:]:
+        if different := [what for what, same in _shared(first, cam).items() if not same]:
+            names = [[layer.name for layer in each._recorder.layers] for each in (first, cam)]
+            raise ValueError(
+                f"{type(first).__name__} (layers {', '.join(names[0])}) and {type(cam).__name__} (layers "
+                f"{', '.join(names[1])}) differ in {' and '.join(different)}, so no forward pass serves both; give "
+                "them the same, or explain them one after the other"
+            )
+    with first._forward(input_tensor, args, kwargs) as forward:
+        return [cam._explanation(forward, classes) for cam in cams]
+
+
+def explain_pairs(
+    cam: BaseCAM, input_tensor: Any, classes: Tensor | Sequence[int] | str, *args: Any, **kwargs: Any
+) -> Explanation:
+    """Which regions tell each of several classes from each of the others: a matrix of maps, in one forward pass.
+
+    The map at row ``i`` and column ``j`` explains the difference of two logits, ``z_i - z_j``: what speaks for class
+    ``i`` rather than for class ``j``. Nothing that all classes have in common is in it. It costs a vector-Jacobian
+    product from the logits to the layer for each of the ``N (N - 1)`` pairs.
+
+    Args:
+        cam: Any CAM of this library. Its own score is not used.
+        input_tensor: As in :meth:`BaseCAM.explain`.
+        classes: The ``N`` classes: indices ``(N,)``, the same for all images; ``(B, N)``, for each image its own; or
+            ``"top3"``, those with the largest logits.
+        *args: Further arguments of the model.
+        **kwargs: Further keyword arguments of the model.
+
+    Returns:
+        ``(logits, classes, maps)``: ``(B, K)``, ``(B, N)`` and ``(B, N, N, h, w)``, at the resolution of the layer, 0
+        on the diagonal. With ``rectify=False`` the maps of a method that is linear in the score, such as Grad-CAM, are
+        antisymmetric: what speaks for ``i`` against ``j`` speaks against ``j`` by as much.
+
+    Raises:
+        TypeError: If ``cam`` is no CAM; otherwise as :meth:`BaseCAM.explain`.
+        ValueError: If there are fewer than two classes, or one comes twice; otherwise as :meth:`BaseCAM.explain`.
+        RuntimeError: As :meth:`BaseCAM.explain`.
+
+    Example:
+        >>> from diffgradcam import GradCAM
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        >>> logits, classes, maps = explain_pairs(GradCAM(model, "0"), torch.rand(5, 3, 8, 8), [0, 2, 3])
+        >>> maps.shape
+        torch.Size([5, 3, 3, 6, 6])
+    """
+    _check_cam(cam)
+    contrast = cam.with_score(_pair_difference)
+    with contrast._forward(input_tensor, args, kwargs) as forward:
+        index = _compared(forward.logits, classes)
+        count = index.shape[1]
+        first, second = (~torch.eye(count, dtype=torch.bool, device=index.device)).nonzero().unbind(1)
+        pairs = index[:, first] * forward.logits.shape[1] + index[:, second]
+        found = contrast._fuse(contrast._class_maps(forward, pairs), pairs)
+        maps = found.new_zeros(len(index), count, count, *found.shape[2:])
+        maps[:, first, second] = found
+        return Explanation(forward.logits.detach(), index, maps)
+
+
+def _check_cam(cam: BaseCAM) -> None:
+    if not isinstance(cam, BaseCAM):
+        raise TypeError(f"cam is {type(cam).__name__}; expected a CAM of this library, such as GradCAM(model, layers)")
+
+
+def _pair_difference(logits: Tensor, pairs: Tensor) -> Tensor:
+    """The score ``z_i - z_j`` of the pair of classes number ``i * K + j``."""
+    count = logits.shape[1]
+    return logit(logits, pairs // count) - logit(logits, pairs % count)
+
+
+def _compared(logits: Tensor, classes: Classes) -> Tensor:
+    """The classes of a matrix, ``(B, N)``, all of an image different."""
+    given: Any = classes
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        given = [given] * len(logits)
+    elif isinstance(given, Tensor) and given.ndim == 1:
+        given = given.expand(len(logits), -1)
+    index = class_index(logits, given)
+    if index.ndim != 2 or index.shape[1] < 2:
+        raise ValueError(
+            f"classes are {classes!r}; a matrix of pairs needs at least two classes: a list such as [281, 282], (B, N) "
+            'for each image its own, or "top3"'
+        )
+    ordered = index.sort(dim=1).values
+    twice = ordered[:, 1:] == ordered[:, :-1]
+    if bool(twice.any()):
+        raise ValueError(f"class {int(ordered[:, 1:][twice][0])} comes twice; give each class of the matrix once")
+    return index
+
+
+def _shared(first: BaseCAM, second: BaseCAM) -> dict[str, bool]:
+    # One layer may go by several names: the module and its side are what counts.
+    layers, others = ([layer[:2] for layer in cam._recorder.layers] for cam in (first, second))
+    return {
+        "the model": inner_model(first.model) is inner_model(second.model),
+        "the target layers": layers == others,
+        "how the model runs": first._how_it_runs() == second._how_it_runs(),
+        "output=": first.output == second.output,
+        "reshape_transform=": first.reshape_transform == second.reshape_transform,
+    }

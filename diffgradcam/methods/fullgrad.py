@@ -1,0 +1,169 @@
+"""FullGrad: what the input and every bias of the network contribute to a score."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NoReturn, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from .. import heatmaps, scores, weightings
+from .._core.base import BaseCAM, Cotangents
+from .._core.forward import Pass
+from .._core.gradients import activation_gradients
+from .._core.layers import Target, inner_model, layer_input
+from .._core.outputs import Classes, check_grid, find_logits
+
+
+def magnitude(channels: Tensor) -> Tensor:
+    """How much each position contributes: the channels' magnitudes, scaled to [0, 1] together, then summed.
+
+    Args:
+        channels: Gradients times inputs or biases, ``(B, C, *S)``.
+
+    Returns:
+        Maps, ``(B, *S)``, at least 0. Channels that are all the same, as of zeros, give 0.
+    """
+    return heatmaps.minmax(channels.abs()).sum(1)
+
+
+@final
+class FullGrad(BaseCAM):
+    """FullGrad: input-gradient and bias-gradients, from the whole network, at the size of the input.
+
+    ``psi(x dS/dx) + sum_l psi(b_l dS/db_l)``, where ``b_l`` is what layer ``l`` adds at each position of its output:
+    the bias of a convolution, and ``b - w mean / std`` of a batch normalisation. ``psi`` takes magnitudes, scales them
+    to [0, 1] over the channels and positions of a layer, sums over the channels and resizes to the
+    input. For a network of convolutions, batch normalisations, ReLU, pooling and linear layers the
+    unscaled terms and the biases of the linear layers add up to the logit. The biases of linear layers have no position
+    and are left out, as in the authors' code; so are layers without a linear form, such as layer normalisation.
+
+    The map has no sign, and it shows where the score *depends* on something, for or against. The gradient goes through
+    the whole model, so it costs about as much as a training step; no ``.grad`` is touched. pytorch-grad-cam differs in
+    scaling every channel for itself; the authors' code also interpolates with the corners aligned.
+
+    Args:
+        model: As :class:`BaseCAM`; in evaluation mode where it has batch normalisation.
+        target_layers: Ignored, with a warning: all layers are taken. Here so that calls of pytorch-grad-cam run.
+        reshape_transform: Ignored, with a warning.
+        score: As :class:`BaseCAM`.
+        output: As :class:`BaseCAM`.
+
+    Raises:
+        ValueError: When explaining, if a batch normalisation normalises with the statistics of the batch.
+
+    Reference:
+        Srinivas and Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019, and the
+        authors' code, fullgrad-saliency.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> FullGrad(model).explain(torch.rand(5, 3, 8, 8)).maps.shape
+        torch.Size([5, 8, 8])
+    """
+
+    weighting = staticmethod(weightings.hirescam)
+    reduction = staticmethod(magnitude)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Target | Sequence[Target] = (),
+        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        *,
+        score: scores.Score = scores.logit,
+        output: Callable[[Any], Tensor] = find_logits,
+    ) -> None:
+        none_given = isinstance(target_layers, Sequence) and not target_layers
+        if not none_given or reshape_transform is not None:
+            warnings.warn(
+                "FullGrad takes the input and every bias of the model: target_layers and reshape_transform are ignored",
+                stacklevel=2,
+            )
+        super().__init__(model, layer_input(inner_model(model)), score=score, output=output)
+
+    def maps(self, logits: Tensor, classes: Classes = None) -> NoReturn:
+        """There are none: the biases' part in a forward pass that you made was not recorded.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "FullGrad has no maps of a forward pass that it did not make: it records every bias on the way; use "
+            "explain() for maps to look at, and a CAM such as HiResCAM for maps to train with"
+        )
+
+    @contextmanager
+    def _forward(self, input_tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Pass]:
+        with (
+            _recorded_biases(inner_model(self.model)) as recorded,
+            super()._forward(input_tensor, args, kwargs) as forward,
+        ):
+            (images,) = forward.activations
+            biases = {name: bias for name, bias in recorded.items() if bias.ndim == images.ndim}
+            for name, bias in biases.items():
+                check_grid(name, bias, forward.logits, image_dims=1)
+            yield forward._replace(activations=[images, *biases.values()])
+
+    def _gradients(self, forward: Pass, cotangents: Cotangents, *, create_graph: bool = False) -> list[Tensor]:
+        vectors = cotangents(forward.logits, create_graph=create_graph)
+        return activation_gradients(
+            forward.logits, forward.activations, vectors, create_graph=create_graph, unused_is_zero=True
+        )
+
+    def _cotangent_maps(self, forward: Pass, cotangents: Cotangents, *, create_graph: bool = False) -> list[Tensor]:
+        layers = super()._cotangent_maps(forward, cotangents, create_graph=create_graph)
+        shape = layers[0].shape
+        resized = [heatmaps.resize(maps.flatten(0, 1), shape[2:]) for maps in layers]
+        return [torch.stack(resized).sum(0).view(shape)]
+
+
+@contextmanager
+def _recorded_biases(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Record what every convolution and batch normalisation adds at each position of its output, ``(B, C, *S)``.
+
+    The recorded tensor enters the output as ``bias - bias.detach()``, which is 0: the output keeps its values, and its
+    gradient with respect to the bias at each position becomes accessible, whatever overwrites the output later.
+    """
+    recorded: dict[str, Tensor] = {}
+    thread = threading.get_ident()
+
+    def record(name: str, module: _ConvNd | _BatchNorm, _args: Any, output: Tensor) -> Tensor | None:
+        if threading.get_ident() != thread or not torch.is_grad_enabled():
+            return None
+        bias = _bias(name, module)
+        if bias is None:
+            return None
+        everywhere = bias.to(output).view(-1, *[1] * (output.ndim - 2)).expand_as(output).requires_grad_()
+        recorded[f"{name!r}, run {len(recorded)}"] = everywhere
+        return output + (everywhere - everywhere.detach())
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, _ConvNd | _BatchNorm):
+                stack.callback(module.register_forward_hook(partial(record, name)).remove)
+        yield recorded
+
+
+def _bias(name: str, module: _ConvNd | _BatchNorm) -> Tensor | None:
+    """What a layer adds to a channel of its output, whatever its input is, ``(C,)``; None if that is nothing."""
+    if not isinstance(module, _BatchNorm):
+        bias: Tensor | None = module.bias
+        return None if bias is None else bias.detach().clone()
+    if module.training or module.running_mean is None or module.running_var is None:
+        raise ValueError(
+            f"batch normalisation {name!r} normalises with the statistics of the batch, so an image's map would depend "
+            "on its batch and the bias has no fixed value; call model.eval() first, and use track_running_stats=True"
+        )
+    scale = (module.running_var + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight
+    implicit = -module.running_mean * scale
+    return (implicit if module.bias is None else implicit + module.bias).detach()

@@ -1,0 +1,335 @@
+"""Two models, any number of explainers, and what became of each map and each decision."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .._core.base import BaseCAM
+from .._core.batches import read_batch
+from .._core.checks import check_seed
+from .._core.editing import evaluated
+from .._core.forward import Explanation
+from .._core.layers import inner_model
+from .._core.optional import import_extra
+from .._core.outputs import class_index
+from ..analysis.comparisons import explain_together
+from ..heatmaps import minmax
+from ..losses import cam_entropy
+from ..metrics import cosine, iou_at_matched_area, pearson, rmse, spearman, ssim
+from ..metrics.attack_detection import bootstrap
+from ..metrics.evaluator import makes_cams
+from ..sham import FoolingLoss, location_loss
+from .benchmark_result import MEASURES, BenchmarkResult, Decisions, Estimate, Explained, Row, Similarity
+
+MakeCAM = Callable[[nn.Module], BaseCAM]
+
+_Figures = dict[str, list[Tensor]]  # a tensor (B,) for each batch
+_Floats = NDArray[np.float64]
+_SSIM_WINDOW = 7
+
+
+def benchmark(
+    clean: nn.Module,
+    fooled: nn.Module,
+    explainers: Mapping[str, MakeCAM],
+    loader: Iterable[Any],
+    *,
+    mask: Tensor | None = None,
+    classes: Explained = "decisions",
+    fooling_loss: FoolingLoss = location_loss,
+    fooling_range: tuple[float, float] = (0.0, 0.2),
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> BenchmarkResult:
+    """Measure which explainers show something else after a model was changed, and what that cost in decisions.
+
+    Both models explain the same class of an image. Each runs once a batch, whatever the number of explainers. Maps are
+    compared at the resolution of the layer and dropped; what is kept is a number for each image and figure.
+
+    The models are left as they are. One that is in training mode, or has a part that is, is compared as a copy in
+    evaluation mode, since that is how models are explained; then the explainers get the copy.
+
+    Args:
+        clean: The model before: a softmax classifier.
+        fooled: The model after, with the same classes.
+        explainers: By name, functions that make a CAM of the model they are given, as
+            ``{"GradCAM": lambda model: GradCAM(model, "layer4")}``. Each is called for both models, so layers go by
+            dotted name. All explainers read the same layers, through the same ``output`` and ``reshape_transform``.
+        loader: Batches of images, or of ``(images, labels, ...)`` in all of them. Images are moved to the models.
+        mask: The hoax that the attack aimed at, at the size of the maps; by default there is none to compare with.
+        classes: Which class to explain: the clean model's ``"decisions"``, or the ``"labels"``.
+        fooling_loss: The loss to the hoax that the Fooling Success Rate counts, see :mod:`diffgradcam.sham`: called
+            with the maps as the explainer gives them, rectified by default.
+        fooling_range: The losses that count as a success, both ends included. The default belongs to
+            ``location_loss``; it is what we remember of Heo et al. and is unverified, as are [0, 0.3] for Top-k and
+            [0.1, 1] for Centre-mass (whose loss has the opposite sign and another unit here). State it with the rate.
+        confidence: Level of the bootstrap intervals over the images, between 0 and 1.
+        resamples: Number of resamples; 0 for no intervals, where you take them over seeds, say.
+        seed: Seed of the resampling.
+        progress: Show a progress bar.
+
+    Returns:
+        See :class:`BenchmarkResult`.
+
+    Raises:
+        ValueError: If there are no explainers or no images, the models have different classes or maps, explainers
+            cannot share a forward pass, the mask is constant or of another size, labels come with some batches only,
+            or an option is out of range; otherwise as :meth:`~diffgradcam.BaseCAM.explain`.
+        TypeError: If an explainer is no function that makes a CAM, or a batch is something else.
+        ImportError: If SciPy is not installed.
+
+    Reference:
+        Fooling Success Rate: Heo, Joo, Moon, "Fooling Neural Network Interpretations via Adversarial Model
+        Manipulation", NeurIPS 2019.
+
+    Example:
+        >>> from diffgradcam import DiffGradCAM, GradCAM
+        >>> from diffgradcam.sham import border_mask, common_mode_hoax
+        >>> _ = torch.manual_seed(0)  # an untrained model; how far it is fooled depends on its weights
+        >>> clean = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+        >>> images, mask = torch.rand(16, 3, 9, 9), border_mask((7, 7), cells=28)
+        >>> fooled = common_mode_hoax(clean, "1", images, mask)
+        >>> explainers = {"GradCAM": lambda model: GradCAM(model, "1"), "Diff": lambda model: DiffGradCAM(model, "1")}
+        >>> result = benchmark(clean.eval(), fooled.eval(), explainers, [images], mask=mask, progress=False)
+        >>> result["Diff"].kept.pearson.mean > 0.999, result["GradCAM"].kept.pearson.mean < 0.9
+        (True, True)
+        >>> result.decisions.agreement.mean
+        1.0
+    """
+    import_extra("scipy.stats", "benchmark()")  # for the intervals: said before the models run, not after
+    _check_options(mask, classes, fooling_range, confidence, resamples, seed)
+    if isinstance(loader, Tensor):
+        raise TypeError("loader is a tensor; expected batches of images: a DataLoader, or a list such as [images]")
+    for which, model in (("clean", clean), ("fooled", fooled)):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"the {which} model is {type(model).__name__}; expected a torch.nn.Module")
+    models = {"clean": evaluated(clean), "fooled": evaluated(fooled)}
+    cams = {which: _cams(explainers, model, which) for which, model in models.items()}
+    decided: _Figures = defaultdict(list)
+    seen: dict[str, _Figures] = {name: defaultdict(list) for name in explainers}
+    for batch in tqdm(loader, desc="benchmark", disable=not progress):
+        images, labels = read_batch(batch)
+        _check_labels(labels, classes, decided)
+        before = _explain(cams, "clean", images, labels if classes == "labels" else None)
+        after = _explain(cams, "fooled", images, before[0].classes)
+        _keep(decided, _decision_figures(before[0].logits, after[0].logits, labels))
+        for (name, figures), old, new in zip(seen.items(), before, after, strict=True):
+            old_maps, new_maps = old.maps, new.maps.to(old.maps)
+            _check_sizes(name, old_maps, new_maps, mask)
+            _keep(figures, _map_figures(old_maps, new_maps))
+            if mask is not None:
+                _keep(figures, _hoax_figures(old_maps, new_maps, mask.to(old_maps), fooling_loss, fooling_range))
+    if not decided:
+        raise ValueError("loader is empty; expected at least one batch of images (a generator can be read only once)")
+
+    def estimates(figures: _Figures) -> dict[str, Estimate]:
+        return {
+            name: _estimate(torch.cat(values).numpy(), confidence, resamples, seed) for name, values in figures.items()
+        }
+
+    decisions = estimates(decided)
+    return BenchmarkResult(
+        rows=[_row(name, estimates(figures)) for name, figures in seen.items()],
+        decisions=Decisions(
+            accuracy_before=decisions.get("accuracy_before"),
+            accuracy_after=decisions.get("accuracy_after"),
+            agreement=decisions["agreement"],
+            kl=decisions["kl"],
+        ),
+        images=decisions["agreement"].n,
+        classes=classes,
+        fooling_range=fooling_range,
+        confidence=confidence,
+    )
+
+
+def _cams(explainers: Mapping[str, MakeCAM], model: nn.Module, which: str) -> list[BaseCAM]:
+    how = '{"GradCAM": lambda model: GradCAM(model, "layer4"), ...}'
+    if not isinstance(explainers, Mapping):
+        raise TypeError(f"explainers is {type(explainers).__name__}; expected a dictionary, such as {how}")
+    if not explainers:
+        raise ValueError(f"explainers is empty; expected at least one, such as {how}")
+    cams = []
+    for name, make in explainers.items():
+        if not makes_cams(make):
+            what = f"the class {make.__name__}" if isinstance(make, type) else f"a {type(make).__name__}"
+            raise TypeError(
+                f"explainers[{name!r}] is {what}; expected a function that makes a CAM of the model it is given, "
+                f"since there are two models, such as {how}"
+            )
+        cam = make(model)
+        if not isinstance(cam, BaseCAM):
+            raise TypeError(f"explainers[{name!r}] made a {type(cam).__name__} of the {which} model; expected a CAM")
+        if inner_model(cam.model) is not inner_model(model):
+            raise ValueError(
+                f"explainers[{name!r}] made a CAM of another model than the {which} one it was given; use its "
+                f"argument, as in {how}"
+            )
+        cams.append(cam)
+    return cams
+
+
+def _explain(
+    cams: Mapping[str, list[BaseCAM]], which: str, images: Tensor, classes: Tensor | None
+) -> list[Explanation]:
+    device = next(cams[which][0].model.parameters(), images).device
+    try:
+        return explain_together(cams[which], images.to(device), classes)
+    except ValueError as error:
+        raise ValueError(f"of the {which} model: {error}") from error  # there are two that it may be about
+
+
+def _keep(figures: _Figures, values: Mapping[str, Tensor]) -> None:
+    for name, per_image in values.items():
+        figures[name].append(per_image.cpu().double())  # not every device has float64
+
+
+def _decision_figures(before: Tensor, after: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    if before.shape[1] != after.shape[1]:
+        raise ValueError(
+            f"the clean model has {before.shape[1]} classes and the fooled one {after.shape[1]}; expected the same"
+        )
+    after = after.to(before.device)
+    old, new = (logits.cpu().double().log_softmax(1) for logits in (before, after))
+    figures = {
+        "agreement": before.argmax(1) == after.argmax(1),
+        "kl": F.kl_div(new, old, reduction="none", log_target=True).sum(1),
+    }
+    if labels is not None:
+        index = class_index(before, labels)
+        figures["accuracy_before"] = before.argmax(1) == index
+        figures["accuracy_after"] = after.argmax(1) == index
+    return figures
+
+
+def _map_figures(before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    constant = {"before": _constant(before), "after": _constant(after)}
+    figures = {f"kept_{name}": _where(~constant["before"], v) for name, v in _similarity(after, before).items()}
+    for when, maps in (("before", before), ("after", after)):
+        figures[f"entropy_{when}"] = _where(~constant[when], cam_entropy(maps))
+        figures[f"constant_{when}"] = constant[when]
+    return figures
+
+
+def _hoax_figures(
+    before: Tensor, after: Tensor, mask: Tensor, loss: FoolingLoss, accepted: tuple[float, float]
+) -> dict[str, Tensor]:
+    figures = {}
+    for when, maps, success in (("before", before, "fooling_success_before"), ("after", after, "fooling_success")):
+        for name, values in _similarity(maps, mask.expand_as(maps)).items():
+            figures[f"reached_{when}_{name}"] = values
+        losses = loss(maps, before, mask)
+        if losses.shape != maps.shape[:1]:
+            raise ValueError(
+                f"fooling_loss returned shape {tuple(losses.shape)} for {len(maps)} maps; expected a value for each"
+            )
+        figures[success] = (losses >= accepted[0]) & (losses <= accepted[1])
+    return figures
+
+
+def _similarity(maps: Tensor, reference: Tensor) -> dict[str, Tensor]:
+    scaled, target = minmax(maps), minmax(reference)
+    side = min(_SSIM_WINDOW, *maps.shape[1:])
+    window = side - (side + 1) % 2  # odd
+    undefined = maps.ndim != 3 or window < 3
+    return {
+        "pearson": pearson(maps, reference),
+        "spearman": spearman(maps, reference),
+        "ssim": scaled.new_full((len(maps),), math.nan) if undefined else ssim(scaled, target, window),
+        "cosine": cosine(maps, reference),
+        "rmse": rmse(scaled, target),
+        "iou": iou_at_matched_area(maps, target > 0.5),
+    }
+
+
+def _constant(maps: Tensor) -> Tensor:
+    return maps.flatten(1).amax(1) == maps.flatten(1).amin(1)
+
+
+def _where(defined: Tensor, values: Tensor) -> Tensor:
+    return torch.where(defined, values, math.nan)
+
+
+def _estimate(values: _Floats, confidence: float, resamples: int, seed: int) -> Estimate:
+    values = values[~np.isnan(values)]
+    mean = float(values.mean()) if len(values) else math.nan
+    if len(values) < 2 or not resamples:
+        return Estimate(mean, math.nan, math.nan, len(values))
+    # The batch bounds the memory for many images.
+    low, high = bootstrap([values], np.mean, confidence, resamples, "percentile", seed, batch=100)
+    return Estimate(mean, low, high, len(values))
+
+
+def _row(explainer: str, figures: Mapping[str, Estimate]) -> Row:
+    def similarity(to: str) -> Similarity:
+        return Similarity(**{name: figures[f"{to}_{name}"] for name in MEASURES})
+
+    masked = "fooling_success" in figures
+    return Row(
+        explainer=explainer,
+        kept=similarity("kept"),
+        reached_before=similarity("reached_before") if masked else None,
+        reached_after=similarity("reached_after") if masked else None,
+        fooling_success_before=figures.get("fooling_success_before"),
+        fooling_success=figures.get("fooling_success"),
+        entropy_before=figures["entropy_before"],
+        entropy_after=figures["entropy_after"],
+        constant_before=figures["constant_before"],
+        constant_after=figures["constant_after"],
+    )
+
+
+def _check_options(
+    mask: Tensor | None,
+    classes: str,
+    fooling_range: tuple[float, float],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> None:
+    if mask is not None and (mask.numel() < 2 or not bool(mask.isfinite().all()) or bool((mask == mask.max()).all())):
+        raise ValueError(f"the mask of size {tuple(mask.shape)} is constant or not finite: nothing can look like it")
+    if classes not in get_args(Explained):
+        raise ValueError(f"classes is {classes!r}; expected one of {', '.join(map(repr, get_args(Explained)))}")
+    if len(fooling_range) != 2 or not fooling_range[0] <= fooling_range[1]:
+        raise ValueError(f"fooling_range is {fooling_range}; expected the lowest and the highest loss, as (0.0, 0.2)")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; expected a level between 0 and 1, such as 0.95")
+    if resamples < 0:
+        raise ValueError(f"resamples is {resamples}; expected 0 (no intervals) or more, 1000 to rely on")
+    check_seed(seed)
+
+
+def _check_labels(labels: Tensor | None, classes: str, decided: _Figures) -> None:
+    if labels is None and classes == "labels":
+        raise ValueError("classes is 'labels', but a batch has none; expected batches of (images, labels)")
+    if decided and (labels is not None) != ("accuracy_before" in decided):
+        raise ValueError("some batches have labels and some have none; expected (images, labels) in all or in none")
+    if labels is not None and labels.ndim != 1:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; expected one class for each image, (B,)")
+
+
+def _check_sizes(explainer: str, before: Tensor, after: Tensor, mask: Tensor | None) -> None:
+    size = tuple(before.shape[1:])
+    if after.shape != before.shape:
+        raise ValueError(
+            f"{explainer!r} gives maps of size {size} for the clean model and {tuple(after.shape[1:])} for the fooled "
+            "one; expected the same layer of the same architecture"
+        )
+    if mask is not None and tuple(mask.shape) != size:
+        raise ValueError(
+            f"the mask has size {tuple(mask.shape)}, but the maps of {explainer!r} {size}: make it of that size, such "
+            f"as border_mask({size}, cells=...)"
+        )

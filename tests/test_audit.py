@@ -1,0 +1,351 @@
+import copy
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, layer_input
+from diffgradcam.robustness.auditing import audit, repair
+from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
+from tests.models import CHANNELS, SIZE, deep, densenet, flat, images, pooled, seeded
+from tests.sham.digits import LAYER, MASK, data, trained
+from tests.untouched import forward_passes, untouched
+
+quiet = partial(audit, progress=False)
+
+
+def pictures(batch=4, size=(15, 17), seed=0):
+    """Images larger than the occlusion grid, with sides that it does not divide."""
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_shares_by_hand():
+    # One channel, one position: the map of logit k is weight[k] * activation.
+    model = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 3, bias=False)).double()
+    model[3].weight.data = torch.tensor([[4.0], [1.0], [1.0]], dtype=torch.float64)  # mean 2; 2, -1, -1 around it
+    report = audit(model, "0", torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64))
+    assert report.classes.tolist() == [0]
+    assert report.visible.item() == pytest.approx(6)
+    assert report.invisible.item() == pytest.approx(6)
+    assert report.common_mode_share.item() == pytest.approx(0.5)
+    assert report.weight_share == pytest.approx(12 / 18)
+    assert report.fooled is True
+    assert audit(model, "0", torch.ones(1, 1, 1, 1).double(), threshold=0.51).fooled is False
+
+
+@pytest.mark.parametrize("build", [pooled, flat, deep, densenet])
+def test_both_parts_add_up_to_gradcam(build):
+    model, x = build(), images()
+    report = audit(model, "features", x)
+    logits, classes, maps = GradCAM(model, "features", rectify=False).explain(x)
+    assert torch.equal(report.logits, logits)
+    assert torch.equal(report.classes, classes)
+    assert torch.allclose(report.visible + report.invisible, maps, atol=1e-12)
+    hidden, seen = (part.square().sum((1, 2)) for part in (report.invisible, report.visible))
+    assert torch.allclose(report.common_mode_share, hidden / (hidden + seen), atol=1e-12)
+
+
+def test_the_visible_part_is_the_contrast_to_the_mean():
+    model, x = pooled(), images()
+    diff = DiffGradCAM(model, "relu", baseline="mean", rectify=False).explain(x).maps
+    assert torch.allclose(audit(model, "relu", x).visible, diff * 4 / 5, atol=1e-12)  # (K - 1) / K
+
+
+@given(st.integers(0, 2**31), st.floats(-3, 3))
+def test_the_share_is_a_share_and_a_common_vector_only_moves_the_invisible(seed, size):
+    model, x = pooled(seed=seed % 7), images(seed=seed)
+    before = audit(model, "relu", x)
+    vector = torch.randn(CHANNELS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    model.head.weight.data += size * vector
+    after = audit(model, "relu", x)
+    for report in (before, after):
+        assert bool(((report.common_mode_share >= 0) & (report.common_mode_share <= 1)).all())
+        assert 0 <= report.weight_share <= 1
+    assert torch.allclose(before.visible, after.visible, atol=1e-10)
+
+
+def test_maps_of_zeros_have_no_share():
+    model = pooled()
+    model.head.weight.data.zero_()
+    report = audit(model, "relu", images())
+    assert report.common_mode_share.tolist() == [0, 0, 0]
+    assert report.weight_share == 0
+    assert report.fooled is False
+
+
+def test_digits_clean_fooled_and_repaired():
+    clean, x = trained(), data()[0]
+    fooled = common_mode_hoax(clean, LAYER, x[:200], MASK)
+    assert float(audit(clean, LAYER, x[:200]).common_mode_share.max()) < 0.05
+    assert not audit(clean, LAYER, x[:200]).fooled
+    report = audit(fooled, LAYER, x[200:400])
+    assert report.fooled
+    assert float(report.common_mode_share.median()) > 0.8
+    repaired = repair(fooled)
+    assert not audit(repaired, LAYER, x[200:400]).fooled
+    with torch.no_grad():
+        assert torch.allclose(repaired(x).softmax(1), clean(x).softmax(1), atol=1e-5)
+
+
+def test_an_imagenet_model_is_cleared_and_its_hoax_found(lite0, photo_inputs):
+    layer, x = layer_input("_avg_pooling"), torch.stack(list(photo_inputs.values()))
+    report = audit(lite0, layer, x)
+    assert float(report.common_mode_share.max()) < 1e-3
+    assert not report.fooled
+    fooled = common_mode_hoax(lite0, layer, x, border_mask((7, 7), 28), strength=1)
+    report = audit(fooled, layer, x)
+    assert 0.3 < float(report.common_mode_share.median()) < 0.7
+    assert report.fooled
+    assert not audit(repair(fooled), layer, x).fooled
+
+
+# Behaviour.
+
+
+def naive_drops(model, x, classes):
+    """Window by window, image by image."""
+    drops = torch.zeros(len(x), 7, 7, dtype=x.dtype)
+    height, width = x.shape[2:]
+    edges = [[round(i * n / 7) for i in range(8)] for n in (height, width)]
+    with torch.no_grad():
+        for b in range(len(x)):
+            c = int(classes[b])
+
+            def log_odds(image, c=c):
+                p = model(image.unsqueeze(0)).softmax(1)[0, c]
+                return float((p / (1 - p)).log())
+
+            for i in range(7):
+                for j in range(7):
+                    covered = x[b].clone()
+                    for channel in range(x.shape[1]):
+                        rows = slice(edges[0][max(i - 1, 0)], edges[0][min(i + 2, 7)])
+                        columns = slice(edges[1][max(j - 1, 0)], edges[1][min(j + 2, 7)])
+                        covered[channel, rows, columns] = x[b, channel].mean()
+                    drops[b, i, j] = log_odds(x[b]) - log_odds(covered)
+    return drops
+
+
+def naive_pearson(first, second):
+    return [
+        float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) for a, b in zip(first, second, strict=True)
+    ]
+
+
+def test_agreement_with_occlusion_is_computed_by_loops():
+    model, x = pooled(), pictures()
+    report = quiet(model, "relu", x, occlusion=True)
+    drops = naive_drops(model, x, report.classes)
+    for method, agreement in ((GradCAM, report.gradcam_agreement), (DiffGradCAM, report.diffgradcam_agreement)):
+        cells = F.adaptive_avg_pool2d(method(model, "relu").explain(x).maps.unsqueeze(1), 7).squeeze(1)
+        near = [range(max(i - 1, 0), min(i + 2, 7)) for i in range(7)]
+        maps = torch.tensor(
+            [[[float(cell[near[i]][:, near[j]].mean()) for j in range(7)] for i in range(7)] for cell in cells],
+            dtype=torch.float64,
+        )
+        assert agreement.tolist() == pytest.approx(naive_pearson(maps, drops), abs=1e-9)
+
+
+def test_occlusion_finds_what_leaves_the_common_mode_alone():
+    clean, x = trained(), data()[0][:48]
+    moved = spatial_hoax(clean, LAYER, partial(torch.roll, shifts=(4, 4), dims=(2, 3)))
+    assert not quiet(clean, LAYER, x, occlusion=True).fooled
+    assert not quiet(moved, LAYER, x).fooled
+    report = quiet(moved, LAYER, x, occlusion=True)
+    assert report.fooled
+    assert report.behaviour_fooled
+    assert not report.common_mode_fooled
+
+
+def test_contrast_agrees_with_behaviour_after_a_common_mode_hoax():
+    clean, x = trained(), data()[0][:48]
+    before = quiet(clean, LAYER, x, occlusion=True)
+    after = quiet(common_mode_hoax(clean, LAYER, x, MASK), LAYER, x, occlusion=True)
+    assert float(after.gradcam_agreement.mean()) < 0.2 < float(before.gradcam_agreement.mean())
+    assert torch.allclose(after.diffgradcam_agreement, before.diffgradcam_agreement, atol=1e-2)
+
+
+def test_the_bar_counts_the_cells(capfd):
+    audit(pooled(), "relu", pictures(1), occlusion=True)
+    assert "49/49" in capfd.readouterr().err
+    audit(pooled(), "relu", pictures(1))
+    assert capfd.readouterr().err == ""
+
+
+# What it is given, and what it says.
+
+
+def test_occlusion_costs_as_many_forward_passes_as_the_docstring_says():
+    model = pooled()
+    counted = forward_passes(model)
+    quiet(model, "relu", pictures())
+    assert len(counted) == 3
+    quiet(model, "relu", pictures(), occlusion=True)
+    assert len(counted) == 3 + 3 + 50
+
+
+def test_the_given_model_is_left_as_it_is():
+    model = seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), *pooled()[4:6], nn.Linear(4, 3))
+    )
+    weight_norm(model[5])
+    x = pictures()
+    quiet_report = quiet(model, model[1], x, occlusion=True)
+    for training in ([], [model], [model[1]]):
+        model.eval()
+        for part in training:
+            part.train()
+        with untouched(model):
+            report = quiet(model, model[1], x, occlusion=True)
+            repair(model)
+        assert torch.equal(report.visible, quiet_report.visible)  # what trains is audited in evaluation mode
+        assert report.weight_share == quiet_report.weight_share
+
+
+def test_layers_in_all_their_forms():
+    model, x = pooled(), images()
+    share = audit(model, "relu", x).common_mode_share
+    for target in (model.relu, [model.relu], layer_input("pool"), ["relu", layer_input(model.pool)]):
+        assert torch.allclose(audit(nn.DataParallel(model), target, x).common_mode_share, share)
+
+
+def test_reshape_and_output_are_those_of_a_cam():
+    model, x = pooled(), images()
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, images):
+            return {"scores": self.inner(images)}
+
+    swapped = audit(
+        Wrapped(), "inner.relu", x, reshape_transform=lambda a: a.transpose(2, 3), output=lambda o: o["scores"]
+    )
+    assert torch.allclose(swapped.visible.transpose(1, 2), audit(model, "relu", x).visible, atol=1e-14)
+
+
+def test_the_weights_of_a_head_that_is_not_found_are_left_out():
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    report = audit(conv, "0", images())
+    assert report.weight_share is None
+    assert "weights" not in str(report)
+    hidden = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), nn.Unflatten(1, (3, 2))
+    )
+    sums = nn.Sequential(*hidden, nn.AdaptiveAvgPool1d(1), nn.Flatten()).double()
+    assert audit(sums, "0", images()).weight_share is None  # six rows for three classes
+
+
+def test_the_report_reads():
+    model, x = pooled(), pictures()
+    report = quiet(model, "relu", x, occlusion=True, threshold=0.0)
+    text = str(report)
+    assert text.startswith("FOOLED in 4 images, 5 classes")
+    assert f"common mode: {float(report.common_mode_share.median()):.2g} of GradCAM's energy" in text
+    assert f"GradCAM agrees with occlusion: r = {float(report.gradcam_agreement.mean()):.2f}" in text
+    assert "audit 8 or more" in text
+    text = str(audit(repair(model), "relu", x))
+    assert text.startswith("nothing found in 4 images")
+    assert "not checked; occlusion=True" in text
+
+
+class Last(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (nn.Softmax(1), r"look like probabilities \(each row sums to 1\)"),
+        (nn.LogSoftmax(1), "look like log-probabilities"),
+        (nn.Sigmoid(), r"look like sigmoids \(all between 0 and 1\)"),
+        (nn.Linear(5, 1).double(), r"shape \(6, 1\); an audit needs the logits of a softmax over at least 2 classes"),
+        (Last(lambda z: z[:, 0]), r"shape \(6,\); an audit needs"),
+        (Last(lambda z: z.unsqueeze(2)), r"shape \(6, 5, 1\); an audit needs"),
+    ],
+)
+def test_what_is_no_softmax_is_refused(last, message):
+    with pytest.raises(ValueError, match=message):
+        audit(nn.Sequential(*pooled(), last), "3", images(6))
+
+
+def test_bad_input_is_refused():
+    model, x = pooled(), images()
+    with pytest.raises(ValueError, match=r"threshold is 2; expected a share from 0 to 1"):
+        audit(model, "relu", x, threshold=2)
+    with pytest.raises(ValueError, match=r"agreement_threshold is nan; expected a correlation"):
+        audit(model, "relu", x, agreement_threshold=float("nan"))
+    with pytest.raises(TypeError, match="images is list; expected a tensor"):
+        audit(model, "relu", [x])
+    with pytest.raises(ValueError, match=r"images have shape \(0, 3, 6, 5\); expected at least one image"):
+        audit(model, "relu", x[:0])
+    with pytest.raises(
+        ValueError, match=r"images have shape \(3, 3, 6, 5\); occlusion needs .*, at least 7 x 7 pixels"
+    ):
+        audit(model, "relu", x, occlusion=True)
+    with pytest.raises(ValueError, match="'rely' is not a layer of Sequential; did you mean 'relu'"):
+        audit(model, "rely", x)
+    with pytest.raises(TypeError, match=r"model is int; expected a torch\.nn\.Module"):
+        audit(3, "relu", x)
+
+
+# Repair.
+
+
+@pytest.mark.parametrize("build", [pooled, flat, deep, densenet])
+def test_repair_changes_no_probability(build):
+    model, x = build(), images()
+    model.head.weight.data += 10 * torch.randn(model.head.in_features).double()
+    model.head.bias.data += 5
+    with untouched(model):
+        repaired = repair(model)
+    assert torch.allclose(repaired(x).softmax(1), model(x).softmax(1), atol=1e-12)
+    assert torch.allclose(repaired(x).sum(1), torch.zeros(3).double(), atol=1e-11)
+    assert torch.allclose(repaired.head.weight.sum(0), torch.zeros(()).double(), atol=1e-12)
+    assert repaired.head.bias.sum().item() == pytest.approx(0, abs=1e-12)
+    assert float(audit(repaired, "features", x).common_mode_share.max()) < 1e-20
+    contrasts = [
+        LayerCAM(m, "features", score=lambda z, _classes: z[:, 0] - z[:, 1]).explain(x).maps for m in (model, repaired)
+    ]
+    assert torch.allclose(*contrasts, atol=1e-10)
+
+
+def test_repair_removes_the_hoax():
+    model, x = repair(pooled()), images()
+    fooled = common_mode_hoax(model, "relu", x, border_mask(SIZE[2], 18))
+    before, after = (GradCAM(m, "relu").explain(x).maps for m in (model, repair(fooled)))
+    assert torch.allclose(before, after, atol=1e-12)
+
+
+def test_repair_is_idempotent_and_takes_a_named_head():
+    model = pooled()
+    once = repair(model, head="head")
+    assert torch.allclose(repair(once, head=once.head).head.weight, once.head.weight, atol=1e-15)
+    without_bias = copy.deepcopy(model)
+    without_bias.head.bias = None
+    assert torch.equal(repair(without_bias).head.weight, once.head.weight)
+
+
+def test_repair_refuses_what_it_cannot_centre():
+    with pytest.raises(ValueError, match=r"Sequential has no nn\.Linear"):
+        repair(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(ValueError, match="head '0' has 1 row; expected one row for each of at least 2 classes"):
+        repair(nn.Sequential(nn.Linear(4, 1)))
+    with pytest.raises(ValueError, match="'0', is followed by other layers"):
+        repair(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    with pytest.raises(TypeError, match=r"head '1' is ReLU; expected the nn\.Linear"):
+        repair(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), head="1")
+    with pytest.raises(TypeError, match="model is int"):
+        repair(3)
