@@ -1,28 +1,25 @@
 """Class activation maps that cannot be fooled silently, that train with you, and whose robustness is measured."""
 
 from . import losses, scores, sham
-from ._core.base import BaseCAM
-from ._core.forward import Explanation
+from ._core.base import BaseCAM, ScoredCAM, TrainableCAM
+from ._core.explanation import Explanation
 from ._core.layers import layer_input
 from .analysis.comparisons import explain_pairs, explain_together
 from .analysis.concepts import DeepFeatureFactorization, factorize
 from .analysis.guided import GuidedBackpropReLUModel, guided_gradcam, guided_gradients
 from .analysis.regions import Region, important_features
 from .methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
-from .methods.contrastive import TrueFalseCAM, TrueFalseMaps
+from .methods.contrastive import DiffGradCAM, DiffGradCAMPlusPlus, FinerCAM, TrueFalseCAM, TrueFalseMaps
 from .methods.fullgrad import FullGrad
-from .methods.fusion import RefineCAM
 from .methods.gradient import (
     CAM,
-    DiffGradCAM,
-    DiffGradCAMPlusPlus,
     EigenGradCAM,
-    FinerCAM,
     GradCAM,
     GradCAMElementWise,
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
+    RefineCAM,
     ShapleyCAM,
     SmoothGradCAMPlusPlus,
     XGradCAM,
@@ -65,8 +62,10 @@ __all__ = [
     "RefineCAM",
     "Region",
     "ScoreCAM",
+    "ScoredCAM",
     "ShapleyCAM",
     "SmoothGradCAMPlusPlus",
+    "TrainableCAM",
     "TrueFalseCAM",
     "TrueFalseMaps",
     "XGradCAM",

@@ -6,7 +6,8 @@ from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, HiResCAM
 from diffgradcam._core import gradients
-from diffgradcam._core.gradients import class_blocks, linear_maps, pooled_linear_maps, score_gradients
+from diffgradcam._core.gradients import class_blocks, linear_maps, pooled_linear_maps
+from diffgradcam.scores import score_gradients
 from diffgradcam._core.layers import Recorder, find_layers
 from diffgradcam.scores import baseline_weights, logit, logit_difference, probability
 from tests import models

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, LayerCAM, layer_input
-from diffgradcam._core.layers import LayerInput, Recorder, find_layers, inner_model, is_compiled
+from diffgradcam._core.layers import LayerInput, Recorder, find_layers
+from diffgradcam._core.wrappers import inner_model, is_compiled
 from diffgradcam.heatmaps import resize
 
 from .models import CHANNELS, backbone, deep, densenet, flat, images, pooled, seeded, two_sizes

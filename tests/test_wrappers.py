@@ -26,7 +26,7 @@ from diffgradcam import (
     XGradCAM,
     layer_input,
 )
-from diffgradcam._core.layers import eagerly
+from diffgradcam._core.wrappers import eagerly
 from diffgradcam._core.outputs import find_logits
 from diffgradcam.scores import two_logits
 

@@ -25,15 +25,17 @@ from torch.utils.data import (
 from tqdm import tqdm
 
 from .._core.base import BaseCAM
-from .._core.forward import Explainer, Explanation, columns
-from .._core.gradients import widen
-from .._core.layers import find_layers, inner_model
+from .._core.explanation import Explainer, Explanation
+from .._core.layers import find_layers
 from .._core.outputs import Classes, check_class_word
+from .._core.tensors import columns, widen
+from .._core.wrappers import inner_model
 from ..analysis.comparisons import explain_together
 from ..heatmaps import entropy, rectify
-from ..methods.gradient import DiffGradCAM, GradCAM
+from ..methods.contrastive import DiffGradCAM
+from ..methods.gradient import GradCAM
 from ..methods.smoothing import SmoothedCAM
-from ..scores import Score, logit
+from ..scores import ScoreFunction, logit
 from .store import Explanations, Row, all_shards, prepare, safetensors, shard_positions, write_index, write_shard
 
 _ON_ERROR = ("stop", "skip")
@@ -368,7 +370,7 @@ def _shape(item: Any) -> tuple[int, ...]:
     return tuple(image.shape) if isinstance(image, Tensor) else ()
 
 
-def _score_of(cam: object) -> Score:
+def _score_of(cam: object) -> ScoreFunction:
     while isinstance(cam, SmoothedCAM):
         cam = cam.cam
     return cam.score if isinstance(cam, BaseCAM) else logit

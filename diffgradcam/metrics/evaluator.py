@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from diffgradcam._core.checks import check_count, check_scores
 from diffgradcam._core.editing import evaluated
-from diffgradcam._core.forward import ModelExplainer
-from diffgradcam._core.gradients import widen
+from diffgradcam._core.explanation import ModelExplainer
 from diffgradcam._core.outputs import Classes, check_finite, class_index
-from diffgradcam.scores import Score
+from diffgradcam._core.tensors import widen
+from diffgradcam.scores import ScoreFunction
 
 Maps = Tensor | NDArray[Any]
 Output = Callable[[Any], Tensor]
@@ -70,7 +70,7 @@ class Judge(NamedTuple):
     """
 
     model: nn.Module
-    score: Score
+    score: ScoreFunction
     output: Output
     batch_size: int
 
@@ -98,7 +98,7 @@ class Judge(NamedTuple):
 
 
 def judged(
-    model: nn.Module, images: Tensor, classes: Classes, score: Score, output: Output, batch_size: int
+    model: nn.Module, images: Tensor, classes: Classes, score: ScoreFunction, output: Output, batch_size: int
 ) -> tuple[Judge, Tensor, Tensor]:
     """A judge of images that were not judged before.
 

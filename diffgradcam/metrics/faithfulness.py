@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from diffgradcam._core.outputs import Classes, find_logits
 from diffgradcam.heatmaps import minmax, resize
-from diffgradcam.scores import Score, logit_difference, probability
+from diffgradcam.scores import ScoreFunction, logit_difference, probability
 
 from .evaluator import Maps, Output, checked_maps, judged
 from .imputation import Fill, filled_with, noisy_linear_imputation
@@ -70,7 +70,7 @@ def deletion(
     maps: Maps,
     classes: Classes = None,
     *,
-    score: Score = logit_difference,
+    score: ScoreFunction = logit_difference,
     steps: int = 50,
     fill: Fill = "mean",
     batch_size: int = 64,
@@ -122,7 +122,7 @@ def insertion(
     maps: Maps,
     classes: Classes = None,
     *,
-    score: Score = logit_difference,
+    score: ScoreFunction = logit_difference,
     steps: int = 50,
     fill: Fill = "blur",
     batch_size: int = 64,
@@ -163,7 +163,7 @@ def road(
     classes: Classes = None,
     *,
     percentiles: Sequence[float] = (20, 40, 60, 80),
-    score: Score = logit_difference,
+    score: ScoreFunction = logit_difference,
     noise: float = 0.01,
     seed: int = 0,
     batch_size: int = 64,
@@ -224,7 +224,7 @@ def average_drop(
     maps: Maps,
     classes: Classes = None,
     *,
-    score: Score = probability,
+    score: ScoreFunction = probability,
     batch_size: int = 64,
     output: Output = find_logits,
 ) -> Tensor:
@@ -264,7 +264,7 @@ def average_increase(
     maps: Maps,
     classes: Classes = None,
     *,
-    score: Score = probability,
+    score: ScoreFunction = probability,
     batch_size: int = 64,
     output: Output = find_logits,
 ) -> Tensor:
@@ -301,7 +301,7 @@ def average_gain(
     maps: Maps,
     classes: Classes = None,
     *,
-    score: Score = probability,
+    score: ScoreFunction = probability,
     batch_size: int = 64,
     output: Output = find_logits,
 ) -> Tensor:
@@ -337,7 +337,7 @@ def _curve(
     images: Tensor,
     maps: Maps,
     classes: Classes,
-    score: Score,
+    score: ScoreFunction,
     steps: int,
     fill: Fill,
     batch_size: int,
@@ -371,7 +371,7 @@ def _confidences(
     images: Tensor,
     maps: Maps,
     classes: Classes,
-    score: Score,
+    score: ScoreFunction,
     batch_size: int,
     output: Output,
 ) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from diffgradcam._core.checks import described
 from diffgradcam._core.editing import by_name, copy_model
-from diffgradcam._core.forward import ModelExplainer
-from diffgradcam._core.layers import Target
+from diffgradcam._core.explanation import ModelExplainer
+from diffgradcam._core.layers import LayerSpec
 from diffgradcam._core.outputs import Classes
 
 from .evaluator import explained, makes_cams
@@ -46,7 +46,7 @@ def model_randomization(
     images: Tensor,
     classes: Classes = None,
     *,
-    layers: Target | Sequence[Target] | None = None,
+    layers: LayerSpec | Sequence[LayerSpec] | None = None,
     mode: Mode = "cascading",
     similarity: MapSimilarity = spearman,
     seed: int = 0,
@@ -190,7 +190,7 @@ def _own_parameters(model: nn.Module) -> list[str]:
     return names[::-1]
 
 
-def _named(model: nn.Module, layers: Target | Sequence[Target]) -> list[str]:
+def _named(model: nn.Module, layers: LayerSpec | Sequence[LayerSpec]) -> list[str]:
     names = by_name(model, layers)
     for name in names:
         if not isinstance(name, str):

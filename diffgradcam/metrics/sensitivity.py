@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from diffgradcam._core.checks import check_count
 from diffgradcam._core.editing import in_training
-from diffgradcam._core.forward import ModelExplainer
+from diffgradcam._core.explanation import ModelExplainer
 from diffgradcam._core.outputs import Classes, find_logits
 from diffgradcam.heatmaps import resize
-from diffgradcam.scores import Score, logit_difference
+from diffgradcam.scores import ScoreFunction, logit_difference
 
 from .evaluator import Maps, Output, check_images, checked_maps, explained, judged
 from .imputation import mean_colour
@@ -60,7 +60,7 @@ def infidelity(
     samples: int = 50,
     normalize: bool = True,
     seed: int = 0,
-    score: Score = logit_difference,
+    score: ScoreFunction = logit_difference,
     batch_size: int = 64,
     output: Output = find_logits,
     progress: bool = False,

@@ -18,10 +18,10 @@ from .._core.base import BaseCAM
 from .._core.batches import read_batch
 from .._core.checks import check_seed
 from .._core.editing import evaluated
-from .._core.forward import Explanation
-from .._core.layers import inner_model
+from .._core.explanation import Explanation
 from .._core.optional import import_extra
 from .._core.outputs import class_index
+from .._core.wrappers import inner_model
 from ..analysis.comparisons import explain_together
 from ..heatmaps import minmax
 from ..losses import cam_entropy

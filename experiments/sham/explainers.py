@@ -17,7 +17,7 @@ from diffgradcam import (
     LayerCAM,
     XGradCAM,
 )
-from diffgradcam._core.layers import Target
+from diffgradcam._core.layers import LayerSpec
 from diffgradcam.robustness.benchmarking import MakeCAM
 from diffgradcam.scores import logit_difference
 

@@ -1,0 +1,11 @@
+"""Errors that code tells apart. Each is also one of Python's own, by which users catch it."""
+
+from __future__ import annotations
+
+
+class LayerDidNotRun(RuntimeError):
+    """No target layer ran in a forward pass."""
+
+
+class HeadIsNotPooledLinear(RuntimeError):
+    """The logits are not a linear layer of the mean over the positions, as was taken for granted."""
