@@ -171,13 +171,24 @@ class LogitDifference(Score):
         if not isinstance(self.baseline, str):
             return None
         check_contrast(logits)
-        weights = self._weights(logits)
+        weights = self.weights(logits)
         own, share = logit_maps[_rows(classes), classes], weights.gather(1, classes).unsqueeze(2)
         maps = own - (weights.unsqueeze(1) @ logit_maps - share * own) / (1 - share)
         heaviest = weights.argmax(1, keepdim=True)
         return torch.where(share > 0.5, score_gradients(self, logits, heaviest) @ logit_maps, maps)
 
-    def _weights(self, logits: Tensor) -> Tensor:
+    def weights(self, logits: Tensor) -> Tensor:
+        """The weight that each logit has in the baseline of all logits.
+
+        Args:
+            logits: ``(B, K)``.
+
+        Returns:
+            ``(B, K)``, each row with the sum 1, not in the graph of the logits.
+
+        Raises:
+            ValueError: If the baseline has no name.
+        """
         with torch.enable_grad():
             source = logits.detach().requires_grad_()
             (weights,) = torch.autograd.grad(baseline_function(self.baseline)(source).sum(), source)

@@ -8,12 +8,13 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from typing_extensions import Unpack
 
 from .. import heatmaps
 from ..scores import Logit, Score, ScoreFunction, as_score
@@ -29,11 +30,8 @@ from .outputs import Classes, class_index, find_logits
 from .recorder import GraphRecorder
 from .requests import ClassRequest, Request, TargetRequest
 from .tensors import columns
-from .versions import Array, augmentations, averaged_call
+from .versions import Array, Augmentations, averaged_call
 from .wrappers import inner_model
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _FEW_CLASSES = 64  # so many vector-Jacobian products cost less than asking whether there is a closed form
 
@@ -193,6 +191,16 @@ class BaseCAM(ABC):
         vars(self).update(state)
         self._prepare()  # a copy is not attached
 
+    def __enter__(self: _Self) -> _Self:
+        """Nothing to begin; scripts for pytorch-grad-cam use CAMs in a ``with`` block."""
+        return self
+
+    def __exit__(
+        self, exception: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing to end."""
+        return
+
     def __repr__(self) -> str:
         """What the method explains, where, and how."""
         chosen = ", ".join(f"{name}={value}" for name, value in self._described().items())
@@ -283,8 +291,13 @@ class BaseCAM(ABC):
         cam = self.summed_by_principal_component() if eigen_smooth else self
         first = () if input_tensor is None and kwargs else (input_tensor,)
         inputs = Inputs(first, kwargs, self.image)
+        if inputs.image is None:
+            raise TypeError(
+                f"input_tensor is {type(input_tensor).__name__}; expected a tensor of images (B, C, H, W), such as "
+                "diffgradcam.utils.image.preprocess_image makes it, or what else the model takes"
+            )
         if aug_smooth:
-            smoothed, self.outputs = averaged_call(cam, augmentations(), inputs, targets, size=size)
+            smoothed, self.outputs = averaged_call(cam, Augmentations(), inputs, targets, size=size)
             return smoothed
         _warn_of_training_mode(self.model)
         parameter = next(self.model.parameters(), None)
@@ -490,11 +503,13 @@ class TrainableCAM(ScoredCAM):
         self._recorder.detach()
 
     def __enter__(self: _Trainable) -> _Trainable:
+        """Attach."""
         return self.attach()
 
     def __exit__(
         self, exception: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """Detach."""
         self.detach()
 
     def maps(self, logits: Tensor, classes: Classes = None) -> Tensor:
@@ -531,7 +546,7 @@ class TrainableCAM(ScoredCAM):
         if isinstance(request, ClassRequest) and request.classes.shape[1] > _FEW_CLASSES and self._has_closed_form():
             maps = forward.logit_maps()
             if maps is not None:
-                return forward.every_layer([linear_maps(maps, self.score, forward.logits, request.classes)])
+                return forward.every_layer([linear_maps(maps, request.score, forward.logits, request.classes)])
         return self._in_blocks(forward, request)
 
     def gradients(self, recording: Recording, request: Request, *, create_graph: bool = False) -> list[Tensor]:

@@ -90,7 +90,9 @@ class Recording:
             ``(B, N, ...)`` for each layer, in the form of its activations.
         """
         cotangents = request.cotangents(self.logits, create_graph=create_graph)
-        return activation_gradients(self.logits, self.activations, cotangents, create_graph=create_graph)
+        return activation_gradients(
+            self.logits, self.activations, cotangents, create_graph=create_graph, names=self.names
+        )
 
     def every_layer(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Add a map of zeros for each layer that was not used.

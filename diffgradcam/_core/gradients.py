@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..scores import Score, score_gradients
+from . import messages
 from .recorder import same_weights
 from .tensors import spread, widen
 
@@ -26,6 +27,7 @@ def activation_gradients(
     cotangents: Tensor,
     *,
     create_graph: bool = False,
+    names: str = "of the target",
 ) -> list[Tensor]:
     """Vector-Jacobian products of the output with respect to the activations of each layer.
 
@@ -34,6 +36,7 @@ def activation_gradients(
         activations: One tensor ``(B, ...)`` for each layer.
         cotangents: ``(B, N, *O)``.
         create_graph: Keep the graph, so that the result can be differentiated.
+        names: Of the layers, for the message.
 
     Returns:
         Gradients, ``(B, N, ...)``, for each layer; 0 where the output does not depend on it. No ``.grad`` is touched.
@@ -55,9 +58,7 @@ def activation_gradients(
                 allow_unused=True,
             )
         if all(gradient is None for gradient in gradients):
-            raise RuntimeError(
-                "the output does not depend on a target layer: the model detaches it; choose a later layer"
-            )
+            raise RuntimeError(messages.independent(names))
         return tuple(
             vector.new_zeros(*vector.shape[:batched], *layer.shape) if gradient is None else gradient
             for gradient, layer in zip(gradients, activations, strict=True)

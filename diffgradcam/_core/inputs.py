@@ -32,8 +32,9 @@ class Inputs:
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], image: ImageOf = None) -> None:
-        self.args: tuple[Any, ...] = _mapped(args, normal)
-        self.kwargs: dict[str, Any] = _mapped(kwargs, normal)
+        with torch.inference_mode(False):
+            self.args: tuple[Any, ...] = _mapped(args, normal)
+            self.kwargs: dict[str, Any] = _mapped(kwargs, normal)
         self.image: Any = self._find(image)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -147,9 +148,8 @@ def mean_of_versions(
     return total / (count + len(others))
 
 
-def augmentations(
-    flips: Sequence[int] = (-1,), factors: Sequence[float] = (0.9, 1.0, 1.1), scales: Sequence[float] = (1.0,)
-) -> Versions:
+@dataclass(frozen=True)
+class Augmentations:
     """Mirrored, dimmed and resized versions: all combinations.
 
     Args:
@@ -157,57 +157,61 @@ def augmentations(
         factors: By which numbers to multiply the pixel values.
         scales: By which numbers to multiply the size.
 
-    Returns:
-        The versions.
-
     Raises:
         ValueError: If a flip is not negative or given twice, a factor or scale is not positive, or there are none. When
-            used, if the images or maps have too few spatial dimensions.
+            called, if the images or maps have too few spatial dimensions.
     """
-    if any(flip >= 0 for flip in flips) or len(set(flips)) < len(flips):
-        raise ValueError(
-            f"flips is {flips!r}; expected different spatial dimensions, counted from the end: -1 for left and right, "
-            "-2 for up and down"
-        )
-    for name, values in (("factors", factors), ("scales", scales)):
-        if not values or not all(0 < value < float("inf") for value in values):
-            raise ValueError(f"{name} is {values!r}; expected at least one number, all of them positive")
-    subsets = [flip for n in range(len(flips) + 1) for flip in itertools.combinations(flips, n)]
-    combinations = list(itertools.product(scales, subsets, factors))
-    others = [combination for combination in combinations if combination != (1, (), 1)]
 
-    def versions(shape: torch.Size, spatial: int) -> tuple[int, list[Version]]:
-        most = min(spatial, len(shape) - 1)
-        if any(-flip > most for flip in flips):
+    flips: Sequence[int] = (-1,)
+    factors: Sequence[float] = (0.9, 1.0, 1.1)
+    scales: Sequence[float] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if any(flip >= 0 for flip in self.flips) or len(set(self.flips)) < len(self.flips):
             raise ValueError(
-                f"flips is {tuple(flips)} for images {tuple(shape)} whose maps have {spatial} spatial dimensions; "
-                f"expected dimensions that both have, -1 to {-most}"
+                f"flips is {self.flips!r}; expected different spatial dimensions, counted from the end: -1 for left "
+                "and right, -2 for up and down"
             )
+        for name, values in (("factors", self.factors), ("scales", self.scales)):
+            if not values or not all(0 < value < float("inf") for value in values):
+                raise ValueError(f"{name} is {values!r}; expected at least one number, all of them positive")
+
+    def __call__(self, shape: torch.Size, spatial: int) -> tuple[int, list[Version]]:
+        """See :data:`Versions`."""
+        most = min(spatial, len(shape) - 1)
+        if any(-flip > most for flip in self.flips):
+            raise ValueError(
+                f"flips is {tuple(self.flips)} for images {tuple(shape)} whose maps have {spatial} spatial "
+                f"dimensions; expected dimensions that both have, -1 to {-most}"
+            )
+        subsets = [flip for n in range(len(self.flips) + 1) for flip in itertools.combinations(self.flips, n)]
+        combinations = list(itertools.product(self.scales, subsets, self.factors))
+        others = [combination for combination in combinations if combination != (1, (), 1)]
         made = [
             Version(partial(_augmented, scale, flip, factor), partial(torch.flip, dims=flip), scale)
             for scale, flip, factor in others
         ]
         return len(combinations) - len(others), made
 
-    return versions
 
-
-def noisy_copies(samples: int, std: float, seed: int) -> Versions:
+@dataclass(frozen=True)
+class NoisyCopies:
     """Copies with normal noise, the same for every image; the image without noise does not count.
 
     Args:
         samples: How many.
         std: Standard deviation, relative to the range of the image.
         seed: Of the noise.
-
-    Returns:
-        The versions.
     """
 
-    def versions(shape: torch.Size, _spatial: int) -> tuple[int, list[Version]]:
-        return 0, [Version(partial(_noisy, std * noise), lambda maps: maps) for noise in noises(shape, samples, seed)]
+    samples: int
+    std: float
+    seed: int
 
-    return versions
+    def __call__(self, shape: torch.Size, _spatial: int) -> tuple[int, list[Version]]:
+        """See :data:`Versions`."""
+        drawn = noises(shape, self.samples, self.seed)
+        return 0, [Version(partial(_noisy, self.std * noise), lambda maps: maps) for noise in drawn]
 
 
 def unchanged(_shape: torch.Size, _spatial: int) -> tuple[int, list[Version]]:

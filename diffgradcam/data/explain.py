@@ -27,6 +27,7 @@ from tqdm import tqdm
 from .._core.base import BaseCAM
 from .._core.explanation import Explainer, Explanation
 from .._core.layers import find_layers
+from .._core.naming import name_of
 from .._core.outputs import Classes, check_class_word
 from .._core.tensors import columns, widen
 from .._core.wrappers import inner_model
@@ -35,7 +36,7 @@ from ..heatmaps import entropy, rectify
 from ..methods.contrastive import DiffGradCAM
 from ..methods.gradient import GradCAM
 from ..methods.smoothing import SmoothedCAM
-from ..scores import ScoreFunction, logit
+from ..scores import Score, ScoreFunction, logit
 from .store import Explanations, Row, all_shards, prepare, safetensors, shard_positions, write_index, write_shard
 
 _ON_ERROR = ("stop", "skip")
@@ -397,6 +398,8 @@ def _name(value: object) -> str | float | list[Any] | None:
         return value
     if isinstance(value, list | tuple):
         return [_name(each) for each in value]
+    if isinstance(value, Score):
+        return name_of(value)
     if isinstance(value, functools.partial):
         named = (f"{name}={_name(option)}" for name, option in sorted(value.keywords.items()))
         return f"{_name(value.func)}({', '.join([*(str(_name(each)) for each in value.args), *named])})"

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from .. import heatmaps, weightings
-from .._core.base import BaseCAM
+from .._core.base import BaseCAM, CAMOptions
 from .._core.forward import ForwardPass, ReshapeTransform
 from .._core.layers import LayerSpec
 from .._core.naming import name_of
 from .._core.registry import register
 from .._core.requests import ClassRequest, Request
 from .._core.tensors import spread
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .._core.base import CAMOptions
 
 ChannelWeighting = Callable[[Tensor], Tensor]
 
@@ -58,6 +54,12 @@ class ActivationCAM(BaseCAM):
         count = request.classes.shape[1] if isinstance(request, ClassRequest) else 1
         maps = [self.layer_map(grid, self.weighting(grid)) for grid in forward.grids()]
         return forward.every_layer([each.unsqueeze(1).expand(-1, count, *each.shape[1:]) for each in maps])
+
+    def _request(self, forward: ForwardPass, classes: Any) -> tuple[Tensor, Request]:
+        if classes is None and forward.logits.ndim != 2:  # no classes to decide on, and none is needed
+            index = torch.zeros(len(forward.logits), dtype=torch.long, device=forward.logits.device)
+            return index, ClassRequest(self.score, index.unsqueeze(1))
+        return super()._request(forward, classes)
 
     def _check_own_score(self, targets: Sequence[Any]) -> None:
         """Whatever is asked for, the map is the same."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from .. import weightings
-from .._core.base import TrainableCAM
+from .._core.base import CAMOptions, TrainableCAM, TrainableOptions
 from .._core.forward import ForwardPass, ReshapeTransform
 from .._core.layers import LayerSpec
 from .._core.outputs import Classes
@@ -18,11 +19,6 @@ from .._core.registry import register
 from .._core.requests import ClassRequest
 from .._core.tensors import columns
 from ..scores import Baseline, Finer, Logit, LogitDifference, Score, check_contrast, logit, refuse_same
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .._core.base import CAMOptions, TrainableOptions
 
 
 class _Contrast(TrainableCAM):

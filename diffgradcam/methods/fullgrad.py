@@ -7,15 +7,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from typing_extensions import Unpack
 
 from .. import heatmaps
-from .._core.base import ScoredCAM
+from .._core.base import ScoredCAM, ScoredOptions
 from .._core.forward import ForwardPass, LayerReader
 from .._core.inputs import Inputs
 from .._core.layers import Layer, LayerSpec, layer_input
@@ -23,11 +24,6 @@ from .._core.outputs import check_grid
 from .._core.registry import register
 from .._core.requests import Request
 from .._core.wrappers import inner_model
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .._core.base import ScoredOptions
 
 
 def magnitude(channels: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from .. import heatmaps, weightings
-from .._core.base import ScoredCAM, TrainableCAM
+from .._core.base import ScoredCAM, ScoredOptions, TrainableCAM
 from .._core.checks import check_count, check_std
 from .._core.forward import ForwardPass, Recording, ReshapeTransform
 from .._core.gradients import activation_gradients, hessian_products, linear_maps
@@ -17,11 +18,6 @@ from .._core.layers import LayerSpec
 from .._core.registry import register
 from .._core.requests import ClassRequest, Request
 from .._core.versions import noises, pixel_range, versionable
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from .._core.base import ScoredOptions
 
 
 @register()
@@ -137,11 +133,21 @@ class EigenGradCAM(TrainableCAM):
 class RefineCAM(TrainableCAM):
     """RefineCAM: the product of the maps of several layers, from sharp early ones to telling late ones.
 
-    Arguments as :class:`TrainableCAM`. ``prod_l minmax(resize(minmax(relu(map_l))))``: what every layer marks, in the
+    ``prod_l minmax(resize(minmax(relu(map_l))))``: what every layer marks, in the
     detail of the finest. In the call the product is taken at input size, as in pytorch-grad-cam; in ``explain`` and
     ``maps`` at the size of the largest layer, as in torch-cam (which does not scale again after resizing). The product
-    is in [0, 1]; where the layers disagree entirely it is 0. The maps are those of Grad-CAM++. Of another method it is
-    that method with ``fusion=diffgradcam.heatmaps.product``.
+    is in [0, 1]; where the layers disagree entirely it is 0. Of any method it is that method with
+    ``fusion=diffgradcam.heatmaps.product``.
+
+    Args:
+        model: As :class:`BaseCAM`.
+        target_layers: Several layers; as :class:`BaseCAM`.
+        reshape_transform: As :class:`BaseCAM`.
+        base_method: The class whose weighting and reduction make the maps, as in pytorch-grad-cam.
+        **options: As :class:`ScoredCAM`.
+
+    Raises:
+        TypeError: If the base method is no such class.
 
     Reference:
         "How to Evaluate and Refine your CAM" (arXiv 2605.14641), read in the code of pytorch-grad-cam and torch-cam.
@@ -154,8 +160,25 @@ class RefineCAM(TrainableCAM):
         torch.Size([5, 8, 8])
     """
 
-    weighting = staticmethod(weightings.gradcam_plus_plus)
     fusion = staticmethod(heatmaps.product)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
+        base_method: type[TrainableCAM] = GradCAMPlusPlus,
+        **options: Unpack[ScoredOptions],
+    ) -> None:
+        if not (isinstance(base_method, type) and issubclass(base_method, TrainableCAM)) or (
+            base_method.__init__ is not TrainableCAM.__init__
+        ):
+            raise TypeError(
+                f"base_method is {base_method!r}; expected a class of a method from gradients without options of its "
+                "own, such as LayerCAM; for another method pass fusion=diffgradcam.heatmaps.product to that method"
+            )
+        options.setdefault("reduction", base_method.reduction)
+        super().__init__(model, target_layers, reshape_transform, weighting=base_method.weighting, **options)
 
 
 @register()
@@ -218,7 +241,7 @@ class CAM(ScoredCAM):
             raise _no_pooled_linear_head(forward.names)
         forward.checks.require(found.holds, lambda: _no_pooled_linear_head(forward.names))
         if isinstance(request, ClassRequest):
-            maps = linear_maps(found.maps, self.score, forward.logits, request.classes)
+            maps = linear_maps(found.maps, request.score, forward.logits, request.classes)
         else:
             maps = torch.einsum("bnk,bk...->bn...", request.cotangents(forward.logits), found.maps)
         return [maps * maps.shape[2:].numel()]

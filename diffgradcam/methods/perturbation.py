@@ -7,14 +7,16 @@ serves all classes that are explained. The price is a forward pass for each chan
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, NoReturn, final
+from typing import ClassVar, NoReturn, final
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from typing_extensions import Unpack
 
 from .. import heatmaps
 from .._core.base import ScoredCAM, ScoredOptions
@@ -26,9 +28,6 @@ from .._core.recorder import Replacer
 from .._core.registry import register
 from .._core.requests import Request
 from .._core.tensors import spread
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _SHOW_AFTER_SECONDS = 2
 
@@ -327,7 +326,10 @@ class AblationCAM(PerturbationCAM):
         """See :meth:`PerturbationCAM.channel_weights`."""
         images, count = _batch(self, forward), len(forward.logits)
         ablated: list[Tensor] = []
-        with Replacer(layer, lambda tensor: _without(forward, tensor, ablated[0])) as replacer:
+        replacer = Replacer(layer, lambda tensor: _without(forward, tensor, ablated[0]))
+        with contextlib.ExitStack() as stack:
+            stack.callback(replacer.detach)
+            replacer.attach()
 
             def unchanged(rows: Tensor, channels: Tensor) -> Tensor:
                 replacer.start()

@@ -19,13 +19,13 @@ from .._core.inputs import ImageOf, Inputs, following_rows
 from .._core.outputs import Classes
 from .._core.versions import (
     Array,
+    Augmentations,
     HeatmapCall,
+    NoisyCopies,
     Versions,
-    augmentations,
     averaged_call,
     image_argument,
     mean_of_versions,
-    noisy_copies,
     unchanged,
     versionable,
 )
@@ -199,7 +199,7 @@ class AugSmooth(SmoothedCAM):
         scales: Sequence[float] = (1.0,),
         batch_size: int = 32,
     ) -> None:
-        super().__init__(cam, augmentations(flips, factors, scales), batch_size=batch_size)
+        super().__init__(cam, Augmentations(flips, factors, scales), batch_size=batch_size)
         self.flips = tuple(flips)
         self.factors = tuple(factors)
         self.scales = tuple(scales)
@@ -243,7 +243,7 @@ class NoiseSmooth(SmoothedCAM):
     ) -> None:
         check_count("samples", samples)
         check_std(std)
-        super().__init__(cam, noisy_copies(samples, std, seed), batch_size=batch_size)
+        super().__init__(cam, NoisyCopies(samples, std, seed), batch_size=batch_size)
         self.samples = samples
         self.std = std
         self.seed = seed

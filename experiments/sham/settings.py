@@ -53,7 +53,7 @@ class Setting(NamedTuple):
     """
 
     model: nn.Module
-    layer: Target
+    layer: LayerSpec
     mask: Tensor
     fitted: Batches
     held_out: Batches

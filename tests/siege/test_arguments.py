@@ -53,7 +53,11 @@ def hints(function):
         function = function.__init__
     elif not hasattr(function, "__code__") and not hasattr(function, "__func__"):
         function = type(function).forward if isinstance(function, torch.nn.Module) else type(function).__call__
-    return typing.get_type_hints(function)
+    found = typing.get_type_hints(function)
+    for options in [typing.get_args(annotation) for annotation in found.values()]:
+        if options and typing.is_typeddict(options[0]):  # **options: Unpack[...]
+            found |= typing.get_type_hints(options[0])
+    return found
 
 
 def ask(name, chosen):
