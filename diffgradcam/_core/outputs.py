@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import NonFiniteValues
+
 Classes = Tensor | Sequence[int] | int | str | None
 
 _TOP = re.compile(r"top([1-9]\d*)")
@@ -49,14 +51,14 @@ def check_finite(name: str, tensor: Tensor) -> None:
         tensor: ``(B, ...)``.
 
     Raises:
-        ValueError: If an image has a value that is not finite.
+        NonFiniteValues: If an image has a value that is not finite. It is a ``ValueError``.
     """
     if bool(tensor.sum().isfinite()):  # the cheap way; a sum can overflow where no value does
         return
     if not bool(tensor.isfinite().all()):
         rows = (~tensor.isfinite()).reshape(tensor.shape[0] if tensor.ndim else 1, -1)
         images = rows.any(1).nonzero().flatten().tolist()
-        raise ValueError(
+        raise NonFiniteValues(
             f"{name} of image {images[0]} is NaN or infinite ({len(images)} of {len(rows)} images); check the input "
             "and the weights, and use bfloat16 or float32 where float16 overflows"
         )
