@@ -25,7 +25,7 @@ from .forward import ForwardPass, LayerReader, Output, Recording, ReshapeTransfo
 from .gradients import linear_maps
 from .inputs import ImageOf, Inputs
 from .layers import LayerSpec, Run
-from .naming import name_of
+from .naming import callable_name
 from .outputs import Classes, class_index, find_logits
 from .recorder import GraphRecorder
 from .requests import ClassRequest, Request, TargetRequest
@@ -211,9 +211,9 @@ class BaseCAM(ABC):
         """The choices, for the repr: the functions by their names, and what differs from the usual."""
         found = {}
         if self.reduction is not BaseCAM.reduction:
-            found["reduction"] = name_of(self.reduction)
+            found["reduction"] = callable_name(self.reduction)
         if self.fusion is not BaseCAM.fusion:
-            found["fusion"] = name_of(self.fusion)
+            found["fusion"] = callable_name(self.fusion)
         return {**found, "rectify": str(self.rectify)}
 
     def explain(
@@ -442,7 +442,7 @@ class ScoredCAM(BaseCAM):
         super().__init__(model, target_layers, reshape_transform, **options)
 
     def _described(self) -> dict[str, str]:
-        return {"score": name_of(self.score), **super()._described()}
+        return {"score": callable_name(self.score), **super()._described()}
 
 
 class TrainableCAM(ScoredCAM):
@@ -580,7 +580,7 @@ class TrainableCAM(ScoredCAM):
 
     def _described(self) -> dict[str, str]:
         described = super()._described()
-        return {"score": described.pop("score"), "weighting": name_of(self.weighting), **described}
+        return {"score": described.pop("score"), "weighting": callable_name(self.weighting), **described}
 
 
 class _Note:

@@ -1,6 +1,10 @@
-"""Errors that code tells apart. Each is also one of Python's own, by which users catch it."""
+"""Errors that code tells from others of their kind. Each is also one of Python's own, by which users catch it."""
 
 from __future__ import annotations
+
+
+class NonFiniteValues(ValueError):
+    """A value is NaN or infinite: in the images, in what the model makes of them, or in a map."""
 
 
 class LayerDidNotRun(RuntimeError):

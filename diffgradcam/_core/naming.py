@@ -1,24 +1,49 @@
-"""The name of a function or a value, for messages, reprs and records of what was run."""
+"""Names of options that are the same in the next process, for files and messages."""
 
 from __future__ import annotations
 
-import functools
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
 
 from ..scores import CustomScore
 
 
-def name_of(value: object) -> str:
-    """What to call it.
+def option_name(value: object) -> str | float | list[Any] | None:
+    """An option in the form that JSON has for it.
 
     Args:
-        value: A function, a ``functools.partial`` of one, or a value with a repr of its own.
+        value: A string, a number, a list of options, a function, a class, a ``functools.partial``, a dataclass, or
+            another callable object.
 
     Returns:
-        Such as ``"gradcam"``, ``"fem(k=1.0)"`` or ``"LogitDifference(baseline='max')"``.
+        Strings and numbers as they are, lists option by option, callables by :func:`callable_name`; None for anything
+        else.
     """
-    if isinstance(value, CustomScore):
-        return name_of(value.function)
-    if isinstance(value, functools.partial):
-        given = [*map(repr, value.args), *(f"{name}={option!r}" for name, option in sorted(value.keywords.items()))]
-        return f"{name_of(value.func)}({', '.join(given)})"
-    return getattr(value, "__name__", None) or repr(value)
+    if isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [option_name(each) for each in value]
+    return callable_name(value) if callable(value) else None
+
+
+def callable_name(function: object) -> str:
+    """The name of a function or class, with the options of a partial or a dataclass. It never contains an address.
+
+    Args:
+        function: Anything callable.
+
+    Returns:
+        Such as ``"logit"``, ``"finer(alpha=0.5)"`` or ``"LogitDifference(baseline=max)"``; the name of its class for
+        an object without a name.
+    """
+    if isinstance(function, partial):
+        options = [str(option_name(value)) for value in function.args]
+        options += [f"{name}={option_name(value)}" for name, value in sorted(function.keywords.items())]
+        return f"{callable_name(function.func)}({', '.join(options)})"
+    if isinstance(function, CustomScore):
+        return callable_name(function.function)
+    if is_dataclass(function) and not isinstance(function, type):
+        options = [f"{each.name}={option_name(getattr(function, each.name))}" for each in fields(function)]
+        return f"{type(function).__name__}({', '.join(options)})"
+    return str(getattr(function, "__qualname__", type(function).__name__))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import NonFiniteValues
+
 Classes = Tensor | Sequence[int] | int | str | None
 Require = Callable[[Tensor, Callable[[], Exception | None]], None]
 
@@ -50,7 +52,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
         tensor: ``(B, ...)``.
 
     Raises:
-        ValueError: If an image has a value that is not finite.
+        NonFiniteValues: If an image has a value that is not finite. It is a ``ValueError``.
     """
     if not bool(finite_flag(tensor)):
         error = not_finite(name, tensor)
@@ -63,7 +65,7 @@ def finite_flag(tensor: Tensor) -> Tensor:
     return tensor.sum().isfinite()
 
 
-def not_finite(name: str, tensor: Tensor) -> ValueError | None:
+def not_finite(name: str, tensor: Tensor) -> NonFiniteValues | None:
     """The error for values that are not finite, or None after a closer look.
 
     Args:
@@ -77,7 +79,7 @@ def not_finite(name: str, tensor: Tensor) -> ValueError | None:
         return None
     rows = (~tensor.isfinite()).reshape(tensor.shape[0] if tensor.ndim else 1, -1)
     images = rows.any(1).nonzero().flatten().tolist()
-    return ValueError(
+    return NonFiniteValues(
         f"{name} of image {images[0]} is NaN or infinite ({len(images)} of {len(rows)} images); check the input "
         "and the weights, and use bfloat16 or float32 where float16 overflows"
     )

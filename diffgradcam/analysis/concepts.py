@@ -13,6 +13,7 @@ from .. import heatmaps
 from .._core.checks import check_count, check_seed
 from .._core.forward import LayerReader
 from .._core.layers import LayerSpec
+from .._core.optional import import_optional
 from .._core.outputs import check_finite, find_logits
 
 _Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -67,15 +68,12 @@ def factorize(activations: Tensor, components: int, *, seed: int = 0, iterations
     check_count("components", components)
     check_count("iterations", iterations)
     check_seed(seed)
-    try:
-        from sklearn.decomposition import NMF
-    except ImportError as error:
-        raise ImportError("factorize() needs scikit-learn, which is not installed: pip install scikit-learn") from error
+    nmf = import_optional("sklearn.decomposition", "factorize()").NMF
     channels = activations.detach().cpu().transpose(0, 1)
     channels = channels if channels.dtype == torch.float64 else channels.float()
     flat = channels.flatten(1)
     offset = flat.amin(1, keepdim=True).clamp_max(0)
-    solver = NMF(components, init="random", random_state=seed, max_iter=iterations)
+    solver = nmf(components, init="random", random_state=seed, max_iter=iterations)
     vectors = torch.from_numpy(solver.fit_transform((flat - offset).numpy())) + offset
     maps = torch.from_numpy(solver.components_).view(components, *channels.shape[1:])
     return Concepts(vectors.T, maps.transpose(0, 1))

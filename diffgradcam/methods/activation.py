@@ -14,7 +14,7 @@ from .. import heatmaps, weightings
 from .._core.base import BaseCAM, CAMOptions
 from .._core.forward import ForwardPass, ReshapeTransform
 from .._core.layers import LayerSpec
-from .._core.naming import name_of
+from .._core.naming import callable_name
 from .._core.registry import register
 from .._core.requests import ClassRequest, Request
 from .._core.tensors import spread
@@ -65,7 +65,7 @@ class ActivationCAM(BaseCAM):
         """Whatever is asked for, the map is the same."""
 
     def _described(self) -> dict[str, str]:
-        return {"weighting": name_of(self.weighting), **super()._described()}
+        return {"weighting": callable_name(self.weighting), **super()._described()}
 
 
 @register()

@@ -1,4 +1,4 @@
-"""Fooling without training: what all classes share, and where the features are."""
+"""Passive fooling without training: add to what all classes share, or move the features to other positions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffgradcam._core.batches import image_batches
+from diffgradcam._core.checks import check_mask_size, check_mask_varies
 from diffgradcam._core.editing import add_to_rows, by_name, copy_model, find_head, linear_head
 from diffgradcam._core.forward import ForwardPass, LayerReader
 from diffgradcam._core.gradients import pooled_linear_maps
@@ -77,12 +78,7 @@ def common_mode_hoax(
         with reader.run(batch.to(next(copy.parameters(), batch).device)) as forward:
             forward.checks.verify()
             (activations,) = forward.grids()
-            size = tuple(activations.shape[2:])
-            if size != mask.shape:
-                raise ValueError(
-                    f"the mask has size {tuple(mask.shape)}, but the activations of the target layer {size}: make it "
-                    f"of that size, such as border_mask({size}, cells=...)"
-                )
+            check_mask_size(mask, activations.shape[2:], "the activations of the target layer")
             maps, name = _class_maps(copy, name, forward)
             sums = sums.add(activations.detach(), maps, forward.logits.argmax(1), mask)
     if name is None or not sums.gram.ndim:
@@ -124,7 +120,7 @@ class SpatialHoax:
 
 
 def spatial_hoax(model: nn.Module, target_layer: LayerSpec, permutation: Permutation) -> nn.Module:
-    """Move every last-layer CAM, DiffGradCAM included, without changing a decision: the limit of what contrast can do.
+    """Move every last-layer CAM, DiffGradCAM included, without changing a decision. Contrast gives no protection here.
 
     The copy permutes the positions of the target layer's activations. Where only an average over the positions follows,
     the logits are the same (to the last bit or so: a sum in another order rounds differently), but no map of that layer
@@ -147,8 +143,8 @@ def spatial_hoax(model: nn.Module, target_layer: LayerSpec, permutation: Permuta
         A copy with the hook.
 
     Raises:
-        ValueError: If the target is not a layer of the model, or the index is no permutation. Its forward pass raises
-            it if the number of positions differs.
+        ValueError: If the target is not a layer of the model, or the index is not a permutation. The copy's forward
+            pass raises it if the number of positions differs.
         TypeError: If the permutation is neither a function nor an index.
 
     Example:
@@ -161,7 +157,7 @@ def spatial_hoax(model: nn.Module, target_layer: LayerSpec, permutation: Permuta
     if isinstance(permutation, Tensor):
         if not torch.equal(permutation.flatten().sort().values.cpu(), torch.arange(permutation.numel())):
             raise ValueError(
-                f"the index of shape {tuple(permutation.shape)} is no permutation; expected each number from 0 to "
+                f"the index of shape {tuple(permutation.shape)} is not a permutation; expected each number from 0 to "
                 f"{permutation.numel() - 1} once"
             )
     elif not callable(permutation):
@@ -225,14 +221,13 @@ def _class_maps(model: nn.Module, name: str | None, forward: ForwardPass) -> tup
     which = "a linear layer" if name is None else f"the linear layer {name!r}"
     raise ValueError(
         f"the logits of {type(model).__name__} are not {which} of the mean of the target layer's activations over the "
-        "positions, in float32 or float64: choose the layer right before the pooling, or train the common mode of any "
+        "positions, in float32 or float64; choose the layer right before the pooling, or train the common mode of any "
         "linear head with sham.finetune(..., scope='common_mode')"
     )
 
 
 def _check_options(mask: Tensor, strength: float, ridge: float) -> None:
-    if mask.numel() < 2 or not bool(mask.isfinite().all()) or bool((mask == mask.max()).all()):
-        raise ValueError(f"the mask of size {tuple(mask.shape)} is constant or not finite: there is nothing to show")
+    check_mask_varies(mask)
     if not strength > 0:
         raise ValueError(f"strength is {strength}; expected a ratio above 0, such as 3")
     if not ridge > 0:

@@ -89,7 +89,12 @@ def calls() -> dict[str, Call]:
     binary = {"labels": [0, 0, 1, 1, 0, 1], "scores": [0.1, 0.4, 0.35, 0.8, 0.2, 0.9]}
     kinds = ["a", "a", "b", "b", "a", "b"]
     on_model = {"model": model, "target_layers": "relu"}
-    faithful = {"model": model, "images": images, "maps": two[0], "classes": classes, "batch_size": 4}
+    faithful = {
+        "evaluator": metrics.Evaluator(model, batch_size=4),
+        "images": images,
+        "maps": two[0],
+        "classes": classes,
+    }
     picture, heat = np.zeros((6, 5, 3), np.uint8), np.linspace(0, 1, 30).reshape(6, 5)
     human = {"human": two[0], "mask": torch.tensor([True, True, False, True]), "reduction": "mean", "scope": "image"}
     make = functools.partial(diffgradcam.GradCAM, target_layers="relu")
@@ -275,7 +280,7 @@ def calls() -> dict[str, Call]:
     for name in ("average_drop", "average_increase", "average_gain"):
         found[name] = getattr(metrics, name), dict(faithful)
     for name, fill in (("deletion", "mean"), ("insertion", "blur")):
-        found[name] = getattr(metrics, name), {**faithful, "steps": 3, "fill": fill, "score": scores.logit}
+        found[name] = getattr(metrics, name), {**faithful, "steps": 3, "fill": fill}
     found["road"] = metrics.road, {**faithful, "percentiles": (50,), "noise": 0.01, "seed": 0}
     found["infidelity"] = metrics.infidelity, {
         **faithful, "perturb": metrics.remove_box, "samples": 2, "normalize": True, "seed": 0,
