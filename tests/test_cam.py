@@ -7,17 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from diffgradcam import (
-    DiffGradCAM,
-    DiffGradCAMPlusPlus,
-    FinerCAM,
-    GradCAM,
-    GradCAMPlusPlus,
-    TrueFalseCAM,
-    layer_input,
-)
+from diffgradcam import DiffGradCAM, DiffGradCAMPlusPlus, FinerCAM, GradCAM, GradCAMPlusPlus, TrueFalseCAM, layer_input
 from diffgradcam.scores import log_probability, probability
-from diffgradcam.utils.reshape_transforms import vit_reshape_transform
+from diffgradcam.tokens import vit_reshape_transform
 from tests import models, oracles
 from tests.methods import CONTRASTS, HEADS, METHODS, SCORELESS, WORDS, exact, expected_maps, lowest
 

@@ -26,9 +26,9 @@ from diffgradcam import (
 )
 from diffgradcam._core.outputs import check_finite
 from diffgradcam.scores import logit_difference, two_logits
+from diffgradcam.tokens import vit_reshape_transform
 from diffgradcam.utils.image import show_cam_on_image
 from diffgradcam.utils.model_targets import ClassifierOutputTarget, RawScoresOutputTarget
-from diffgradcam.utils.reshape_transforms import vit_reshape_transform
 
 from .methods import exact
 from .models import CHANNELS, backbone, deep, flat, images, pooled, seeded, tokens

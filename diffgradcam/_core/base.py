@@ -102,7 +102,7 @@ class BaseCAM(ABC):
     needs_graph: ClassVar[bool] = True
     """Whether gradients from the logits to the layers are needed."""
 
-    _choices: ClassVar[tuple[str, ...]] = ("reduction", "fusion", "rectify")
+    choices: ClassVar[tuple[str, ...]] = ("reduction", "fusion", "rectify")
 
     def __init__(
         self,
@@ -175,9 +175,9 @@ class BaseCAM(ABC):
             >>> GradCAM(model, "0").replace(rectify=False).rectify
             False
         """
-        unknown = [name for name in changes if name not in self._choices]
+        unknown = [name for name in changes if name not in self.choices]
         if unknown:
-            raise TypeError(f"{type(self).__name__} has no choice of {unknown[0]!r}; expected one of {self._choices}")
+            raise TypeError(f"{type(self).__name__} has no choice of {unknown[0]!r}; expected one of {self.choices}")
         other = copy.copy(self)
         if "rectify" in changes:
             other.rectify = changes.pop("rectify")
@@ -427,7 +427,7 @@ class ScoredCAM(BaseCAM):
         TypeError: As :class:`BaseCAM`.
     """
 
-    _choices: ClassVar[tuple[str, ...]] = ("score", *BaseCAM._choices)
+    choices: ClassVar[tuple[str, ...]] = ("score", *BaseCAM.choices)
 
     def __init__(
         self,
@@ -468,7 +468,7 @@ class TrainableCAM(ScoredCAM):
 
     weighting: Weighting
 
-    _choices: ClassVar[tuple[str, ...]] = ("score", "weighting", *BaseCAM._choices)
+    choices: ClassVar[tuple[str, ...]] = ("score", "weighting", *BaseCAM.choices)
 
     def __init__(
         self,

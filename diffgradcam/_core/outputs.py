@@ -112,7 +112,7 @@ def check_grid(name: str, activations: Tensor, logits: Tensor, image_dims: int) 
     if len(shape) == 3 and image_dims > 1:
         raise ValueError(
             f"layer {name} gives {shape} for images: tokens, not a grid; pass reshape_transform= a function that "
-            "brings them into the form (B, C, h, w), such as tokens_to_grid of diffgradcam.utils.reshape_transforms"
+            "brings them into the form (B, C, h, w), such as tokens_to_grid of diffgradcam.tokens"
         )
 
 

@@ -74,8 +74,8 @@ def register(*, command: bool = True) -> Callable[[_C], _C]:
         A decorator that returns the class as it is.
 
     Example:
-        >>> from diffgradcam.methods import methods
-        >>> methods()["LayerCAM"].summary
+        >>> from diffgradcam.methods import registered_methods
+        >>> registered_methods()["LayerCAM"].summary
         'Each position of each channel weighted by its own positive gradient'
     """
 
@@ -98,7 +98,7 @@ def unregister(name: str) -> None:
     del _METHODS[name]
 
 
-def methods() -> dict[str, Method]:
+def registered_methods() -> dict[str, Method]:
     """All methods by name, in the order in which they were added.
 
     Returns:

@@ -7,9 +7,9 @@ A module of this folder is found by itself: a new method needs no entry elsewher
 import importlib
 import pkgutil
 
-from .._core.registry import Method, methods, register, unregister
+from .._core.registry import Method, register, registered_methods, unregister
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Method", "methods", "register", "unregister"]
+__all__ = ["Method", "register", "registered_methods", "unregister"]

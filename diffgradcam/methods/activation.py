@@ -35,7 +35,7 @@ class ActivationCAM(BaseCAM):
 
     weighting: ChannelWeighting = staticmethod(torch.ones_like)
     needs_graph: ClassVar[bool] = False
-    _choices: ClassVar[tuple[str, ...]] = ("weighting", *BaseCAM._choices)
+    choices: ClassVar[tuple[str, ...]] = ("weighting", *BaseCAM.choices)
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ import diffgradcam
 from diffgradcam import data as datasets
 from diffgradcam import heatmaps, losses, metrics, scores, sham, targets, visualize, weightings
 from diffgradcam.data import SaliencyDataset, albumentations_style
-from diffgradcam.methods import methods
+from diffgradcam.methods import registered_methods
 from diffgradcam.utils import reshape_transforms
 from diffgradcam.visualize import report as html
 from tests.models import pooled
@@ -102,7 +102,7 @@ def calls() -> dict[str, Call]:
     found: dict[str, Call] = {}
 
     # Methods
-    for method in methods().values():
+    for method in registered_methods().values():
         chosen = {"rectify": True, **({"score": scores.logit} if method.has_score else {})}
         if method.name == "TrueFalseCAM":
             chosen = {}
@@ -153,14 +153,17 @@ def calls() -> dict[str, Call]:
         found["explain_pairs"] = diffgradcam.explain_pairs, {
             "cam": make(model), "input_tensor": images, "classes": [0, 2],
         }  # fmt: skip
-    found["guided_gradients"] = diffgradcam.guided_gradients, {
+    found["guided_gradients"] = diffgradcam.analysis.guided_gradients, {
         "model": model, "images": images, "classes": classes, "score": scores.logit,
     }  # fmt: skip
-    found["guided_gradcam"] = diffgradcam.guided_gradcam, {"cam": make(model), "images": images, "classes": classes}
+    found["guided_gradcam"] = (
+        diffgradcam.analysis.guided_gradcam,
+        {"cam": make(model), "images": images, "classes": classes},
+    )
     found["important_features"] = diffgradcam.important_features, {
         **on_model, "image": images[0], "true_class": 1, "false_class": 2, "threshold": 0.5,
     }  # fmt: skip
-    found["factorize"] = diffgradcam.factorize, {
+    found["factorize"] = diffgradcam.analysis.factorize, {
         "activations": tensors(2, 3, 4, 4), "components": 2, "seed": 0, "iterations": 500,
     }  # fmt: skip
     found["audit"] = diffgradcam.audit, {
