@@ -87,14 +87,14 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     spatial = tuple(maps.shape[1:])
     if len(size) != len(spatial) or len(size) not in _INTERPOLATION:
         raise ValueError(
-            f"cannot resize maps with spatial size {spatial} to {size}: expected one to three spatial dimensions, "
+            f"cannot resize maps with spatial size {spatial} to {size}; expected one to three spatial dimensions, "
             "as many as the maps have"
         )
     if size == spatial:
         return maps
     if not maps.is_floating_point() or min(spatial + size) < 1:
         raise ValueError(
-            f"cannot resize maps of {maps.dtype} and spatial size {spatial} to {size}: expected floating-point maps "
+            f"cannot resize maps of {maps.dtype} and spatial size {spatial} to {size}; expected floating-point maps "
             "with at least one position, before and after"
         )
     resized: Tensor = F.interpolate(maps.unsqueeze(1), size, mode=_INTERPOLATION[len(size)], align_corners=False)

@@ -123,7 +123,7 @@ class SemanticSegmentationTarget:
         if model_output.ndim < 2 or model_output.shape[1:] != self.mask.shape:
             raise ValueError(
                 f"the output for an image has shape {tuple(model_output.shape)} and the mask {tuple(self.mask.shape)}; "
-                "expected per-pixel scores (K, H, W) and a mask (H, W): enlarge the scores to the size of the mask "
+                "expected per-pixel scores (K, H, W) and a mask (H, W); enlarge the scores to the size of the mask "
                 "with output=lambda o: torch.nn.functional.interpolate(..., mode='bilinear')"
             )
         if not 0 <= self.category < len(model_output):

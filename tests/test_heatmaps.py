@@ -87,7 +87,7 @@ def test_resize_says_what_it_can_resize(shape, size):
 
 
 def test_resize_needs_floating_point_maps_with_positions():
-    message = r"cannot resize maps of torch\.{} and spatial size \({}\) to \({}\): expected floating-point maps"
+    message = r"cannot resize maps of torch\.{} and spatial size \({}\) to \({}\); expected floating-point maps"
     for maps, size, named in (
         (torch.ones(2, 4, 3, dtype=torch.int64), (2, 2), ("int64", "4, 3", "2, 2")),
         (torch.ones(2, 4, 0), (2, 2), ("float32", "4, 0", "2, 2")),

@@ -241,7 +241,7 @@ class TestPathsStayInside:
     )
     def test_out_of_the_root(self, root, name):
         for given in ((name,), ("a.png", name)):
-            with pytest.raises(ValueError, match=r"row 2: .* lies outside of root .*: expected a path below it"):
+            with pytest.raises(ValueError, match=r"row 2: .* lies outside of root .*; expected a path below it"):
                 rows(root, *given)
         with pytest.raises(ValueError, match="lies outside of root"):
             rows(root, root.parent / "secret.png")

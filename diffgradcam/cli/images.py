@@ -198,7 +198,7 @@ def _eight_bit(image: Image.Image, notes: list[str]) -> Image.Image:
     largest = 1.0 if image.mode == "F" else 65535.0
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= largest):
         raise BadImage(
-            f"its values go from {values.min():g} to {values.max():g}: expected 8 or 16 bits, or floating point in "
+            f"its values go from {values.min():g} to {values.max():g}; expected 8 or 16 bits, or floating point in "
             "[0, 1]"
         )
     notes.append("floating point, rounded to 8 bits" if image.mode == "F" else "16 bits, rounded to 8")

@@ -328,7 +328,7 @@ def _measure(
     if not isinstance(images, Tensor):
         raise TypeError(
             f"the loader's batches are {type(batch).__name__}; expected images, or a sequence that starts with them, "
-            "such as (images, labels): give the DataLoader a collate_fn that returns that"
+            "such as (images, labels); give the DataLoader a collate_fn that returns that"
         )
     if device is not None:
         images = images.to(device, non_blocking=True)

@@ -247,7 +247,7 @@ def _read_rows(csv: Path) -> list[_Row]:
         values = dict(zip(columns, cells, strict=False))
         row = _Row(csv, number, *(values.get(name, "") for name in _REQUIRED + _OPTIONAL))
         if len(cells) > len(columns):
-            raise row.error(f"has {len(cells)} cells for {len(columns)} columns: put values with commas in quotes")
+            raise row.error(f"has {len(cells)} cells for {len(columns)} columns; put values with commas in quotes")
         for name in _REQUIRED:
             if not values.get(name):
                 raise row.error(f"the column {name!r} is empty")

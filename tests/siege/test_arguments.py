@@ -255,12 +255,12 @@ MESSAGES = [
     (
         lambda: losses.true_and_false_classes(torch.ones(2, 3).bool(), torch.tensor([0, 1])),
         TypeError,
-        "logits have dtype torch.bool: expected floating point logits",
+        "logits have dtype torch.bool; expected floating point logits",
     ),
     (
         lambda: losses.cam_entropy_loss(torch.tensor(1.0), mask=torch.tensor([True])),
         ValueError,
-        r"maps have shape \(\): expected \(B, \*S\)",
+        r"maps have shape \(\); expected \(B, \*S\)",
     ),
 ]
 
