@@ -19,9 +19,9 @@ from tests.conftest import import_peer
 click_testing = pytest.importorskip("click.testing", reason="the command needs pip install click")
 
 from diffgradcam.cli import main  # noqa: E402
-from diffgradcam.cli.images import BadImage, Preparation, find_images, read_image  # noqa: E402
-from diffgradcam.cli.layers import survey  # noqa: E402
-from diffgradcam.cli.models import imagenet_classes, load_model  # noqa: E402
+from diffgradcam.cli._images import BadImage, Preparation, find_images, read_image  # noqa: E402
+from diffgradcam.cli._layer_finder import find_explainable_layers  # noqa: E402
+from diffgradcam.cli._models import imagenet_classes, load_model  # noqa: E402
 
 FACTORY = """
 import torch
@@ -259,7 +259,7 @@ class TestModels:
             def forward(self, x):
                 return self.head(self.pool(self.act(self.b(self.act(self.a(x))))).flatten(1))
 
-        found = survey(Shared().eval(), 3, 16)
+        found = find_explainable_layers(Shared().eval(), 3, 16)
         assert found.default is not None
         assert (found.default.name, found.default.target) == ("input:pool", layer_input("pool"))
         assert [place.name for place in found.outputs] == ["a", "b"]
@@ -282,7 +282,7 @@ class TestModels:
             def forward(self, x):
                 return self.head(self.attention(self.patches(x).flatten(2).mT).mean(1))
 
-        found = survey(Transformer().eval(), 3, 16)
+        found = find_explainable_layers(Transformer().eval(), 3, 16)
         assert [(place.name, place.form) for place in found.outputs] == [
             ("patches", "grid"),
             ("attention.layernorm_before", "tokens"),
@@ -307,7 +307,7 @@ class TestModels:
         loaded = load_model(f"torchvision:{name}")
         assert loaded.untrained
         assert loaded.preparation.mean == (0.485, 0.456, 0.406)
-        found = survey(loaded.model, 3, 224).default
+        found = find_explainable_layers(loaded.model, 3, 224).default
         assert found is not None
         assert found.name == layer
 
@@ -323,7 +323,7 @@ class TestModels:
         import_peer("torchvision")
         import_peer("timm")
         loaded = load_model("timm:resnet10t")
-        found = survey(loaded.model, 3, loaded.preparation.size).default
+        found = find_explainable_layers(loaded.model, 3, loaded.preparation.size).default
         assert found is not None
         assert (found.name, found.form) == ("layer4", "grid")
 

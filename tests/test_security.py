@@ -26,8 +26,8 @@ from tests.conftest import import_peer
 click_testing = pytest.importorskip("click.testing", reason="the command needs pip install click")
 
 from diffgradcam.cli import main  # noqa: E402
-from diffgradcam.cli.images import BadImage, read_image  # noqa: E402
-from diffgradcam.cli.models import load_model  # noqa: E402
+from diffgradcam.cli._images import BadImage, read_image  # noqa: E402
+from diffgradcam.cli._models import load_model  # noqa: E402
 
 PACKAGE = Path(__file__).parent.parent / "diffgradcam"
 MODEL = """

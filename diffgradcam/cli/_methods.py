@@ -1,4 +1,4 @@
-"""The methods by name: those that can be made of a model, a layer and nothing else, and show evidence for a class."""
+"""The methods that the commands offer, by name: those that need only a model and a layer, and explain a class."""
 
 from __future__ import annotations
 
