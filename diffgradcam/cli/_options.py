@@ -127,7 +127,7 @@ def read_baseline(word: str, methods: Sequence[str]) -> str | int:
     """
     if word != "logsumexp" and not set(methods) & set(CONTRASTIVE):
         raise click.BadParameter(
-            f"none of {', '.join(methods)} has a baseline; it is for {' and '.join(CONTRASTIVE)}",
+            f"the methods are {', '.join(methods)}; --baseline needs {' or '.join(CONTRASTIVE)}",
             param_hint="--baseline",
         )
     if word.isdecimal():
