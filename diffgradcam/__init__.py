@@ -29,8 +29,7 @@ from .methods.gradient import (
 )
 from .methods.perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
 from .methods.smoothing import AugSmooth, EigenSmooth, NoiseSmooth
-from .robustness import BenchmarkResult, benchmark
-from .robustness.auditing import AuditReport, audit, repair
+from .robustness import AuditReport, BenchmarkResult, audit, benchmark, repair
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""TRAIN: losses that pull a model's maps towards the regions that people marked. Functional twins first, modules below.
+"""Losses that train a model's maps to match the regions that people marked. Functions first, modules below.
 
 All maps are ``(B, *S)``, signed (``rectify=False``) as in CYBORG, and differentiable: take them from ``cam.maps``.
 Every saliency loss shares four conventions:
@@ -258,7 +258,7 @@ def true_and_false_classes(logits: Tensor, labels: Tensor, choice: ClassChoice =
         Class indices, ``(B, 2)`` int64.
 
     Raises:
-        ValueError: If the shapes do not match, a label is no class, K is 1, or ``choice`` is unknown.
+        ValueError: If the shapes do not match, a label is not a class, K is 1, or ``choice`` is unknown.
         TypeError: If the labels are not int64.
 
     Example:
@@ -281,7 +281,7 @@ def true_and_false_classes(logits: Tensor, labels: Tensor, choice: ClassChoice =
 
 
 class _SaliencyLoss(nn.Module):
-    """What the modules of the saliency losses share: their options, checked when they are made."""
+    """Base of the modules of the saliency losses: their options, checked at construction."""
 
     map_count: int
 
@@ -384,7 +384,7 @@ class CamEntropyLoss(nn.Module):
 
 
 class GuidedLoss(NamedTuple):
-    """The total, which is what to call ``backward()`` on, and its unweighted parts for logging. All are scalars."""
+    """The total, to call ``backward()`` on, and its unweighted parts for logging. All are scalars."""
 
     total: Tensor
     classification: Tensor
@@ -449,7 +449,7 @@ class SaliencyGuidedLoss(nn.Module):
             ``(total, classification, saliency)``.
 
         Raises:
-            ValueError: If shapes do not match each other or the saliency loss, a label is no class, or the saliency
+            ValueError: If shapes do not match each other or the saliency loss, a label is not a class, or the saliency
                 loss gives no scalar.
             TypeError: If the labels are not int64.
         """

@@ -1,4 +1,4 @@
-"""Targets in the style of pytorch-grad-cam: callables that take one image's output to the number that is explained."""
+"""Targets as in pytorch-grad-cam: callables that compute the explained number from one image's output."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, layer_input
-from diffgradcam.robustness.auditing import audit, repair
+from diffgradcam.robustness import audit, repair
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
 from tests.models import CHANNELS, SIZE, deep, densenet, flat, images, pooled, seeded
 from tests.sham.digits import LAYER, MASK, data, trained

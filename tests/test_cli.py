@@ -435,7 +435,10 @@ class TestUsage:
             (["explain", ".", "--method", "Grad"], "'Grad' is not one of"),
             (["explain", ".", "--class", "1", "--top", "2"], "--class and --top are both given; expected one"),
             (["explain", ".", "--baseline", "median"], "expected logsumexp, max, mean or the number of a class"),
-            (["explain", ".", "--method", "GradCAM", "--baseline", "max"], "the methods are GradCAM; --baseline needs DiffGradCAM"),
+            (
+                ["explain", ".", "--method", "GradCAM", "--baseline", "max"],
+                "the methods are GradCAM; --baseline needs DiffGradCAM",
+            ),
             (["explain", ".", "--mean", "a,b"], "expected one number, or three with commas"),
             (["sham", "."], "Missing option '--save'"),
         ],

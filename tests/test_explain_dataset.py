@@ -531,7 +531,7 @@ def test_wrong_arguments(tmp_path, arguments, error, message):
         ({"ids": ["a"]}, ValueError, "ids are 1 of str for 11 images; expected a str or an int for each"),
         ({"ids": "abcdefghijk"}, ValueError, "ids are 11 of str for 11 images; expected"),
         ({"ids": [0.5] * 11}, ValueError, "ids are 11 of float for 11 images; expected"),
-        ({"ids": ["a"] * 11}, ValueError, "id 'a' is there 11 times; expected a name of its own"),
+        ({"ids": ["a"] * 11}, ValueError, "id 'a' is there 11 times; expected a different name"),
         ({"cam": Mine(), "common_mode": True}, ValueError, "reads the layers of a CAM, but cam is Mine"),
     ],
 )

@@ -113,7 +113,7 @@ def test_rectify_refuses_bool():
 
 @pytest.mark.parametrize("fusion", [heatmaps.average, heatmaps.product])
 def test_a_fusion_needs_maps(fusion):
-    with pytest.raises(ValueError, match=r"^there are no maps to join; expected those of at least one layer$"):
+    with pytest.raises(ValueError, match=r"^there are no maps to combine; expected the maps of at least one layer$"):
         fusion([], (2, 2))
 
 

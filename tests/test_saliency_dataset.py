@@ -176,7 +176,7 @@ def torchvision_v2() -> Any:
         ("../outside.png,x,,", r"row 3: '../outside.png' lies outside of root .*expected a path below it", ValueError),
         ("link.png,x,,", r"row 3: 'link.png' lies outside of root", ValueError),
         ("a.png,y,,", r"row 3: label 'y' is not one of the classes \['x'\]", ValueError),
-        ("text.png,x,,", r"row 3: 'text.png' is no image to read here .*expected BMP", ValueError),
+        ("text.png,x,,", r"row 3: 'text.png' cannot be read as an image .*expected BMP", ValueError),
         (
             "a.png,x,small.png,",
             r"row 3: image 'a.png' is 8 x 6 and its map 'small.png' 8 x 5 pixels.*resize",

@@ -197,7 +197,7 @@ class TestNothingIsRun:
         path.write_bytes(content)
         with pytest.raises(BadImage, match="not an image of a known format"):
             read_image(path)
-        with pytest.raises(ValueError, match=r"row 2: 'a.png' is no image to read here .*expected BMP, GIF, JPEG"):
+        with pytest.raises(ValueError, match=r"row 2: 'a.png' cannot be read as an image .*expected BMP, GIF, JPEG"):
             rows(tmp_path, "a.png")
 
 
@@ -332,7 +332,9 @@ class TestNothingHugeIsDecoded:
             pytest.fail("it was opened")
         with pytest.raises(BadImage, match=r"too large: .* pixels"):
             read_image(tmp_path / "bomb.png")
-        with pytest.raises(ValueError, match=r"row 2: 'bomb.png' is no image to read here \(too large: .*100,000,000"):
+        with pytest.raises(
+            ValueError, match=r"row 2: 'bomb.png' cannot be read as an image \(too large: .*100,000,000"
+        ):
             rows(tmp_path, "bomb.png")
 
     def test_a_file_that_became_a_bomb_later(self, tmp_path):

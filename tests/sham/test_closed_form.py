@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, layer_input
 from diffgradcam.metrics.similarity import pearson
-from diffgradcam.robustness.auditing import audit, repair
+from diffgradcam.robustness import audit, repair
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
 from tests.models import SIZE, WithAuxiliary, deep, flat, images, max_pooled, mean_of_squares, pooled
 from tests.sham.digits import LAYER, MASK, data, kept_and_reached, trained

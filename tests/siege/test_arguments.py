@@ -135,12 +135,12 @@ MESSAGES = [
     (
         lambda: heatmaps.average([], (3, 3)),
         ValueError,
-        "there are no maps to join; expected those of at least one layer",
+        "there are no maps to combine; expected the maps of at least one layer",
     ),
     (
         lambda: heatmaps.product([], (3, 3)),
         ValueError,
-        "there are no maps to join; expected those of at least one layer",
+        "there are no maps to combine; expected the maps of at least one layer",
     ),
     (
         lambda: heatmaps.principal_component(X.half()),
