@@ -1,7 +1,7 @@
-"""THEN: what is done with a map once it is there. Pure functions on batches of maps, ``(B, *S) -> (B, *S)``.
+"""Functions of maps: rectify, scale, resize, average, entropy. All take batches, ``(B, *S) -> (B, *S)``.
 
 ``*S`` is any number of spatial dimensions: ``(B, L)``, ``(B, h, w)`` or ``(B, d, h, w)``. Every division is guarded,
-so that a zero map and a constant map have a finite value and a finite gradient.
+so that zero maps and constant maps have finite values and finite gradients.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ._core.errors import NonFiniteValues
 
 Kernel = Callable[[Tensor, float], Tensor]
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -87,14 +89,14 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     spatial = tuple(maps.shape[1:])
     if len(size) != len(spatial) or len(size) not in _INTERPOLATION:
         raise ValueError(
-            f"cannot resize maps with spatial size {spatial} to {size}: expected one to three spatial dimensions, "
+            f"cannot resize maps with spatial size {spatial} to {size}; expected one to three spatial dimensions, "
             "as many as the maps have"
         )
     if size == spatial:
         return maps
     if not maps.is_floating_point() or min(spatial + size) < 1:
         raise ValueError(
-            f"cannot resize maps of {maps.dtype} and spatial size {spatial} to {size}: expected floating-point maps "
+            f"cannot resize maps of {maps.dtype} and spatial size {spatial} to {size}; expected floating-point maps "
             "with at least one position, before and after"
         )
     resized: Tensor = F.interpolate(maps.unsqueeze(1), size, mode=_INTERPOLATION[len(size)], align_corners=False)
@@ -279,7 +281,7 @@ class _LeadingEigenvector(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
         if not bool(matrix.isfinite().all()):
-            raise ValueError(
+            raise NonFiniteValues(
                 "a principal component of NaN or infinite values was asked for: the weighted activations, or their "
                 "squares, overflow; scale the input, or check it for NaN"
             )
@@ -336,7 +338,7 @@ def _signed_by(projection: Tensor, centred: Tensor) -> Tensor:
 
 def _check_layers(layers: Sequence[Tensor]) -> None:
     if not layers:
-        raise ValueError("there are no maps to join; expected those of at least one layer")
+        raise ValueError("there are no maps to combine; expected the maps of at least one layer")
 
 
 def _check_channels(channels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""TRAIN: losses that pull a model's maps towards the regions that people marked. Functional twins first, modules below.
+"""Losses that train a model's maps to match the regions that people marked. Functions first, modules below.
 
 All maps are ``(B, *S)``, signed (``rectify=False``) as in CYBORG, and differentiable: take them from ``cam.maps``.
 Every saliency loss shares four conventions:
@@ -258,7 +258,7 @@ def true_and_false_classes(logits: Tensor, labels: Tensor, choice: ClassChoice =
         Class indices, ``(B, 2)`` int64.
 
     Raises:
-        ValueError: If the shapes do not match, a label is no class, K is 1, or ``choice`` is unknown.
+        ValueError: If the shapes do not match, a label is not a class, K is 1, or ``choice`` is unknown.
         TypeError: If the labels are not int64.
 
     Example:
@@ -281,7 +281,7 @@ def true_and_false_classes(logits: Tensor, labels: Tensor, choice: ClassChoice =
 
 
 class _SaliencyLoss(nn.Module):
-    """What the modules of the saliency losses share: their options, checked when they are made."""
+    """Base of the modules of the saliency losses: their options, checked at construction."""
 
     map_count: int
 
@@ -384,7 +384,7 @@ class CamEntropyLoss(nn.Module):
 
 
 class GuidedLoss(NamedTuple):
-    """The total, which is what to call ``backward()`` on, and its unweighted parts for logging. All are scalars."""
+    """The total, to call ``backward()`` on, and its unweighted parts for logging. All are scalars."""
 
     total: Tensor
     classification: Tensor
@@ -424,11 +424,11 @@ class SaliencyGuidedLoss(nn.Module):
         super().__init__()
         if isinstance(saliency_loss, type) or not callable(saliency_loss):
             raise TypeError(
-                f"saliency_loss is {saliency_loss!r}: expected an instance or a function, such as CyborgLoss() or "
+                f"saliency_loss is {saliency_loss!r}; expected an instance or a function, such as CyborgLoss() or "
                 "cyborg_loss"
             )
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}: expected the weight of the classification, from 0 to 1")
+            raise ValueError(f"alpha is {alpha}; expected the weight of the classification, from 0 to 1")
         self.saliency_loss = saliency_loss
         self.alpha = alpha
 
@@ -449,7 +449,7 @@ class SaliencyGuidedLoss(nn.Module):
             ``(total, classification, saliency)``.
 
         Raises:
-            ValueError: If shapes do not match each other or the saliency loss, a label is no class, or the saliency
+            ValueError: If shapes do not match each other or the saliency loss, a label is not a class, or the saliency
                 loss gives no scalar.
             TypeError: If the labels are not int64.
         """
@@ -458,7 +458,7 @@ class SaliencyGuidedLoss(nn.Module):
         saliency = self.saliency_loss(*self._per_class(maps, human), human, mask=mask)
         if saliency.ndim:
             raise ValueError(
-                f"the saliency loss gave shape {tuple(saliency.shape)}: expected a scalar; use reduction='mean'"
+                f"the saliency loss gave shape {tuple(saliency.shape)}; expected a scalar; use reduction='mean'"
             )
         return GuidedLoss(self.alpha * classification + (1 - self.alpha) * saliency, classification, saliency)
 
@@ -469,7 +469,7 @@ class SaliencyGuidedLoss(nn.Module):
             per_class = maps.unbind(1)
         else:
             raise ValueError(
-                f"maps have shape {tuple(maps.shape)} and human {tuple(human.shape)}: expected human (B, h, w) with "
+                f"maps have shape {tuple(maps.shape)} and human {tuple(human.shape)}; expected human (B, h, w) with "
                 "maps (B, h, w) of one class or (B, 2, h, w) of the true and the false class"
             )
         loss = self.saliency_loss
@@ -488,12 +488,12 @@ def _take_part(class_maps: Sequence[Tensor], human: Tensor, mask: Tensor | None)
     for maps in class_maps:
         if maps.shape != first.shape:
             raise ValueError(
-                f"true_maps have shape {tuple(first.shape)} and false_maps {tuple(maps.shape)}: expected the same"
+                f"true_maps have shape {tuple(first.shape)} and false_maps {tuple(maps.shape)}; expected the same"
             )
     class_maps = [_at_least_float32(maps) for maps in class_maps]
     if human.ndim != first.ndim or human.shape[0] != first.shape[0]:
         raise ValueError(
-            f"human has shape {tuple(human.shape)} and the maps {tuple(first.shape)}: expected one human map per map, "
+            f"human has shape {tuple(human.shape)} and the maps {tuple(first.shape)}; expected one human map per map, "
             "(B, h, w) at any resolution, without a channel dimension"
         )
     _check_mask(mask, first)
@@ -503,7 +503,7 @@ def _take_part(class_maps: Sequence[Tensor], human: Tensor, mask: Tensor | None)
     human = human.to(class_maps[0].dtype)
     if not bool(((human >= 0) & human.isfinite()).all()):
         raise ValueError(
-            "human holds NaN, infinite or negative values in an image that takes part: expected saliency >= 0; "
+            "human holds NaN, infinite or negative values in an image that takes part; expected saliency >= 0; "
             "leave images without a human map out with mask=has_human_map, (B,) bool"
         )
     return class_maps, minmax(_to_grid(human, first.shape[1:]))
@@ -543,9 +543,9 @@ def _reduce(values: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor
 
 def _at_least_float32(maps: Tensor) -> Tensor:
     if not maps.is_floating_point():
-        raise TypeError(f"maps have dtype {maps.dtype}: expected floating point maps, as cam.maps gives")
+        raise TypeError(f"maps have dtype {maps.dtype}; expected floating point maps, as cam.maps gives")
     if maps.ndim < 2:
-        raise ValueError(f"maps have shape {tuple(maps.shape)}: expected (B, *S) with at least one spatial dimension")
+        raise ValueError(f"maps have shape {tuple(maps.shape)}; expected (B, *S) with at least one spatial dimension")
     return maps.to(torch.promote_types(maps.dtype, torch.float32))
 
 
@@ -556,36 +556,36 @@ def _check_options(scope: str, reduction: str) -> None:
 
 def _check_choice(name: str, given: str, choices: Sequence[str]) -> None:
     if given not in choices:
-        raise ValueError(f"{name} is {given!r}: expected one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name} is {given!r}; expected one of {', '.join(map(repr, choices))}")
 
 
 def _check_weight(weight: float) -> None:
     if not weight >= 0:
-        raise ValueError(f"weight is {weight}: expected at least 0, since a negative weight would reward agreement")
+        raise ValueError(f"weight is {weight}; expected at least 0, since a negative weight would reward agreement")
 
 
 def _check_mask(mask: Tensor | None, maps: Tensor) -> None:
     if mask is None:
         return
     if mask.dtype != torch.bool:
-        raise TypeError(f"mask has dtype {mask.dtype}: expected bool, true where an image has a human map; mask.bool()")
+        raise TypeError(f"mask has dtype {mask.dtype}; expected bool, true where an image has a human map; mask.bool()")
     if mask.shape != maps.shape[:1]:
         raise ValueError(
-            f"mask has shape {tuple(mask.shape)} for {maps.shape[0]} maps: expected one bool per image, (B,)"
+            f"mask has shape {tuple(mask.shape)} for {maps.shape[0]} maps; expected one bool per image, (B,)"
         )
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:
     if labels.dtype != torch.int64:
-        raise TypeError(f"labels have dtype {labels.dtype}: expected class indices, int64; labels.long()")
+        raise TypeError(f"labels have dtype {labels.dtype}; expected class indices, int64; labels.long()")
     if not logits.is_floating_point():
-        raise TypeError(f"logits have dtype {logits.dtype}: expected floating point logits, as a model returns them")
+        raise TypeError(f"logits have dtype {logits.dtype}; expected floating point logits, as a model returns them")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}: expected (B, K) and (B,)"
+            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; expected (B, K) and (B,)"
         )
     if not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
         raise ValueError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}: expected class indices from 0 to "
+            f"labels run from {int(labels.min())} to {int(labels.max())}; expected class indices from 0 to "
             f"{logits.shape[1] - 1}, since logits have {logits.shape[1]} classes"
         )

@@ -1,4 +1,4 @@
-"""Targets in the style of pytorch-grad-cam: callables that take one image's output to the number that is explained."""
+"""Targets as in pytorch-grad-cam: callables that compute the explained number from one image's output."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class SemanticSegmentationTarget:
         if model_output.ndim < 2 or model_output.shape[1:] != self.mask.shape:
             raise ValueError(
                 f"the output for an image has shape {tuple(model_output.shape)} and the mask {tuple(self.mask.shape)}; "
-                "expected per-pixel scores (K, H, W) and a mask (H, W): enlarge the scores to the size of the mask "
+                "expected per-pixel scores (K, H, W) and a mask (H, W); enlarge the scores to the size of the mask "
                 "with output=lambda o: torch.nn.functional.interpolate(..., mode='bilinear')"
             )
         if not 0 <= self.category < len(model_output):

@@ -12,7 +12,7 @@ from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, layer_input
 from diffgradcam.metrics.similarity import pearson
-from diffgradcam.robustness.auditing import audit, repair
+from diffgradcam.robustness import audit, repair
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
 
 LAYER, MASK = layer_input("_avg_pooling"), border_mask((7, 7), cells=28)

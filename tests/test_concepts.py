@@ -191,7 +191,7 @@ def test_numbers_of_numpy_are_numbers():
 def test_without_scikit_learn_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
     with pytest.raises(
-        ImportError, match=r"factorize\(\) needs scikit-learn, which is not installed: pip install scikit-learn$"
+        ImportError, match=r"factorize\(\) needs scikit-learn, which is not installed; pip install scikit-learn$"
     ):
         factorize(torch.ones(2, 3, 4), 2)
 

@@ -277,7 +277,7 @@ ON_DEVICE = {
     "compare": lambda m, x: dgc.TrueFalseCAM(m, "relu").compare(x),
     "compare several": lambda m, x: dgc.TrueFalseCAM(m, "relu").compare(x, 0, false_classes=[[1, 2], [2, 3], [3, 4]]),
     "compare with the mean": lambda m, x: dgc.TrueFalseCAM(m, "relu", false_class="mean").compare(x)[3:],
-    "guided_gradcam": lambda m, x: dgc.guided_gradcam(diffgradcam(m), x, "top2"),
+    "guided_gradcam": lambda m, x: dgc.analysis.guided_gradcam(diffgradcam(m), x, "top2"),
     "many classes": lambda _, x: gradcam(pooled(classes=70).to(x.device)).explain(x, "all"),
     "one logit": one_logit,
     "one class at a time": one_class_at_a_time,
@@ -453,8 +453,8 @@ def test_a_model_may_move_its_images(name, float64):
 
 @devices
 def test_guided_gradients_are_where_the_images_are(float64):
-    expected = dgc.guided_gradients(Moving().eval(), IMAGES)
+    expected = dgc.analysis.guided_gradients(Moving().eval(), IMAGES)
     with pretend_device(float64=float64):
-        actual = dgc.guided_gradients(Moving().eval().to(DEVICE), IMAGES)
+        actual = dgc.analysis.guided_gradients(Moving().eval().to(DEVICE), IMAGES)
     assert tensors_on_device(actual) == [False]
     close(actual, expected)

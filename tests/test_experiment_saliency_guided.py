@@ -98,7 +98,7 @@ def test_faces_are_tested_on_other_patches_and_other_parts_of_the_photographs(mo
 
 
 def test_an_unknown_task_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no task 'iris': expected one of faces, attacks, anomalies"):
+    with pytest.raises(ValueError, match=r"no task 'iris'; expected one of faces, attacks, anomalies"):
         build("iris", 0)
 
 

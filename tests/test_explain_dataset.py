@@ -227,6 +227,20 @@ def test_broken_images_are_recorded_and_the_rest_is_untouched(tmp_path):
         found["image 3"]
 
 
+def test_a_wrong_label_is_no_broken_image(tmp_path):
+    """What is wrong with an argument is raised, however broken images are treated."""
+    loader = DataLoader(Photos(), batch_size=4)
+    wrong = {"classes": lambda batch: torch.full((len(batch[0]),), 9), "on_error": "skip", "progress": False}
+    with pytest.raises(ValueError, match="class 9 is out of range; the model has classes 0 to 4"):
+        explain_dataset(GradCAM(models.pooled(), "relu"), loader, tmp_path / "out", **wrong)
+
+    def one_wrong(batch):
+        return torch.tensor([9 if bool((image == Photos()[5][0]).all()) else 0 for image in batch[0]])
+
+    with pytest.raises(ValueError, match="class 9 is out of range; the model has classes 0 to 4"):
+        explain_dataset(GradCAM(models.pooled(), "relu"), loader, tmp_path / "out2", **{**wrong, "classes": one_wrong})
+
+
 def test_an_image_of_another_shape_is_broken(tmp_path):
     loader = DataLoader(Photos(odd=[1]), batch_size=4)
     found = explain_dataset(GradCAM(models.pooled(), "relu"), loader, tmp_path / "out", on_error="skip", progress=False)
@@ -239,9 +253,9 @@ def test_an_image_of_another_shape_is_broken(tmp_path):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ({"raises": [6]}, "image 'six' is broken: OSError: image file is truncated. dataset\\[6\\] shows where"),
+        ({"raises": [6]}, "image 'six' is broken: OSError: image file is truncated; dataset\\[6\\] shows where"),
         ({"nan": [6]}, "image 'six' is broken: the image has values that are NaN"),
-        ({"overflow": [6]}, "image 'six' is broken: ValueError: .* of image 0 is NaN or infinite"),
+        ({"overflow": [6]}, "image 'six' is broken: NonFiniteValues: .* of image 0 is NaN or infinite"),
     ],
 )
 def test_stops_at_a_broken_image_and_goes_on_when_it_is_mended(tmp_path, broken, message):
@@ -251,7 +265,7 @@ def test_stops_at_a_broken_image_and_goes_on_when_it_is_mended(tmp_path, broken,
     found = open_explanations(tmp_path / "out")
     assert list(found) == ids[:4]
     assert found.missing == 7
-    with pytest.raises(KeyError, match=r"no image 'six' in .*; ids look like 'zero'; 7 images are missing still"):
+    with pytest.raises(KeyError, match=r"no image 'six' in .*; ids look like 'zero'; 7 images are still missing"):
         found["six"]
     mended = Photos()
     explain(tmp_path / "out", dataset=mended, ids=ids)
@@ -481,7 +495,7 @@ LOADER = DataLoader(Photos(), batch_size=2)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((GradCAM, LOADER), TypeError, r"cam is the class GradCAM; expected a CAM, such as DiffGradCAM\(model"),
+        ((GradCAM, LOADER), TypeError, r"cam is the class GradCAM; expected a CAM or an object with explain"),
         ((models.pooled(), LOADER), TypeError, "cam is Sequential; expected a CAM"),
         ((CAM, [IMAGES]), TypeError, "loader is list; expected a torch.utils.data.DataLoader of a data set with"),
         ((CAM, DataLoader(Endless())), TypeError, "loader is of an IterableDataset; expected"),
@@ -512,12 +526,12 @@ def test_wrong_arguments(tmp_path, arguments, error, message):
         ({"classes": 1.5}, ValueError, "classes is 1.5; expected None, an int, 'all', 'top5', or a function"),
         ({"classes": True}, ValueError, "classes is True; expected"),
         ({"classes": 9}, ValueError, "class 9 is out of range; the model has classes 0 to 4"),
-        ({"on_error": "ignore"}, ValueError, r"on_error is 'ignore'; expected one of \('stop', 'skip'\)"),
-        ({"shard_size": 0}, ValueError, "shard_size is 0; expected at least 1"),
+        ({"on_error": "ignore"}, ValueError, r"on_error is 'ignore'; expected one of 'stop', 'skip'"),
+        ({"shard_size": 0}, ValueError, "shard_size is 0; expected an integer of at least 1"),
         ({"ids": ["a"]}, ValueError, "ids are 1 of str for 11 images; expected a str or an int for each"),
         ({"ids": "abcdefghijk"}, ValueError, "ids are 11 of str for 11 images; expected"),
         ({"ids": [0.5] * 11}, ValueError, "ids are 11 of float for 11 images; expected"),
-        ({"ids": ["a"] * 11}, ValueError, "id 'a' is there 11 times; expected a name of its own"),
+        ({"ids": ["a"] * 11}, ValueError, "id 'a' is there 11 times; expected a different name"),
         ({"cam": Mine(), "common_mode": True}, ValueError, "reads the layers of a CAM, but cam is Mine"),
     ],
 )
@@ -533,7 +547,7 @@ def test_maps_of_different_sizes_are_refused(tmp_path):
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no run.json in .*: expected a folder that explain_dataset\("):
+    with pytest.raises(FileNotFoundError, match=r"no run.json in .*; expected a folder that explain_dataset\("):
         open_explanations(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file; expected a folder to write to"):
@@ -542,9 +556,9 @@ def test_folders_that_are_none(tmp_path):
 
 def test_without_safetensors(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"which is not installed: pip install safetensors$"):
+    with pytest.raises(ImportError, match=r"which is not installed; pip install safetensors$"):
         explain(tmp_path / "out")
-    with pytest.raises(ImportError, match=r"which is not installed: pip install safetensors$"):
+    with pytest.raises(ImportError, match=r"which is not installed; pip install safetensors$"):
         open_explanations(tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_resize_says_what_it_can_resize(shape, size):
 
 
 def test_resize_needs_floating_point_maps_with_positions():
-    message = r"cannot resize maps of torch\.{} and spatial size \({}\) to \({}\): expected floating-point maps"
+    message = r"cannot resize maps of torch\.{} and spatial size \({}\) to \({}\); expected floating-point maps"
     for maps, size, named in (
         (torch.ones(2, 4, 3, dtype=torch.int64), (2, 2), ("int64", "4, 3", "2, 2")),
         (torch.ones(2, 4, 0), (2, 2), ("float32", "4, 0", "2, 2")),
@@ -113,7 +113,7 @@ def test_rectify_refuses_bool():
 
 @pytest.mark.parametrize("fusion", [heatmaps.average, heatmaps.product])
 def test_a_fusion_needs_maps(fusion):
-    with pytest.raises(ValueError, match=r"^there are no maps to join; expected those of at least one layer$"):
+    with pytest.raises(ValueError, match=r"^there are no maps to combine; expected the maps of at least one layer$"):
         fusion([], (2, 2))
 
 

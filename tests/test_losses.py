@@ -459,28 +459,28 @@ def test_guided_gradcheck():
 @pytest.mark.parametrize("loss", TWO_CLASS)
 def test_bad_inputs_of_two_class_losses(loss):
     true, false, human = random_maps()
-    with pytest.raises(ValueError, match=r"true_maps have shape \(4, 3, 5\) and false_maps \(3, 3, 5\): expected the"):
+    with pytest.raises(ValueError, match=r"true_maps have shape \(4, 3, 5\) and false_maps \(3, 3, 5\); expected the"):
         loss(true, false[:3], human)
-    with pytest.raises(TypeError, match=r"maps have dtype torch\.int64: expected floating point"):
+    with pytest.raises(TypeError, match=r"maps have dtype torch\.int64; expected floating point"):
         loss(true.long(), false.long(), human)
 
 
 @pytest.mark.parametrize("loss", ALL)
 def test_bad_inputs_of_every_saliency_loss(loss):
     true, false, human = random_maps()
-    with pytest.raises(ValueError, match=r"human has shape \(4, 1, 3, 5\) and the maps \(4, 3, 5\): .*without a chann"):
+    with pytest.raises(ValueError, match=r"human has shape \(4, 1, 3, 5\) and the maps \(4, 3, 5\); .*without a chann"):
         loss(true, false, human[:, None])
     with pytest.raises(ValueError, match=r"human has shape \(3, 3, 5\) and the maps \(4, 3, 5\)"):
         loss(true, false, human[:3])
-    with pytest.raises(ValueError, match="reduction is 'avg': expected one of 'mean', 'sum', 'none'"):
+    with pytest.raises(ValueError, match="reduction is 'avg'; expected one of 'mean', 'sum', 'none'"):
         loss(true, false, human, reduction="avg")
-    with pytest.raises(ValueError, match="scope is 'all': expected one of 'image', 'batch'"):
+    with pytest.raises(ValueError, match="scope is 'all'; expected one of 'image', 'batch'"):
         loss(true, false, human, scope="all")
-    with pytest.raises(TypeError, match=r"mask has dtype torch\.float32: expected bool"):
+    with pytest.raises(TypeError, match=r"mask has dtype torch\.float32; expected bool"):
         loss(true, false, human, mask=torch.ones(4))
-    with pytest.raises(ValueError, match=r"mask has shape \(3,\) for 4 maps: expected one bool per image"):
+    with pytest.raises(ValueError, match=r"mask has shape \(3,\) for 4 maps; expected one bool per image"):
         loss(true, false, human, mask=torch.ones(3).bool())
-    with pytest.raises(ValueError, match=r"maps have shape \(4,\): expected \(B, \*S\)"):
+    with pytest.raises(ValueError, match=r"maps have shape \(4,\); expected \(B, \*S\)"):
         loss(true[:, 0, 0], false[:, 0, 0], human[:, 0, 0])
 
 
@@ -498,16 +498,16 @@ def test_bad_human_values_are_refused_only_where_they_count(loss, bad):
 
 def test_bad_options():
     true, false, human = random_maps()
-    with pytest.raises(ValueError, match=r"weight is -1: expected at least 0"):
+    with pytest.raises(ValueError, match=r"weight is -1; expected at least 0"):
         divergence_salience_loss(true, false, human, -1)
-    with pytest.raises(ValueError, match=r"weight is -1: expected at least 0"):
+    with pytest.raises(ValueError, match=r"weight is -1; expected at least 0"):
         DivergenceSalienceLoss(-1)
     for module in (CyborgLoss, DifferenceSalienceLoss, ContrastSalienceLoss, DivergenceSalienceLoss, CamEntropyLoss):
-        with pytest.raises(ValueError, match="reduction is 'avg': expected one of"):
+        with pytest.raises(ValueError, match="reduction is 'avg'; expected one of"):
             module(reduction="avg")
-    with pytest.raises(ValueError, match="scope is 'all': expected one of"):
+    with pytest.raises(ValueError, match="scope is 'all'; expected one of"):
         CyborgLoss(scope="all")
-    with pytest.raises(ValueError, match="reduction is 'avg': expected one of"):
+    with pytest.raises(ValueError, match="reduction is 'avg'; expected one of"):
         cam_entropy_loss(true, reduction="avg")
     with pytest.raises(TypeError, match="mask has dtype"):
         cam_entropy_loss(true, mask=torch.ones(4))
@@ -522,21 +522,21 @@ def test_bad_labels():
     criterion = SaliencyGuidedLoss(CyborgLoss())
     maps, human = torch.rand(2, 3, 3), torch.rand(2, 3, 3)
     for call in (lambda y: true_and_false_classes(logits, y), lambda y: criterion(logits, y, maps, human)):
-        with pytest.raises(TypeError, match=r"labels have dtype torch\.float32: expected class indices, int64"):
+        with pytest.raises(TypeError, match=r"labels have dtype torch\.float32; expected class indices, int64"):
             call(torch.zeros(2))
-        with pytest.raises(ValueError, match=r"logits have shape \(2, 2\) and labels \(3,\): expected \(B, K\) and"):
+        with pytest.raises(ValueError, match=r"logits have shape \(2, 2\) and labels \(3,\); expected \(B, K\) and"):
             call(torch.zeros(3).long())
     for call in (true_and_false_classes, lambda z, y: criterion(z, y, maps, human)):
-        with pytest.raises(TypeError, match=r"logits have dtype torch\.int64: expected floating point logits"):
+        with pytest.raises(TypeError, match=r"logits have dtype torch\.int64; expected floating point logits"):
             call(logits.long(), torch.tensor([0, 1]))
-        with pytest.raises(ValueError, match=r"logits have shape \(2,\) and labels \(2,\): expected \(B, K\) and"):
+        with pytest.raises(ValueError, match=r"logits have shape \(2,\) and labels \(2,\); expected \(B, K\) and"):
             call(logits[0], torch.tensor([0, 1]))
     for call in (lambda y: true_and_false_classes(logits, y), lambda y: criterion(logits, y, maps, human)):
-        with pytest.raises(ValueError, match="labels run from -1 to 2: expected class indices from 0 to 1"):
+        with pytest.raises(ValueError, match="labels run from -1 to 2; expected class indices from 0 to 1"):
             call(torch.tensor([-1, 2]))
-        with pytest.raises(ValueError, match="labels run from 0 to 2: expected class indices from 0 to 1"):
+        with pytest.raises(ValueError, match="labels run from 0 to 2; expected class indices from 0 to 1"):
             call(torch.tensor([0, 2]))
-    with pytest.raises(ValueError, match="choice is 'best': expected one of 'true', 'predicted'"):
+    with pytest.raises(ValueError, match="choice is 'best'; expected one of 'true', 'predicted'"):
         true_and_false_classes(logits, torch.tensor([0, 1]), "best")
     with pytest.raises(ValueError, match=r"^logits have one class: .* \(B, K\) with K >= 2$"):
         true_and_false_classes(torch.zeros(2, 1), torch.tensor([0, 0]))
@@ -544,17 +544,17 @@ def test_bad_labels():
 
 def test_bad_guided_loss():
     logits, labels, human = torch.zeros(2, 2), torch.tensor([0, 1]), torch.rand(2, 3, 3)
-    with pytest.raises(ValueError, match=r"alpha is 1\.5: expected .* from 0 to 1"):
+    with pytest.raises(ValueError, match=r"alpha is 1\.5; expected .* from 0 to 1"):
         SaliencyGuidedLoss(CyborgLoss(), alpha=1.5)
-    with pytest.raises(TypeError, match=r"saliency_loss is <class .*CyborgLoss'>: expected an instance"):
+    with pytest.raises(TypeError, match=r"saliency_loss is <class .*CyborgLoss'>; expected an instance"):
         SaliencyGuidedLoss(CyborgLoss)
-    with pytest.raises(TypeError, match="saliency_loss is 'cyborg': expected an instance or a function"):
+    with pytest.raises(TypeError, match="saliency_loss is 'cyborg'; expected an instance or a function"):
         SaliencyGuidedLoss("cyborg")
     with pytest.raises(ValueError, match=r"but CyborgLoss takes \(B, h, w\), one class: choose the classes in cam"):
         SaliencyGuidedLoss(CyborgLoss())(logits, labels, torch.rand(2, 2, 3, 3), human)
     with pytest.raises(ValueError, match=r"but ContrastSalienceLoss takes \(B, 2, h, w\), the true and the false"):
         SaliencyGuidedLoss(ContrastSalienceLoss())(logits, labels, torch.rand(2, 3, 3), human)
-    with pytest.raises(ValueError, match=r"maps have shape \(2, 3, 3, 3\) and human \(2, 3, 3\): expected human"):
+    with pytest.raises(ValueError, match=r"maps have shape \(2, 3, 3, 3\) and human \(2, 3, 3\); expected human"):
         SaliencyGuidedLoss(ContrastSalienceLoss())(logits, labels, torch.rand(2, 3, 3, 3), human)
-    with pytest.raises(ValueError, match=r"the saliency loss gave shape \(2,\): expected a scalar; use reduction"):
+    with pytest.raises(ValueError, match=r"the saliency loss gave shape \(2,\); expected a scalar; use reduction"):
         SaliencyGuidedLoss(CyborgLoss(reduction="none"))(logits, labels, torch.rand(2, 3, 3), human)

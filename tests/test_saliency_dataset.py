@@ -176,7 +176,7 @@ def torchvision_v2() -> Any:
         ("../outside.png,x,,", r"row 3: '../outside.png' lies outside of root .*expected a path below it", ValueError),
         ("link.png,x,,", r"row 3: 'link.png' lies outside of root", ValueError),
         ("a.png,y,,", r"row 3: label 'y' is not one of the classes \['x'\]", ValueError),
-        ("text.png,x,,", r"row 3: 'text.png' is no image to read here .*expected BMP", ValueError),
+        ("text.png,x,,", r"row 3: 'text.png' cannot be read as an image .*expected BMP", ValueError),
         (
             "a.png,x,small.png,",
             r"row 3: image 'a.png' is 8 x 6 and its map 'small.png' 8 x 5 pixels.*resize",
@@ -184,7 +184,7 @@ def torchvision_v2() -> Any:
         ),
         (",x,,", r"row 3: the column 'image' is empty", ValueError),
         ("a.png", r"row 3: the column 'label' is empty", ValueError),
-        ("a.png,x,,g,more", r"row 3: has 5 cells for 4 columns: put values with commas in quotes", ValueError),
+        ("a.png,x,,g,more", r"row 3: has 5 cells for 4 columns; put values with commas in quotes", ValueError),
     ],
 )
 def test_a_wrong_row_is_named_at_construction(root: Path, row: str, message: str, kind: type[Exception]) -> None:
@@ -206,9 +206,9 @@ def test_rows_count_as_in_a_spreadsheet_past_blank_lines_and_quoted_line_breaks(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"data.csv has the columns \[\]: expected a header with image, label"),
-        ("file;label\na.png;x\n", r"has the columns \['file;label'\]: .*separated by commas"),
-        ("image,label\n", "has no rows below its header: expected one per image"),
+        ("", r"data.csv has the columns \[\]; expected a header with image, label"),
+        ("file;label\na.png;x\n", r"has the columns \['file;label'\]; .*separated by commas"),
+        ("image,label\n", "has no rows below its header; expected one per image"),
     ],
 )
 def test_a_csv_that_cannot_be_used_says_why(root: Path, text: str, message: str) -> None:
@@ -218,7 +218,7 @@ def test_a_csv_that_cannot_be_used_says_why(root: Path, text: str, message: str)
 
 
 def test_classes_named_twice_are_an_error(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"classes are \['x', 'x'\]: expected each name once"):
+    with pytest.raises(ValueError, match=r"classes are \['x', 'x'\]; expected each name once"):
         SaliencyDataset(root, write(root, "a.png,x,,"), classes=["x", "x"])
 
 
@@ -233,7 +233,7 @@ def test_a_file_cut_short_is_named_with_its_row_when_it_is_read(root: Path) -> N
 def test_a_colour_map_and_values_outside_0_1_are_named_when_read(root: Path) -> None:
     Image.fromarray(np.full((6, 8), 3.5, np.float32)).save(root / "big.tif")
     dataset = SaliencyDataset(root, write(root, "a.png,x,b.png,", "a.png,x,big.tif,"))
-    with pytest.raises(ValueError, match=r"row 2: map 'b.png' is in colour: expected greyscale"):
+    with pytest.raises(ValueError, match=r"row 2: map 'b.png' is in colour; expected greyscale"):
         dataset[0]
     with pytest.raises(ValueError, match=r"row 3: 'big.tif' holds values from 3.5 to 3.5 .*in \[0, 1\]"):
         dataset[1]
@@ -251,7 +251,7 @@ def test_a_colour_map_and_values_outside_0_1_are_named_when_read(root: Path) -> 
 )
 def test_a_transform_that_does_not_return_two_tensors_is_an_error(root: Path, transform: Any, returned: str) -> None:
     dataset = SaliencyDataset(root, write(root, "a.png,x,,"), transform=transform)
-    message = rf"row 2: the transform returned {returned}: expected two tensors, .* albumentations_style\(\) wraps"
+    message = rf"row 2: the transform returned {returned}; expected two tensors, .* albumentations_style\(\) wraps"
     with pytest.raises(TypeError, match=message):
         dataset[0]
 

@@ -137,11 +137,11 @@ def test_masks_of_bool_are_maps() -> None:
     [
         ("photo.png", TypeError, "the image is str; expected a NumPy array or a tensor"),
         (ZEROS.astype(np.int64), TypeError, "the image is int64; expected uint8, or float"),
-        (torch.zeros(1, 3, 4, 6), ValueError, r"shape \(1, 3, 4, 6\); .*it is a batch, take images\[0\]"),
-        (np.zeros((4, 6, 4)), ValueError, r"shape \(4, 6, 4\); .*transparency, take image\[..., :3\]"),
+        (torch.zeros(1, 3, 4, 6), ValueError, r"shape \(1, 3, 4, 6\); .*it is a batch, so take images\[0\]"),
+        (np.zeros((4, 6, 4)), ValueError, r"shape \(4, 6, 4\); .*transparency, so take image\[..., :3\]"),
         (np.zeros((4, 6, 5)), ValueError, r"shape \(4, 6, 5\); expected \(H, W, 3\) or \(3, H, W\)$"),
         (np.zeros((0, 6, 3)), ValueError, r"shape \(0, 6, 3\)"),
-        (IMAGE - 1, ValueError, r"image has values from -0.5 to -0.5; expected \[0, 1\]: .*undo a normalisation"),
+        (IMAGE - 1, ValueError, r"image has values from -0.5 to -0.5; expected \[0, 1\]; .*undo a normalisation"),
         (IMAGE * np.nan, ValueError, "image has values from nothing finite and NaN or infinity"),
         (Image.new("I", (6, 4)), ValueError, r"PIL image of mode 'I'; expected one of 1, L, P, RGB: convert it"),
         (Image.new("RGBA", (6, 4)), ValueError, r"mode 'RGBA'; .*\.convert\('RGB'\)"),
@@ -156,7 +156,7 @@ def test_what_is_no_image_is_refused(show: object, image: object, error: type[Ex
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        (np.full((2, 2), 1.01), ValueError, r"map has values from 1.01 to 1.01; expected \[-?\d, 1\]: scale it"),
+        (np.full((2, 2), 1.01), ValueError, r"map has values from 1.01 to 1.01; expected \[-?\d, 1\]; scale it"),
         (np.full((2, 2), -1.01), ValueError, "map has values from -1.01 to -1.01"),
         (np.array([[0, 255]], np.uint8), ValueError, "map has values from 0 to 255; .*scale it"),
         (np.array([[0, np.nan]]), ValueError, "map has values from 0 to 0 and NaN or infinity"),
@@ -272,7 +272,7 @@ def test_a_limit_shared_by_maps_makes_their_colours_comparable() -> None:
     first = overlay_signed(IMAGE, np.full((4, 6), 2.0), limit=4)
     second = overlay_signed(IMAGE, np.full((4, 6), 0.5), limit=1)
     np.testing.assert_array_equal(first, second)
-    with pytest.raises(ValueError, match=r"map has values from 5 to 5; expected \[-4, 4\]: .*limit="):
+    with pytest.raises(ValueError, match=r"map has values from 5 to 5; expected \[-4, 4\]; .*limit="):
         overlay_signed(IMAGE, np.full((4, 6), 5.0), limit=4)
 
 
@@ -308,7 +308,7 @@ def test_levels_that_the_map_does_not_cross_draw_nothing() -> None:
 
 
 def test_bad_contours_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"a level is 1.5; expected a share, in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"a level is 1.5; expected a share, from 0 to 1"):
         contours(IMAGE, ZEROS, [1.5])
     with pytest.raises(ValueError, match=r"thickness is 0; expected a whole number of pixels, at least 1"):
         contours(IMAGE, ZEROS, thickness=0)
@@ -329,7 +329,7 @@ def test_masks_keep_what_is_at_least_the_level() -> None:
 
 
 def test_bad_masks_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"a level is -1; expected a share, in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"a level is -1; expected a share, from 0 to 1"):
         masked(IMAGE, ZEROS, -1)
     with pytest.raises(ValueError, match=r"rest is 'blur'; expected one of \['dark', 'grey'\]"):
         masked(IMAGE, ZEROS, rest="blur")

@@ -19,7 +19,7 @@ class Waits(TorchDispatchMode):
         super().__init__()
         self.found = Counter()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name().removeprefix("aten::").split(".")[0]
         if name in WAITS:
             self.found[name] += 1

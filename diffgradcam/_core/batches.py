@@ -1,4 +1,4 @@
-"""What a loader or a caller hands over, read as images and labels."""
+"""Images and labels from the batches of a loader."""
 
 from __future__ import annotations
 

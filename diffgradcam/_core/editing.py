@@ -1,4 +1,4 @@
-"""What it takes to change a *copy* of a model: find its layers again, and the linear layer that gives the logits."""
+"""Change a *copy* of a model: find its layers again, and the linear layer that gives the logits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def copy_model(model: nn.Module) -> nn.Module:
         The copy, in the same training mode and on the same device.
 
     Raises:
-        TypeError: If ``model`` is no module.
+        TypeError: If ``model`` is not a module.
     """
     return copy.deepcopy(_inner(model))
 
@@ -206,9 +206,7 @@ def _inner(model: nn.Module) -> nn.Module:
 def _last_linear(model: nn.Module) -> str:
     linear: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError(
-            f"{type(model).__name__} has no nn.Linear, so no rows of classes that a vector can be added to"
-        )
+        raise ValueError(f"{type(model).__name__} has no nn.Linear; expected a linear layer with a row for each class")
     head = model.get_submodule(linear[-1])
     modules = list(model.modules())
     after = modules[modules.index(head) + len(list(head.modules())) :]

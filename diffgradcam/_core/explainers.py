@@ -43,5 +43,5 @@ def check_explains(cam: Any) -> None:
     if not callable(getattr(cam, "explain", None)) or isinstance(cam, type):
         given = f"the class {cam.__name__}" if isinstance(cam, type) else type(cam).__name__
         raise TypeError(
-            f"cam is {given}; expected a CAM, such as GradCAM(model, 'layer4'), or an object with explain()"
+            f"cam is {given}; expected a CAM or an object with explain(); give one such as GradCAM(model, 'layer4')"
         )

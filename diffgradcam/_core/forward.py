@@ -184,6 +184,11 @@ class ForwardPass(Recording):
             self.checks.verify()
         return result
 
+    def name_the_cause(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Where a value that is not finite made something else fail, raise that error instead."""
+        if isinstance(error, Exception) and not isinstance(error, HeadIsNotPooledLinear):
+            self.checks.verify()
+
     def again(self, images: Any) -> contextlib.AbstractContextManager[ForwardPass]:
         """The same forward pass, with its graph, for other images in place of the image.
 
@@ -329,13 +334,8 @@ class LayerReader:
             if self.graph and not logits.requires_grad:
                 raise RuntimeError(messages.independent(", ".join(layer.name for layer in self.layers)))
             forward = ForwardPass(self, inputs, logits, recorded, autocast)
-            try:
-                yield forward
-            except HeadIsNotPooledLinear:
-                raise
-            except Exception:
-                forward.checks.verify()  # the cause, where a value that is not finite made something else fail
-                raise
+            stack.push(forward.name_the_cause)
+            yield forward
             forward.checks.verify()
             if [weight._version for weight in weights] != versions:
                 raise RuntimeError(messages.changed_meanwhile())  # another thread trains the model

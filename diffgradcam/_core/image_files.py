@@ -1,4 +1,4 @@
-"""Image files of strangers: which formats are opened, and how large an image may be before a pixel of it is decoded."""
+"""Image files that may be hostile: which formats are opened, and how large an image may be before it is decoded."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         width, height = file.size
         if width * height > MOST_PIXELS:
             raise ImageSizeError(
-                f"too large: {width} x {height} pixels, and {MOST_PIXELS:,} in all are the most; make it smaller first"
+                f"too large: {width} x {height} pixels, and expected at most {MOST_PIXELS:,}; make it smaller first"
             )
         if width < 1 or height < 1:
             raise ImageSizeError(f"it has no pixels: {width} x {height}")

@@ -96,7 +96,7 @@ def check_grid(name: str, activations: Tensor, logits: Tensor, image_dims: int) 
     if shape[:1] != logits.shape[:1]:
         raise ValueError(
             f"layer {name} has activations of shape {shape} for logits of shape {tuple(logits.shape)}; expected as "
-            "many images in both: give maps() the logits as the model returned them, and bring activations of parts "
+            "many images in both; give maps() the logits as the model returned them, and bring activations of parts "
             "of an image into the form (B, C, ...) with reshape_transform="
         )
     if len(shape) < 3:

@@ -265,6 +265,25 @@ class Replacer(Recorder):
         return self._change(_checked(layer, seen.tensor)) if layer.run in (None, number) else None
 
 
+@contextlib.contextmanager
+def replaced(layer: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[Replacer]:
+    """Replace what leaves or enters a layer for as long as the block lasts, see :class:`Replacer`.
+
+    Args:
+        layer: The layer.
+        change: Makes what takes its place.
+
+    Yields:
+        The replacer; tell it when a forward pass starts.
+    """
+    replacer = Replacer(layer, change)
+    replacer.attach()
+    try:
+        yield replacer
+    finally:
+        replacer.detach()
+
+
 class _Hook:
     """A hook that is copied or pickled along with its module does nothing in the copy."""
 

@@ -1,5 +1,5 @@
-"""The same from a shell: ``diffgradcam explain photo.jpg``. Needs click; nothing else of the library imports this."""
+"""The command line: ``diffgradcam explain photo.jpg``. It needs click; nothing else in the library imports it."""
 
-from .commands import main
+from ._main import main
 
 __all__ = ["main"]

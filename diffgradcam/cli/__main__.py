@@ -1,5 +1,5 @@
 """``python -m diffgradcam.cli``, where the command is not installed."""
 
-from .commands import main
+from ._main import main
 
 main(prog_name="diffgradcam")

@@ -178,7 +178,7 @@ def explain_dataset(
 
 
 class _Loaded(NamedTuple):
-    """A batch without its broken images: none if all are broken."""
+    """A batch without its broken images; empty if all are broken."""
 
     positions: list[int]
     batch: Any
@@ -186,7 +186,7 @@ class _Loaded(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What is kept of the explanation of some images."""
+    """The rows and maps of some images."""
 
     positions: list[int]
     rows: list[Row]
@@ -202,7 +202,7 @@ class _Guarded(Dataset[tuple[int, Any, str]]):
     def __getitem__(self, position: int) -> tuple[int, Any, str]:
         try:
             item = self.dataset[position]
-        except Exception as error:  # decoders raise all sorts
+        except Exception as error:  # decoders raise many kinds of errors
             return position, None, _describe_error(error)
         image = _first(item)
         if isinstance(image, Tensor) and image.is_floating_point() and not bool(image.isfinite().all()):
@@ -329,7 +329,7 @@ def _measure(
     if not isinstance(images, Tensor):
         raise TypeError(
             f"the loader's batches are {type(batch).__name__}; expected images, or a sequence that starts with them, "
-            "such as (images, labels): give the DataLoader a collate_fn that returns that"
+            "such as (images, labels); give the DataLoader a collate_fn that returns that"
         )
     if device is not None:
         images = images.to(device, non_blocking=True)
@@ -432,7 +432,7 @@ def _check_options(
         given = "of an IterableDataset" if isinstance(loader, DataLoader) else type(loader).__name__
         raise TypeError(
             f"loader is {given}; expected a torch.utils.data.DataLoader of a data set with a length, so that an image "
-            "can be found again after a kill: DataLoader(dataset, batch_size=32, num_workers=4)"
+            "can be found again after an interruption; give DataLoader(dataset, batch_size=32, num_workers=4)"
         )
     samplers = (SequentialSampler, RandomSampler, DistributedSampler)
     if loader.batch_size is None or type(loader.sampler) not in samplers:
@@ -463,7 +463,7 @@ def _check_ids(ids: Sequence[str | int] | None, images: int) -> None:
         raise ValueError(f"ids are {given} for {images} images; expected a str or an int for each")
     if len(set(ids)) != images:
         name, times = Counter(ids).most_common(1)[0]
-        raise ValueError(f"id {name!r} is there {times} times; expected a name of its own for each image")
+        raise ValueError(f"id {name!r} is there {times} times; expected a different name for each image")
 
 
 def _check_sizes(maps: Sequence[Tensor]) -> None:

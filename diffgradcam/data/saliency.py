@@ -1,4 +1,4 @@
-"""The data people have: a folder of images and a CSV that says what is in them and where people looked."""
+"""Images with human saliency, from a folder and a CSV."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class SaliencyDataset(Dataset[SaliencyItem]):
                 with open_image(path) as file:
                     sizes.append(_upright_size(file))
             except Exception as error:  # decoders raise all sorts
-                raise row.error(f"{name!r} is no image to read here ({error}): {_READABLE}") from error
+                raise row.error(f"{name!r} cannot be read as an image ({error}); {_READABLE}") from error
         if row.saliency:
             _check_sizes(row, *sizes)
 
@@ -247,7 +247,7 @@ def _read_rows(csv: Path) -> list[_Row]:
         values = dict(zip(columns, cells, strict=False))
         row = _Row(csv, number, *(values.get(name, "") for name in _REQUIRED + _OPTIONAL))
         if len(cells) > len(columns):
-            raise row.error(f"has {len(cells)} cells for {len(columns)} columns: put values with commas in quotes")
+            raise row.error(f"has {len(cells)} cells for {len(columns)} columns; put values with commas in quotes")
         for name in _REQUIRED:
             if not values.get(name):
                 raise row.error(f"the column {name!r} is empty")

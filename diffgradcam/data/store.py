@@ -1,4 +1,4 @@
-"""The folder of a data set's explanations: shards of maps, a line of numbers for each image, and what made them.
+"""The folder with the explanations of a data set: shards of maps, one line of numbers per image, and the settings.
 
 ::
 
@@ -37,8 +37,9 @@ _RUN, _INDEX = "run.json", "index.jsonl"
 class Explanations(Mapping[str | int, Tensor]):
     """The explanations in a folder: a mapping from image id to map that reads a map when it is asked for.
 
-    What is there is counted when it is first needed: open a folder that still grows again to see more of it. The ids
-    are held in memory, about 200 bytes for each image; :meth:`rows` and :meth:`shards` hold one shard at a time.
+    The explained images are counted when this is first needed. Open a folder that still grows again to see the new
+    ones. The ids are held in memory, about 200 bytes for each image; :meth:`rows` and :meth:`shards` hold one shard at
+    a time.
 
     Each row has ``position`` (in the data set) and ``id``. A broken image has ``error``. An explained one has ``class``
     (explained), ``decision`` (largest logit), ``score`` (what the method explains; the logit, where it has no score),
@@ -223,7 +224,7 @@ def write_shard(out: Path, shard: int, rows: Sequence[Row], maps: Sequence[Tenso
         raise OSError(
             error.errno,
             f"{error.strerror}, while writing shard {shard} to {out}; all shards written before are complete and "
-            "readable: mend that and run the same again to go on",
+            "readable; mend that and run the same again to go on",
         ) from error
 
 

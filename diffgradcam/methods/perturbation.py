@@ -7,7 +7,6 @@ serves all classes that are explained. The price is a forward pass for each chan
 
 from __future__ import annotations
 
-import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -24,7 +23,7 @@ from .._core.checks import check_count, check_std
 from .._core.forward import ForwardPass, ReshapeTransform
 from .._core.layers import Layer, LayerSpec
 from .._core.outputs import check_finite
-from .._core.recorder import Replacer
+from .._core.recorder import replaced
 from .._core.registry import register
 from .._core.requests import Request
 from .._core.tensors import spread
@@ -326,10 +325,7 @@ class AblationCAM(PerturbationCAM):
         """See :meth:`PerturbationCAM.channel_weights`."""
         images, count = _batch(self, forward), len(forward.logits)
         ablated: list[Tensor] = []
-        replacer = Replacer(layer, lambda tensor: _without(forward, tensor, ablated[0]))
-        with contextlib.ExitStack() as stack:
-            stack.callback(replacer.detach)
-            replacer.attach()
+        with replaced(layer, lambda tensor: _without(forward, tensor, ablated[0])) as replacer:
 
             def unchanged(rows: Tensor, channels: Tensor) -> Tensor:
                 replacer.start()

@@ -1,4 +1,4 @@
-"""What stands where pixels were removed: a colour, a blur, or what the pixels around them suggest."""
+"""Fill removed pixels: with a colour, with a blur, or by interpolation from the pixels around them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def noisy_linear_imputation(images: Tensor, missing: Tensor, *, noise: float = 0
 
 
 def filled_with(images: Tensor, fill: Fill) -> Tensor:
-    """What stands in every place of the images once it is removed.
+    """The images that removed pixels are taken from.
 
     Args:
         images: ``(B, C, *S)``.

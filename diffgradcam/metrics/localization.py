@@ -1,4 +1,4 @@
-"""How well maps point at the region that people marked. Batched, one number per image.
+"""Localization: how well maps point at the region that people marked. One number per image.
 
 Maps are ``(B, *S)`` at the resolution of the masks (``diffgradcam.heatmaps.resize`` brings them there). A mask is
 bool, or non-negative numbers that are inside where they are not 0: threshold soft human saliency first

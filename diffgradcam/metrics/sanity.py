@@ -1,4 +1,4 @@
-"""Does the map depend on what the model has learnt? Sanity checks: a map that survives a random model explains nothing.
+"""Sanity checks: does a map depend on what the model has learnt? If a random model gives the same map, it does not.
 
 A high similarity to the map of a randomised model means that the map shows the image (its edges, its centre), not the
 model. A low one is necessary for a faithful map and not sufficient.
@@ -52,7 +52,7 @@ def model_randomization(
     batch_size: int = 64,
     progress: bool = True,
 ) -> Randomization:
-    """Model parameter randomisation test: how much of the map is left when the model forgets, layer by layer.
+    """Model parameter randomisation test: how much of the map is left when the layers are made random.
 
     Each parameter is drawn again from a normal distribution with the mean and the standard deviation of its trained
     values, so that activations keep their order of magnitude. A parameter of one value, such as biases of 0, stays;
@@ -78,7 +78,7 @@ def model_randomization(
     Raises:
         ValueError: If a layer is none of the model or has no parameters, ``mode`` is unknown, the CAM is of another
             model, the similarity has another shape, or as :meth:`~diffgradcam.BaseCAM.explain`.
-        TypeError: If ``make_cam`` is no function that makes a CAM, or a layer is something else.
+        TypeError: If ``make_cam`` is not a function that makes a CAM, or a layer is something else.
 
     Reference:
         Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018. They draw from the distribution of the
@@ -118,7 +118,7 @@ def label_randomization(
     similarity: MapSimilarity = spearman,
     batch_size: int = 64,
 ) -> Tensor:
-    """Data randomisation test: similarity to the map of a model that could only learn the images by heart.
+    """Data randomisation test: similarity to the map of a model that was trained on random labels.
 
     Train ``randomly_labelled`` as ``model``, on labels in random order
     (``labels[torch.randperm(len(labels), generator=generator)]``), until it fits them.

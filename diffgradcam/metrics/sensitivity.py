@@ -1,4 +1,4 @@
-"""Does the map predict what changes do to the score, and does it stay where the image hardly changes?"""
+"""Infidelity and max-sensitivity: does a map predict what changes do to the score, and is it stable?"""
 
 from __future__ import annotations
 

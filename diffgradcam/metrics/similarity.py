@@ -1,4 +1,4 @@
-"""How much two maps of the same image look alike. Batched, ``(B, *S)`` twice, one number per image.
+"""Similarity of two maps of the same image. Both are ``(B, *S)``; each function returns one number per image.
 
 Which one: ``pearson`` for maps of any scale, ``spearman`` when only the order of positions counts, ``cosine`` when 0
 means "no evidence", ``rmse`` and ``ssim`` for maps that share a scale (``diffgradcam.heatmaps.minmax`` gives them one).

@@ -4,6 +4,7 @@ A benchmark is of *one* attack. A method that withstands a common-mode hoax may 
 it. Name the attack wherever a number from here is shown.
 """
 
+from .._core.explainers import MakeCAM
 from .auditing import AuditReport, audit, repair
 from .benchmark_result import BenchmarkResult, Decisions, Estimate, Row, Similarity
 from .benchmarking import benchmark
@@ -13,6 +14,7 @@ __all__ = [
     "BenchmarkResult",
     "Decisions",
     "Estimate",
+    "MakeCAM",
     "Row",
     "Similarity",
     "audit",

@@ -109,7 +109,7 @@ def finetune(
     from ``seed`` and its number, for PyTorch (on the CPU and on the model's device), NumPy and ``random`` and for the
     loader's own, all put back afterwards.
 
-    With a ``checkpoint`` the run goes on after a kill where its last finished epoch ended, and ends with the very
+    With a ``checkpoint``, an interrupted run continues after its last finished epoch, and ends with exactly the
     weights of a run that was never interrupted (on one machine, with deterministic kernels).
 
     Args:

@@ -1,4 +1,4 @@
-"""SHOW: maps and images to pictures. Arrays, tensors or PIL images in, uint8 out; nothing wraps around silently.
+"""Maps and images as pictures: arrays, tensors or PIL images in, uint8 out. Values out of range are errors.
 
 New functions take and return RGB; :func:`show_cam_on_image` and its relatives keep the BGR default of pytorch-grad-cam.
 """

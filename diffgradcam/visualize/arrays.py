@@ -70,7 +70,7 @@ def as_map(values: MapLike, image: Array, low: float, high: float, *, fix: str =
         ``(H, W)``, float32 or float64, in [low, high].
 
     Raises:
-        TypeError: If it is no array, no tensor, or not real.
+        TypeError: If it is neither an array nor a tensor, or its values are not real.
         ValueError: If its shape or its values are not those of such a map.
     """
     numbers = _numpy(values, "the map")
@@ -135,20 +135,6 @@ def colours(values: Array, colormap: ColormapLike) -> Array:
     return colormap(values)[..., :3].astype(np.float32)
 
 
-def check_share(name: str, value: float) -> None:
-    """Refuse what is no share.
-
-    Args:
-        name: What it is, for the message.
-        value: The share.
-
-    Raises:
-        ValueError: If it is not in [0, 1].
-    """
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}; expected a share, in [0, 1]")
-
-
 def _numpy(values: Array | Tensor, what: str) -> Array:
     if isinstance(values, Tensor):
         tensor = values.detach().cpu()
@@ -167,9 +153,9 @@ def _channels_last(pixels: Array, *, prefer_first: bool) -> Array:
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
         hint = ""
         if pixels.ndim == 4:
-            hint = ": it is a batch, take images[0]"
+            hint = "; it is a batch, so take images[0]"
         elif pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-            hint = ": it has transparency, take image[..., :3]"
+            hint = "; it has transparency, so take image[..., :3]"
         raise ValueError(f"got an image of shape {shape}; expected (H, W, 3) or (3, H, W){hint}")
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
@@ -180,4 +166,4 @@ def _check_range(name: str, values: Array, low: float, high: float, fix: str) ->
         return
     span = f"{finite.min():g} to {finite.max():g}" if finite.size else "nothing finite"
     more = "" if finite.size == values.size else " and NaN or infinity"
-    raise ValueError(f"the {name} has values from {span}{more}; expected [{low:g}, {high:g}]: {fix}")
+    raise ValueError(f"the {name} has values from {span}{more}; expected [{low:g}, {high:g}]; {fix}")

@@ -1,4 +1,4 @@
-"""Pictures together: side by side in a figure, or one after the other in an animation."""
+"""Several pictures: side by side in a figure, or one after the other in an animation."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def grid(
 
     Args:
         rows: Pictures in any form, RGB, row by row; rows may differ in length, pictures in shape.
-        titles: A title for each picture; what is too long for a line goes on in the next.
+        titles: A title for each picture; a title that is too long for a line continues on the next.
         size: Width of a picture, in inches.
         bars: A colour bar, or None, for each picture.
 
@@ -182,7 +182,7 @@ def _palette(picture: Image.Image) -> Image.Image:
 
 
 def _strips(titles: Sequence[str], height: int, width: int) -> list[Array]:
-    """White strips with titles, for pictures of a size; what does not fit goes on in the next line."""
+    """White strips with titles, for pictures of a size; a title that does not fit continues on the next line."""
     points = min(max(height // 12, 9), 24)
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), points)
     texts = [_fitted(title, font, width - 4) for title in titles]

@@ -1,4 +1,4 @@
-"""A map on an image: colours, signed colours, lines, masks, regions. Every picture is uint8."""
+"""Lay a map over an image: as colours, signed colours, lines, a mask or regions. Every picture is uint8."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from contourpy import contour_generator
 from PIL import Image
 from torch import Tensor
 
+from .._core.checks import check_share
 from ..analysis.regions import Region
-from .arrays import Array, ColormapLike, ImageLike, MapLike, as_bytes, as_image, as_map, check_share, colours, grey
+from .arrays import Array, ColormapLike, ImageLike, MapLike, as_bytes, as_image, as_map, colours, grey
 
 _REST = {"dark": lambda image: 0.25 * image, "grey": grey}
 
@@ -274,7 +275,7 @@ def show_divergence_on_image(
 
 
 def draw_regions(img: ImageLike, regions: Sequence[Region], use_rgb: bool = False) -> Array:
-    """Draw regions on an image: their outline, their box and their share; red speaks for the true class, blue against.
+    """Draw regions on an image: their outline, their box and their share; red is for the true class, blue against it.
 
     Args:
         img: Image, ``(H, W, 3)``, float in [0, 1], or any form that :func:`overlay` takes.

@@ -1,4 +1,4 @@
-"""SHOW in a browser: one self-contained file with thumbnails, whose map a viewer can switch and fade."""
+"""A report for the browser: one self-contained file with thumbnails, whose map a viewer can switch and fade."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def load(results: Path = RESULTS) -> Study:
     for split, of in models.items():
         if len(of) < 2:
             raise ValueError(
-                f"{len(of)} {split} models have learned in {results}: expected at least two; "
+                f"{len(of)} {split} models have learned in {results}; expected at least two; "
                 "run python -m experiments.audit.run"
             )
     config = Config(**{**cells[0]["config"], "strengths": tuple(cells[0]["config"]["strengths"])})

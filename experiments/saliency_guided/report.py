@@ -72,7 +72,7 @@ def load(results: Path = RESULTS) -> Results:
     )
     if len(seeds) < 2:
         raise ValueError(
-            f"{len(seeds)} seeds are complete in {results}: expected at least two to compare; "
+            f"{len(seeds)} seeds are complete in {results}; expected at least two to compare; "
             "run python -m experiments.saliency_guided.run"
         )
     metrics = tuple(cells[0]["metrics"])

@@ -88,7 +88,7 @@ def build(task: str, seed: int, train: int = 1000, test: int = 800) -> Task:
         ValueError: If there is no such task.
     """
     if task not in KINDS:
-        raise ValueError(f"no task {task!r}: expected one of {', '.join(KINDS)}")
+        raise ValueError(f"no task {task!r}; expected one of {', '.join(KINDS)}")
     kinds = KINDS[task]
     held_out = kinds[seed % len(kinds)]
     seen = tuple(kind for kind in kinds if kind != held_out)

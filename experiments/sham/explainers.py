@@ -18,7 +18,7 @@ from diffgradcam import (
     XGradCAM,
 )
 from diffgradcam._core.layers import LayerSpec
-from diffgradcam.robustness.benchmarking import MakeCAM
+from diffgradcam.robustness import MakeCAM
 from diffgradcam.scores import logit_difference
 
 PLAIN = {

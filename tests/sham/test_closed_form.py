@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, layer_input
 from diffgradcam.metrics.similarity import pearson
-from diffgradcam.robustness.auditing import audit, repair
+from diffgradcam.robustness import audit, repair
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
 from tests.models import SIZE, WithAuxiliary, deep, flat, images, max_pooled, mean_of_squares, pooled
 from tests.sham.digits import LAYER, MASK, data, kept_and_reached, trained
@@ -178,7 +178,7 @@ def test_other_heads_are_refused(build, head):
 
 def test_bad_input_is_refused():
     model, x = pooled(), images()
-    with pytest.raises(ValueError, match=r"mask has size \(7, 7\), but the activations of the target layer \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"mask has size \(7, 7\); expected \(6, 5\), that of the activations"):
         common_mode_hoax(model, "relu", x, border_mask((7, 7), 28))
     with pytest.raises(ValueError, match=r"mask of size \(6, 5\) is constant"):
         common_mode_hoax(model, "relu", x, torch.ones(6, 5))
@@ -196,7 +196,7 @@ def test_bad_input_is_refused():
         common_mode_hoax(model, "relu", [], SMALL)
     with pytest.raises(ValueError, match="images is empty"):
         common_mode_hoax(model, "relu", [], SMALL, head="head")
-    with pytest.raises(ValueError, match=r"mask has size \(2,\), but the activations of the target layer \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"mask has size \(2,\); expected \(6, 5\), that of the activations"):
         common_mode_hoax(model, "relu", x, torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="'rely' is not a layer of Sequential; did you mean 'relu'"):
         common_mode_hoax(model, "rely", x, SMALL)
@@ -284,7 +284,7 @@ def test_spatial_hoax_survives_copies_and_leaves_names_alone():
 
 def test_bad_permutations_are_refused():
     model, x = pooled(), images()
-    with pytest.raises(ValueError, match="is no permutation; expected each number from 0 to 29 once"):
+    with pytest.raises(ValueError, match="is not a permutation; expected each number from 0 to 29 once"):
         spatial_hoax(model, "relu", torch.zeros(30).long())
     with pytest.raises(TypeError, match="permutation is str; expected a function or a tensor of indices"):
         spatial_hoax(model, "relu", "roll")

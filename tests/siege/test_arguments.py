@@ -133,18 +133,18 @@ MESSAGES = [
     (
         lambda: heatmaps.resize(MAPS.long(), (3, 3)),
         ValueError,
-        r"of torch.int64 and spatial size \(6, 5\) to \(3, 3\): exp",
+        r"of torch.int64 and spatial size \(6, 5\) to \(3, 3\); exp",
     ),
     (lambda: heatmaps.resize(MAPS, (0, 3)), ValueError, "with at least one position, before and after"),
     (
         lambda: heatmaps.average([], (3, 3)),
         ValueError,
-        "there are no maps to join; expected those of at least one layer",
+        "there are no maps to combine; expected the maps of at least one layer",
     ),
     (
         lambda: heatmaps.product([], (3, 3)),
         ValueError,
-        "there are no maps to join; expected those of at least one layer",
+        "there are no maps to combine; expected the maps of at least one layer",
     ),
     (
         lambda: heatmaps.principal_component(X.half()),
@@ -234,7 +234,7 @@ MESSAGES = [
     (
         lambda: sham.finetune(pooled(dtype=torch.float32), X, "relu", MASK),
         TypeError,
-        r"loader is a tensor; expected batches of images: a DataLoader, or a list such as \[images\]",
+        r"loader is a tensor; expected batches of images; give a DataLoader, or a list such as \[images\]",
     ),
     (
         lambda: sham.finetune(pooled(dtype=torch.float32), [X], "relu", MASK, lr=-1.0),
@@ -263,12 +263,12 @@ MESSAGES = [
     (
         lambda: losses.true_and_false_classes(torch.ones(2, 3).bool(), torch.tensor([0, 1])),
         TypeError,
-        "logits have dtype torch.bool: expected floating point logits",
+        "logits have dtype torch.bool; expected floating point logits",
     ),
     (
         lambda: losses.cam_entropy_loss(torch.tensor(1.0), mask=torch.tensor([True])),
         ValueError,
-        r"maps have shape \(\): expected \(B, \*S\)",
+        r"maps have shape \(\); expected \(B, \*S\)",
     ),
 ]
 

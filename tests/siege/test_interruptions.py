@@ -133,7 +133,7 @@ def test_the_model_raises_at_its_nth_forward_pass(name, error, training, tmp_pat
 
 
 # No Python code is safe while a with statement is being entered or left, or a finalizer runs: a few lines of many.
-NOT_WITHIN = ("__enter__", "attach", "detach", "_change", "_recorded_biases")
+NOT_WITHIN = ("__enter__", "attach", "detach", "replaced", "_recorded_biases")
 
 
 def interrupt_at(line, work):

@@ -1,4 +1,4 @@
-"""What a command leaves: one result on standard output, everything else on standard error, and an exit code."""
+"""Output of a command: one result on standard output, everything else on standard error, and an exit code."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .subject import Subject, printable, say, shown
+from .._core.persistence import atomic_file
+from ._subject import Subject, printable, say, shown
 
 if TYPE_CHECKING:
     from ..visualize.report import Thumbnail
 
-# What the library, Pillow and PyTorch raise for what a user asked for. Anything else is a bug, and shows where.
+# What the library, Pillow and PyTorch raise for wrong input. Anything else is a bug and shows its stack trace.
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, NotImplementedError, MemoryError)
 
 
 class Result(NamedTuple):
-    """What a command found.
+    """The result of a command.
 
     Attributes:
-        data: For programs.
-        words: For people.
+        data: For ``--json``.
+        words: Lines to print.
     """
 
     data: dict[str, Any]
@@ -36,7 +37,7 @@ class Result(NamedTuple):
 
 
 def result_command(function: Callable[..., Result]) -> Callable[..., None]:
-    """Make a command of a function: ``--json`` and ``--debug``, and an error in one line for what goes wrong.
+    """Turn a function into a command with ``--json`` and ``--debug``, and print an error as one line.
 
     Whatever the function, the model or a library prints goes to standard error. The exit code is 1 if an image failed.
     """
@@ -70,24 +71,25 @@ def write_report(
     failed: Mapping[str, str],
     facts: Mapping[str, str],
 ) -> None:
-    """Write an HTML report, and say where.
+    """Write an HTML report, and print its path.
 
     Args:
         file: Where.
         title: Of the page.
         subject: What was explained.
         thumbnails: The images.
-        failed: Those that could not be read, and why.
-        facts: What else is to be known.
+        failed: The images that could not be read, and why.
+        facts: What else to say at the top of the page.
     """
     from ..visualize.report import html_report
 
     about = {name: str(value) for name, value in subject.facts().items() if name != "untrained"}
     if subject.loaded.untrained:
-        about["WARNING"] = "random weights: these maps mean nothing"
+        about["WARNING"] = "random weights, so these maps mean nothing"
     file.parent.mkdir(parents=True, exist_ok=True)
     page = html_report(title, thumbnails, facts={**about, "images": str(len(thumbnails)), **facts}, failed=failed)
-    file.write_text(page, encoding="utf-8")
+    with atomic_file(file) as stream:
+        stream.write(page.encode("utf-8"))
     say(f"report: {shown(file)}")
 
 

@@ -1,4 +1,4 @@
-"""From maps to the pictures of a command: overlays, methods side by side, the thumbnails of a report."""
+"""The pictures of the commands: overlays, methods side by side, and the thumbnails of a report."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..heatmaps import minmax, resize
-from ..robustness.auditing import AuditReport
+from ..robustness import AuditReport
 from ..visualize import grid, overlay
 from ..visualize.arrays import Array, as_bytes, colours
 from ..visualize.report import Heat, Thumbnail
-from .subject import Item, Subject
+from ._subject import Item, Subject
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

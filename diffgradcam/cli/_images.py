@@ -1,4 +1,4 @@
-"""Pictures from strangers: read them, or say in one line why not. Nothing large is decoded before its size is known."""
+"""Read image files that may be broken or hostile. The size of an image is checked before it is decoded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 class BadImage(Exception):
-    """A file that cannot be explained, and why, in one line."""
+    """A file that cannot be read as an image. The message says why in one line."""
 
 
 class Picture(NamedTuple):
@@ -43,7 +43,7 @@ class Picture(NamedTuple):
 
     Attributes:
         image: Mode RGB, upright.
-        notes: What was done to it that its owner may not expect.
+        notes: What was changed when it was read, and may be unexpected.
     """
 
     image: Image.Image
@@ -52,7 +52,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a model wants done to a picture.
+    """How a model wants its images prepared.
 
     Attributes:
         size: Side of the square that the model takes, in pixels.
@@ -117,7 +117,7 @@ def find_images(path: Path) -> tuple[list[Path], int]:
 
 
 def read_image(path: Path) -> Picture:
-    """Read an image of any make.
+    """Read an image of any of the formats.
 
     Handled and noted: a suffix that is not the format, animations (first frame), EXIF orientation, CMYK, 16 bits,
     transparency. Palettes and grey become RGB.
@@ -129,11 +129,11 @@ def read_image(path: Path) -> Picture:
         The image upright, in RGB, and the notes.
 
     Raises:
-        BadImage: If it is no regular file, no image, truncated or otherwise broken, or larger than 100 million pixels
-            (which is found out before anything is decoded).
+        BadImage: If it is not a regular file, not an image, truncated or otherwise broken, or larger than 100 million
+            pixels (which is checked before anything is decoded).
     """
     if not path.is_file():
-        raise BadImage("no regular file")
+        raise BadImage("not a regular file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on size and on metadata: the size is checked here
@@ -144,7 +144,7 @@ def read_image(path: Path) -> Picture:
     except ImageSizeError as error:
         raise BadImage(str(error)) from error
     except UnidentifiedImageError as error:
-        what = "an empty file" if path.stat().st_size == 0 else f"no image that is known here ({', '.join(FORMATS)})"
+        what = "an empty file" if path.stat().st_size == 0 else f"not an image of a known format ({', '.join(FORMATS)})"
         raise BadImage(what) from error
     except MemoryError as error:
         raise BadImage("it does not fit into memory") from error
@@ -166,7 +166,7 @@ def _notes(file: Image.Image, path: Path) -> Iterator[str]:
     named = _SUFFIXES.get(path.suffix.lower())
     made = "JPEG" if file.format == "MPO" else file.format  # what phones put into a .jpg
     if named is not None and made != named:
-        yield f"a {made} file, in spite of its name"
+        yield f"a {made} file, although its name says otherwise"
     if file.format != "MPO" and getattr(file, "is_animated", False):
         yield "animated or of several pages: only the first is explained"
 
@@ -198,7 +198,7 @@ def _eight_bit(image: Image.Image, notes: list[str]) -> Image.Image:
     largest = 1.0 if image.mode == "F" else 65535.0
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= largest):
         raise BadImage(
-            f"its values go from {values.min():g} to {values.max():g}: expected 8 or 16 bits, or floating point in "
+            f"its values go from {values.min():g} to {values.max():g}; expected 8 or 16 bits, or floating point in "
             "[0, 1]"
         )
     notes.append("floating point, rounded to 8 bits" if image.mode == "F" else "16 bits, rounded to 8")

@@ -1,4 +1,4 @@
-"""What all commands need first: a model with its layer, and the images of a file or a folder in batches."""
+"""What every command needs first: a model with its layer, and the images of a file or a folder in batches."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._core.base import BaseCAM
 from .._core.layers import LayerSpec, find_layers
 from .._core.outputs import find_logits
 from ..utils.reshape_transforms import tokens_to_grid
-from .images import BadImage, Picture, Preparation, find_images, read_image
-from .layers import Place, parse_layer, survey
-from .models import LoadedModel, load_model
+from ._images import BadImage, Picture, Preparation, find_images, read_image
+from ._layer_finder import Place, find_explainable_layers, parse_layer
+from ._methods import make_cam
+from ._models import LoadedModel, load_model
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a shell user says about a model; see ``diffgradcam explain --help``."""
+    """What the options say about a model; see ``diffgradcam explain --help``."""
 
     name: str
     pretrained: bool
@@ -34,7 +36,7 @@ class ModelOptions:
     device: str
 
     def load(self, weights: Path | None = None) -> LoadedModel:
-        """Build the model, with its own weights or others, and say what has to be said about it.
+        """Build the model, with its own weights or others, and warn if they are random.
 
         Args:
             weights: Instead of those of the options.
@@ -49,7 +51,7 @@ class ModelOptions:
         loaded = load_model(self.name, pretrained=self.pretrained, weights=file, trust=self.trust)
         if loaded.untrained:
             warn(
-                f"{self.name} has RANDOM weights: its decisions and its maps mean nothing. Add --pretrained to fetch "
+                f"{self.name} has RANDOM weights, so its decisions and maps mean nothing; add --pretrained to fetch "
                 "trained ones, or --weights FILE"
             )
         own = loaded.preparation
@@ -57,7 +59,7 @@ class ModelOptions:
         if len(preparation.mean) != len(preparation.std) or len(preparation.mean) not in (1, 3):
             raise ValueError(
                 f"mean {preparation.mean} and standard deviation {preparation.std}; expected one number each (grey "
-                "images) or three each (RGB): give both --mean and --std"
+                "images) or three each (RGB); give both --mean and --std"
             )
         try:
             model = loaded.model.to(self.device)
@@ -85,11 +87,24 @@ class Subject:
 
     @property
     def preparation(self) -> Preparation:
-        """What it wants done to a picture."""
+        """How it wants its images prepared."""
         return self.loaded.preparation
 
+    def make_cam(self, method: str, baseline: str | int = "logsumexp", *, model: nn.Module | None = None) -> BaseCAM:
+        """A method, ready to explain the place.
+
+        Args:
+            method: Its name.
+            baseline: Of the contrastive methods.
+            model: Instead of the subject's own, another one with the same layers.
+
+        Returns:
+            The CAM.
+        """
+        return make_cam(method, model or self.model, self.layers, self.reshape_transform, baseline)
+
     def facts(self) -> dict[str, Any]:
-        """What every result says about the model."""
+        """The facts about the model that are in every result."""
         return {
             "model": self.loaded.name,
             "layer": ", ".join(self.layer_names),
@@ -102,7 +117,7 @@ class Subject:
         return names[index] if names is not None and index < len(names) else None
 
     def label(self, index: int) -> str:
-        """A class for people."""
+        """A class as people read it: its name and its number."""
         name = self.class_name(index)
         return f"class {index}" if name is None else f"{name} ({index})"
 
@@ -136,7 +151,7 @@ class Item(NamedTuple):
 
 @dataclass
 class Images:
-    """The images of a file or a folder; those that cannot be read are noted here and passed over.
+    """The images of a file or a folder; those that cannot be read are listed here and skipped.
 
     Attributes:
         paths: All of them.
@@ -151,15 +166,15 @@ class Images:
         """Find them."""
         paths, others = find_images(path)
         if others:
-            say(f"{shown(path)}: {len(paths)} images; {others} other files are passed over")
+            say(f"{shown(path)}: {len(paths)} images; {others} other files are ignored")
         return cls(paths)
 
     def failures(self) -> list[dict[str, str]]:
-        """Those that could not be read, for programs."""
+        """The images that could not be read, for the JSON result."""
         return [{"image": path, "error": reason} for path, reason in self.failed.items()]
 
     def complaints(self) -> list[str]:
-        """Those that could not be read, for people."""
+        """The images that could not be read, as lines to print."""
         return [f"NOT READ {shown(path)}: {reason}" for path, reason in self.failed.items()]
 
     def batches(self, subject: Subject, size: int) -> Iterator[tuple[list[Item], Tensor]]:
@@ -195,7 +210,7 @@ def set_up(options: ModelOptions, layers: Sequence[str]) -> Subject:
 
     Args:
         options: About the model.
-        layers: As given; where there are none, the last place with positions is taken, and said.
+        layers: As given; where there are none, the last layer with positions is taken, and its name is printed.
 
     Returns:
         The subject.
@@ -204,7 +219,7 @@ def set_up(options: ModelOptions, layers: Sequence[str]) -> Subject:
         ValueError: If no layer is given and none is found, or one that is given does not exist or has no positions.
     """
     loaded = options.load()
-    found = survey(loaded.model, len(loaded.preparation.mean), loaded.preparation.size)
+    found = find_explainable_layers(loaded.model, len(loaded.preparation.mean), loaded.preparation.size)
     if layers:
         targets = [parse_layer(name) for name in layers]
         by_name = {place.name: place for place in (*found.outputs, *found.inputs)}
@@ -214,11 +229,11 @@ def set_up(options: ModelOptions, layers: Sequence[str]) -> Subject:
     else:
         if found.default is None:
             raise ValueError(
-                f"no layer of {loaded.name} has positions that can be found: name one with --layer, and see "
+                f"no layer of {loaded.name} has positions that can be found; name one with --layer, and see "
                 f"'diffgradcam layers {loaded.name}'"
             )
         places, targets, names = [found.default], [found.default.target], [found.default.name]
-        say(f"layer: {names[0]}, activations {_shape(found.default)}; --layer takes another")
+        say(f"layer: {names[0]}, activations {_shape(found.default)}; choose another one with --layer")
     forms = {place.form for place in places}
     reshape = None if forms <= {"grid"} else tokens_to_grid
     return Subject(loaded, targets, names, reshape, places[0].shape[1:] if forms == {"grid"} else ())
@@ -234,22 +249,22 @@ def _stack(items: Sequence[Item], subject: Subject) -> Tensor:
 
 
 def shown(path: Path | str) -> str:
-    """A path for a terminal: what cannot be printed (control characters of a hostile name) is escaped."""
+    """A path that is safe to print: control characters, such as those of a hostile file name, are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(path))
 
 
 def printable(text: str) -> str:
-    """A text of several lines for a terminal, as :func:`shown`: names of classes are strangers' too."""
+    """A text of several lines that is safe to print, as :func:`shown`: class names may be hostile too."""
     return "\n".join(map(shown, text.expandtabs().split("\n")))
 
 
 def say(text: str) -> None:
-    """A word to the person, never on standard output."""
+    """Tell the user something, on standard error."""
     with tqdm.external_write_mode():
         click.echo(printable(text), err=True)
 
 
 def warn(text: str) -> None:
-    """A loud word to the person."""
+    """Warn the user, on standard error."""
     with tqdm.external_write_mode():
         click.secho(printable(f"WARNING: {text}"), err=True, fg="red", bold=True)

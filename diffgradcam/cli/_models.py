@@ -1,4 +1,4 @@
-"""From a name in a shell to a model, what it wants done to a picture, and the names of its classes."""
+"""Load a model by the name given on the command line, with its image preparation and its class names."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .images import Preparation
+from ._images import Preparation
 
-FORMS = "lite0, torchvision:NAME, timm:NAME, hf:FOLDER-OR-NAME, or FILE.py:FACTORY"
+FORMS = "lite0, torchvision:NAME, timm:NAME, hf:FOLDER-OR-NAME, or FILE.py:FUNCTION"
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
@@ -30,14 +30,14 @@ _LONGEST_MESSAGE = 400
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, ready to explain.
+    """A model that is ready to explain.
 
     Attributes:
         name: As it was asked for.
         model: In evaluation mode, on the CPU.
-        preparation: What it wants done to a picture.
+        preparation: How it wants its images prepared.
         class_names: Of each class in order; None where they are not known.
-        untrained: Whether its weights are random: it decides nothing.
+        untrained: Whether its weights are random, so that its decisions mean nothing.
     """
 
     name: str
@@ -51,21 +51,21 @@ def load_model(name: str, *, pretrained: bool = False, weights: Path | None = No
     """Build a model by name. Nothing is downloaded unless ``pretrained`` asks for it.
 
     Args:
-        name: One of :data:`FORMS`. A ``FILE.py`` is run: that is trust in it.
+        name: One of :data:`FORMS`. A ``FILE.py`` is executed, so it must be trusted.
         pretrained: Let torchvision, timm or transformers fetch their weights, unless they already have.
-        weights: A file of weights: a ``state_dict`` of PyTorch, in a checkpoint or alone, or safetensors.
+        weights: A file of weights: a ``state_dict`` of PyTorch, alone or in a checkpoint, or safetensors.
         trust: Load weights that are more than tensors, which may run code.
 
     Returns:
         See :class:`LoadedModel`.
 
     Raises:
-        ValueError: If the name has no such form, or there is no such model, or the weights do not fit.
+        ValueError: If the name has another form, there is no such model, or the weights do not fit.
         ImportError: If the library that the model comes from is not installed or does not load.
     """
     source, rest = _parse(name)
     if pretrained and source not in _SOURCES_WITH_WEIGHTS:
-        raise ValueError(f"{name} has no weights to fetch: leave --pretrained out (lite0 comes with its own)")
+        raise ValueError(f"{name} has no weights to fetch; leave --pretrained out (lite0 comes with its own)")
     # Random weights follow from the seed alone, and other libraries print and warn while they load.
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr), _no_warnings():
         torch.manual_seed(0)
@@ -88,7 +88,7 @@ def _parse(name: str) -> tuple[str, str]:
         hint = f"; name the function in it that makes the model, as in {name}:make_model"
     elif ":" not in name:
         hint = f"; did you mean torchvision:{name} or timm:{name}?"
-    raise ValueError(f"{name!r} names no model; expected {FORMS}{hint}")
+    raise ValueError(f"{name!r} is not a model; expected {FORMS}{hint}")
 
 
 def _lite0(name: str, _rest: str, _pretrained: bool) -> LoadedModel:
@@ -197,10 +197,10 @@ def _library(module: str, model: str, command: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{model} needs {error.name}, which is not installed: {command}") from error
+        raise ImportError(f"{model} needs {error.name}, which is not installed; {command}") from error
     except Exception as error:  # compiled parts that do not fit this PyTorch raise all sorts
         raise ImportError(
-            f"{module.split('.')[0]} is installed, but does not load ({_short(error)}): install the build that goes "
+            f"{module.split('.')[0]} is installed, but does not load ({_short(error)}); install the build that goes "
             f"with PyTorch {torch.__version__}"
         ) from error
 
@@ -241,7 +241,8 @@ def _with_weights(model: nn.Module, file: Path, trust: bool) -> nn.Module:
         return stored
     if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(
-            f"{file} holds {type(stored).__name__}, no state_dict (alone, or as one of {', '.join(_CHECKPOINT_KEYS)})"
+            f"{file} holds {type(stored).__name__}; expected a state_dict, alone or as one of "
+            f"{', '.join(_CHECKPOINT_KEYS)}"
         )
     if stored and all(key.startswith("module.") for key in stored):  # saved from DataParallel
         stored = {key.removeprefix("module."): value for key, value in stored.items()}
@@ -260,7 +261,7 @@ def _read_weights(file: Path, trust: bool) -> Any:
         return torch.load(file, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         hint = "" if trust else "; if it is and you trust whoever made it, add --trust: loading it may run its code"
-        raise ValueError(f"{file} is no file of PyTorch, or holds more than tensors{hint}") from error
+        raise ValueError(f"{file} is not a PyTorch file, or holds more than tensors{hint}") from error
     except Exception as error:  # damaged archives raise all sorts
         raise ValueError(f"{file} cannot be read as weights: {_short(error)}") from error
 

@@ -1,0 +1,187 @@
+"""Find the layers that can be explained, by running the model once on a square image and reading the shapes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._core.layers import LayerInput, LayerSpec
+
+Form = Literal["grid", "channels last", "tokens"]
+
+_INPUT = "input:"
+# What enters the attention of the last block of a transformer, by the names of torchvision, timm and transformers.
+# After it only the class token counts, and the patches have no gradient any more.
+_BEFORE_ATTENTION = ("ln_1", "norm1", "layernorm_before")
+_ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer that can be explained.
+
+    Attributes:
+        name: Dotted name, or ``input:`` and a dotted name for what enters it.
+        shape: Of its activations for one image, without the batch: ``(C, h, w)``, ``(h, w, C)`` or ``(N, C)``.
+        form: Which of the three shapes it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    form: Form
+
+    @property
+    def target(self) -> LayerSpec:
+        """As a CAM takes it."""
+        return parse_layer(self.name)
+
+
+class ExplainableLayers(NamedTuple):
+    """The layers and their inputs that a dry run found.
+
+    Attributes:
+        outputs: Of the layers that ran once and whose output has positions, in the order they ran.
+        inputs: The same for what enters layers.
+        default: What is explained if no layer is named; None if nothing has positions.
+    """
+
+    outputs: list[Place]
+    inputs: list[Place]
+    default: Place | None
+
+
+class _Event(NamedTuple):
+    """A tensor with positions, entering or leaving a module."""
+
+    name: str
+    entering: bool
+    tensor: Tensor
+    form: Form
+
+    def place(self) -> Place:
+        return Place((_INPUT if self.entering else "") + self.name, tuple(self.tensor.shape[1:]), self.form)
+
+
+def parse_layer(name: str) -> LayerSpec:
+    """A layer as written in a shell: a dotted name, or ``input:`` and a dotted name.
+
+    Args:
+        name: Such as ``"layer4"`` or ``"input:avgpool"``.
+
+    Returns:
+        A target layer for any CAM class.
+
+    Example:
+        >>> parse_layer("layer4"), parse_layer("input:avgpool")
+        ('layer4', LayerInput(layer='avgpool'))
+    """
+    return LayerInput(name.removeprefix(_INPUT)) if name.startswith(_INPUT) else name
+
+
+def find_explainable_layers(model: nn.Module, channels: int, size: int) -> ExplainableLayers:
+    """Run the model once and find the layers whose activations have positions.
+
+    The default is the last of them: the activations that are pooled or flattened next. For a transformer of tokens it
+    is what enters the attention of the last block.
+
+    Args:
+        model: In evaluation mode. It is left as it is.
+        channels: Of the image.
+        size: Side of the square image; because it is square, a grid can be told from channels.
+
+    Returns:
+        See :class:`ExplainableLayers`.
+
+    Raises:
+        ValueError: If the model does not run on such an image.
+    """
+    events, runs = _dry_run(model, channels, size)
+    # Weights of attention, (B, heads, N, N), look like a grid; they go from each of N tokens to each.
+    counts = {event.tensor.shape[1] for event in events if event.form == "tokens"}
+    events = [event for event in events if event.form != "grid" or event.tensor.shape[2] not in counts]
+    once = [event for event in events if runs[event.name] == 1]
+    outputs, inputs = ([event.place() for event in once if event.entering is entering] for entering in (False, True))
+    return ExplainableLayers(outputs, inputs, _default(events, runs))
+
+
+def form_of(shape: torch.Size | tuple[int, ...]) -> Form | None:
+    """What activations of one square image look like; None if they have no positions.
+
+    Args:
+        shape: With the batch.
+
+    Returns:
+        ``"grid"`` for ``(B, C, h, w)``, ``"channels last"`` for ``(B, h, w, C)``, ``"tokens"`` for ``(B, N, C)``.
+
+    Example:
+        >>> form_of((1, 512, 7, 7)), form_of((1, 7, 7, 768)), form_of((1, 197, 768)), form_of((1, 512, 1, 1))
+        ('grid', 'channels last', 'tokens', None)
+    """
+    if len(shape) == 4 and shape[2] == shape[3] > 1:
+        return "grid"
+    if len(shape) == 4 and shape[1] == shape[2] > 1:
+        return "channels last"
+    return "tokens" if len(shape) == 3 and shape[1] > 1 else None
+
+
+def _dry_run(model: nn.Module, channels: int, size: int) -> tuple[list[_Event], Counter[str]]:
+    events: list[_Event] = []
+    runs: Counter[str] = Counter()
+
+    def note(name: str, entering: bool, tensor: Any) -> None:
+        form = form_of(tensor.shape) if isinstance(tensor, Tensor) else None
+        if form is not None:
+            events.append(_Event(name, entering, tensor, form))
+
+    def entered(name: str, args: tuple[Any, ...]) -> None:
+        runs[name] += 1
+        note(name, True, args[0] if args else None)
+
+    def left(name: str, module: nn.Module, output: Any) -> None:
+        if not isinstance(module, _ADAPTIVE):  # their output is what they were told to make of any input
+            note(name, False, output)
+
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            handles.append(module.register_forward_pre_hook(lambda _, args, name=name: entered(name, args)))
+            handles.append(
+                module.register_forward_hook(lambda module, _, output, name=name: left(name, module, output))
+            )
+    parameter = next(model.parameters(), torch.zeros(()))
+    image = torch.zeros(1, channels, size, size, dtype=parameter.dtype, device=parameter.device)
+    try:
+        with torch.no_grad():
+            model(image)
+    except Exception as error:  # a model can raise anything
+        raise ValueError(
+            f"{type(model).__name__} does not run on an image of shape {tuple(image.shape)}: "
+            f"{' '.join(str(error).split())[:300]}; give the size that it takes with --size, and as many --mean and "
+            "--std as it has channels"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return events, runs
+
+
+def _default(events: list[_Event], runs: Counter[str]) -> Place | None:
+    once = [index for index, event in enumerate(events) if runs[event.name] == 1]
+    grid = max((index for index in once if events[index].form != "tokens"), default=None)
+    attention = max((index for index in once if _before_attention(events[index])), default=None)
+    if attention is not None and (grid is None or attention > grid):
+        return events[attention].place()
+    if grid is None:
+        return None
+    # The same tensor goes by the name of what made it, unless that made others too (a shared activation).
+    last = events[grid]
+    maker = [event for event in events if event.tensor is last.tensor and not event.entering][-1:]
+    return maker[0].place() if maker and runs[maker[0].name] == 1 else last.place()
+
+
+def _before_attention(event: _Event) -> bool:
+    return event.form == "tokens" and not event.entering and event.name.split(".")[-1] in _BEFORE_ATTENTION
