@@ -80,19 +80,22 @@ def markdown(results: Results) -> str:
     parts = [
         "# Which maps say what the model looked at?",
         *([f"**Missing:** {', '.join(missing)}."] if missing else []),
-        "![Deletion, insertion and ROAD of all methods, mean and 95% interval, those of a logit and of a contrast beside "
+        "![Deletion, insertion and ROAD of all methods, mean and 95% interval, those of a logit and of a contrast "
+        "beside "
         "each other: the methods differ little, the random control is worse](faithfulness.png)",
         *_answer(results),
         _lead_table(results),
         "The log-odds of the decision, mean over photographs; ↓: less is better, ↑: more is better. *Logit* and "
         "*contrast*: the same method on a logit and on its difference from the others (for GradCAM that is "
-        "DiffGradCAM). In bold: the paired difference of the two has a 95% interval on one side of 0. *Seconds*: median for one map of the logit (of the contrast, "
+        "DiffGradCAM). In bold: the paired difference of the two has a 95% interval on one side of 0. *Seconds*: "
+        "median for one map of the logit (of the contrast, "
         "where there is no other) on one busy core. [Intervals, and average drop, increase and gain]"
         "(faithfulness_tables.md).",
         "## How it was done",
         f"EfficientNet-Lite0 with its ImageNet weights (1000 classes), the last feature map (7 x 7), {len(photos)} "
         f"photographs: {', '.join(photos)}. Each map explains the model's decision. All metrics of the table follow "
-        "the log-odds of the decision and rank pixels by the signed map. *Deletion* replaces pixels with the mean colour, "
+        "the log-odds of the decision and rank pixels by the signed map. *Deletion* replaces pixels with the mean "
+        "colour, "
         f"the highest first; *insertion* starts from a blur and puts them back ({results.config['steps']} steps each). "
         f"*ROAD* replaces {', '.join(map(str, results.config['percentiles']))} % of the pixels by noisy linear "
         "imputation, and is the result for the least relevant minus that for the most relevant, halved. "
