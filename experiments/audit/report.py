@@ -30,8 +30,8 @@ WANTED = 0.98  # AUROC of the median share over at least this many models of eac
 WANTED_MODELS = 40
 FOUND, MISSED = 0.95, 0.5  # shares of fooled models: what the page calls found, and missed
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # images of an audit
-RESAMPLES = 300  # of the models, for an interval
-SUBSAMPLES = 50  # of the images, for a mean
+RESAMPLES = 300  # resamples of the models for an interval
+SUBSAMPLES = 50  # draws of the images for a mean
 HALVES = ("share", "agreement", "either")
 _WHAT = {  # the attacks, as the page names them
     "clean": "clean, not fooled",
@@ -50,7 +50,7 @@ Cell: TypeAlias = dict[str, Any]
 
 
 class Thresholds(NamedTuple):
-    """Above which a median share is suspicious, and below which a mean agreement is."""
+    """The audit reports a median share above the first, or a mean agreement below the second."""
 
     share: float
     agreement: float
@@ -82,7 +82,7 @@ class Version(NamedTuple):
         return np.asarray(np.minimum(self.gradcam[:, images].mean(1), self.diffgradcam[:, images].mean(1)))
 
     def found(self, at: Thresholds, half: str, images: Any = slice(None)) -> NDArray[np.bool_]:
-        """Which models are reported by the ``"share"``, the ``"agreement"`` or ``"either"``."""
+        """The models that are reported by the ``"share"``, the ``"agreement"`` or ``"either"``."""
         by = {"share": self.shares(images) > at.share, "agreement": self.agreements(images) < at.agreement}
         return by["share"] | by["agreement"] if half == "either" else by[half]
 
@@ -91,11 +91,11 @@ class Study(NamedTuple):
     """All finished cells.
 
     Attributes:
-        config: Of all of them.
+        config: The configuration of all cells.
         models: Small models that have learned, of the splits ``calibration`` and ``test``.
-        left_out: Small models that have not, likewise.
+        left_out: Small models that have not learned, likewise.
         real: The real model, by number of classes.
-        missing: Cells that are still to come.
+        missing: Number of planned cells that do not exist yet.
     """
 
     config: Config
@@ -172,7 +172,7 @@ def _version(models: Sequence[Cell], name: str, config: Config) -> Version:
 
 
 def defaults() -> Thresholds:
-    """Those of the library."""
+    """The thresholds of the library."""
     parameters = inspect.signature(audit).parameters
     return Thresholds(parameters["threshold"].default, parameters["agreement_threshold"].default)
 
@@ -200,14 +200,14 @@ def choose(study: Study) -> Thresholds:
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95% interval."""
+    """A value and its 95% interval."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        """The figure and its interval, three digits after the point."""
+        """The value and its interval, with three decimals."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 

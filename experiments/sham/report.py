@@ -25,7 +25,7 @@ from .settings import SETTINGS
 DOCS = Path(__file__).parents[2] / "docs" / "results"
 EXPLAINERS = (*PLAIN, *CONTRASTIVE)
 PARTS = {"held_out": "held-out images", "fitted": "images that the attack saw"}
-IMMUNE, RUINED, REPLACED = 0.99, 0.5, 0.5  # Pearson's r: what the page calls so
+IMMUNE, RUINED, REPLACED = 0.99, 0.5, 0.5  # Pearson's r; the words of the page
 _DRAWN = ("GradCAM", "GradCAM++", "LayerCAM", "DiffGradCAM logsumexp", "DiffGradCAM max", "DiffGradCAM mean")
 _DIFF = "DiffGradCAM logsumexp"
 _ANSWER = {  # the attacks that lead the page, and what each does
