@@ -642,8 +642,8 @@ def _real(study: Study, chosen: Thresholds, library: Thresholds) -> str:
     text = (
         f"EfficientNet-Lite0 with its ImageNet weights, on {images} crops of real photographs that install with "
         "scikit-image and scikit-learn; the attacker has crops of other photographs. Restricted to 10, 100 or all of "
-        "its 1000 rows (those that it finds likeliest in these crops). It is one model, so it is no part of the "
-        "figures above. Attacks that train the whole model are in the SHAM experiment."
+        "its 1000 rows (the most likely ones in these crops). It is one model, so it is not part of the results above. "
+        "Attacks that train the whole model are in the SHAM experiment."
     )
     header = ["classes", "version", "largest change of a probability", "GradCAM's r with clean"]
     header += ["DiffGradCAM's r with clean", "share of the weights", "median share", "GradCAM agrees"]

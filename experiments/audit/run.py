@@ -140,7 +140,7 @@ def _real_cell(shared: Backbone, data: Data, classes: int, config: Config) -> di
 def _versions(
     clean: nn.Module, data: Data, by: dict[str, Attack], seed: int, config: Config
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For the clean model and each fooled one: whether decisions stay, whether maps move, and what the audit measures."""
+    """For the clean model and each fooled one: whether decisions stay and maps move, and what the audit measures."""
     audited = data.held_out[: config.images]
     with torch.no_grad():
         size = clean.get_submodule(LAYER)(audited[:1]).shape[2:]

@@ -391,7 +391,7 @@ def restricted(shared: Backbone, classes: int, images: Tensor) -> nn.Module:
 def photographs(config: Config) -> Data:
     """Crops of real photographs, as the real model expects them: some for the attacker, others for the audit.
 
-    There are no labels: the decisions of the unrestricted model are not known to be right.
+    There are no labels: we do not know that the decisions of the unrestricted model are right.
     """
     rng = np.random.default_rng(0)
 
