@@ -4,9 +4,7 @@ import sys
 
 import torch
 
-sys.modules.setdefault(
-    "torchvision", None
-)  # transformers imports torchvision if it is installed, even if it does not work
+sys.modules.setdefault("torchvision", None)  # else transformers imports it if it is installed, even if it is broken
 try:
     import transformers as transformers
 except ImportError:

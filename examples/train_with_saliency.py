@@ -1,8 +1,7 @@
 """Train a network on labels alone, and another guided by where people look, and compare what they look at.
 
-The task is in faces.py. Writes output/train_with_saliency.png in about a minute. This is an illustration with one seed,
-and its weight (alpha) and backgrounds were chosen by looking at the test; for a fair comparison see
-experiments/saliency_guided.
+The task is in faces.py. Writes output/train_with_saliency.png in about a minute. An illustration: it has one seed, and
+alpha and the backgrounds were chosen by looking at the test. experiments/saliency_guided is a fair comparison.
 """
 
 from pathlib import Path
@@ -43,9 +42,8 @@ def main():
     for title, alpha in (("labels alone", 1.0), ("guided", 0.2)):
         logits, _, _, true, false, difference = TrueFalseCAM(train(loader, alpha, title), "0").compare(images, labels)
         right, signed = (logits.argmax(1) == labels).float(), scale_signed(resize(difference, (64, 64)))
-        print(
-            f"{title}: {right.mean():.0%} correct, {energy_in_mask(signed, human).mean():.0%} of evidence in the patch"
-        )
+        share = energy_in_mask(signed, human).mean()
+        print(f"{title}: {right.mean():.0%} correct, {share:.0%} of the evidence in the patch")
         # One scale for both sides, so that you can compare them.
         sides = resize(minmax(rectify(torch.stack([true, false], 1)))[:4].flatten(0, 1), (64, 64)).view(4, 2, 64, 64)
         for i, probabilities in enumerate(logits[:4].softmax(1)):
