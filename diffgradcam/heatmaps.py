@@ -101,6 +101,18 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return resized.squeeze(1)
 
 
+def channel_sum(channels: Tensor) -> Tensor:
+    """The sum over the channels: how weighted activations become a map.
+
+    Args:
+        channels: Weighted activations, ``(B, C, *S)``.
+
+    Returns:
+        Maps, ``(B, *S)``.
+    """
+    return channels.sum(1)
+
+
 def average(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """The mean of the maps of several layers, at a common size.
 

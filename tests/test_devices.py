@@ -209,7 +209,8 @@ def guided(saliency_loss, mask=None):
 
 def judged(measure, **options):
     """A measure of faithfulness, of GradCAM."""
-    return lambda model, images: measure(model, images, gradcam(model).explain(images).maps, [0, 3, 1], **options)
+    maps = lambda model, images: gradcam(model).explain(images).maps  # noqa: E731
+    return lambda model, images: measure(metrics.Evaluator(model), images, maps(model, images), [0, 3, 1], **options)
 
 
 def finetuned(model, images, **options):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffgradcam.metrics import deletion
+from diffgradcam.metrics import Evaluator, deletion
 from experiments import cells
 from experiments.faithfulness import report, run
 from experiments.faithfulness.methods import CONTRAST, METHODS, NEITHER, PLAIN
@@ -34,7 +34,7 @@ def test_a_cell_holds_the_metrics_of_its_maps_and_is_made_once(tmp_path: Path, m
     (cell,) = cells.read(tmp_path)
     images = to_input([centre(photo("coffee"))])
     _, classes, maps = METHODS[key](lite0()).explain(images)
-    expected = deletion(lite0(), images, maps, classes, steps=4).auc
+    expected = deletion(Evaluator(lite0()), images, maps, classes, steps=4).auc
     assert cell["figures"]["deletion"] == [pytest.approx(float(expected), abs=1e-3)]
     assert set(cell["figures"]) == {*report.METRICS, "seconds"}
     monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("the cell exists"))

@@ -1,19 +1,19 @@
-"""Packages of the extra ``metrics``, imported when something needs them."""
+"""Packages that only some functions need, imported on the first call."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-_NAMES = {"sklearn": "scikit-learn", "scipy": "SciPy"}
+_PACKAGES = {"sklearn": "scikit-learn"}  # where the package has another name than what is imported
 
 
-def import_extra(module: str, user: str = "this metric") -> Any:
-    """Import a module that not everybody has.
+def import_optional(module: str, needed_by: str) -> Any:
+    """Import a module that is not always installed.
 
     Args:
-        module: Of scikit-learn or SciPy, such as ``"scipy.stats"``.
-        user: What needs it, for the message.
+        module: Such as ``"scipy.stats"``.
+        needed_by: The function or feature that needs it, for the message.
 
     Returns:
         The module.
@@ -24,5 +24,6 @@ def import_extra(module: str, user: str = "this metric") -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        name = _NAMES[module.split(".")[0]]
-        raise ImportError(f"{user} needs {name}, which is not installed: pip install {name.lower()}") from error
+        top = module.split(".")[0]
+        package = _PACKAGES.get(top, top)
+        raise ImportError(f"{needed_by} needs {package}, which is not installed; pip install {package}") from error

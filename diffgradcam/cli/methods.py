@@ -10,7 +10,7 @@ from torch import nn
 import diffgradcam as methods
 
 from .._core.base import BaseCAM
-from .._core.layers import Target
+from .._core.layers import LayerSpec
 
 METHODS: dict[str, Callable[..., BaseCAM]] = {
     method.__name__: method
@@ -41,7 +41,7 @@ SIDE_BY_SIDE = ("GradCAM", "DiffGradCAM", "LayerCAM", "HiResCAM", "EigenCAM", "R
 
 
 def make_cam(
-    name: str, model: nn.Module, layers: list[Target], reshape_transform: Any, baseline: str | int = "logsumexp"
+    name: str, model: nn.Module, layers: list[LayerSpec], reshape_transform: Any, baseline: str | int = "logsumexp"
 ) -> BaseCAM:
     """A method, ready to explain.
 

@@ -25,16 +25,23 @@ from torch.utils.data import (
 from tqdm import tqdm
 
 from .._core.base import BaseCAM
-from .._core.forward import Explainer, Explanation, columns
-from .._core.gradients import widen
-from .._core.layers import find_layers, inner_model
+from .._core.checks import check_choice, check_count
+from .._core.common_mode import common_mode_share, invisible_score, visible_score
+from .._core.errors import NonFiniteValues
+from .._core.explainers import check_explains
+from .._core.explanation import Explainer, Explanation
+from .._core.layers import find_layers
+from .._core.naming import option_name
 from .._core.outputs import Classes, check_class_word
+from .._core.persistence import weight_hash
+from .._core.tensors import columns, widen
+from .._core.wrappers import inner_model
 from ..analysis.comparisons import explain_together
 from ..heatmaps import entropy, rectify
-from ..methods.gradient import DiffGradCAM, GradCAM
+from ..methods.gradient import GradCAM
 from ..methods.smoothing import SmoothedCAM
-from ..scores import Score, logit
-from .store import Explanations, Row, all_shards, prepare, safetensors, shard_positions, write_index, write_shard
+from ..scores import ScoreFunction, logit
+from .store import Explanations, Row, all_shards, load_safetensors, prepare, shard_positions, write_index, write_shard
 
 _ON_ERROR = ("stop", "skip")
 
@@ -52,12 +59,13 @@ def explain_dataset(
     device: torch.device | str | int | None = None,
     progress: bool = True,
 ) -> Explanations:
-    """Explain every image of a data set once, into a folder. Call it again after a kill, and it goes on.
+    """Explain every image of a data set once, into a folder. If the run is interrupted, the same call continues it.
 
-    The images are explained in the order of the data set, in batches that are always the same, so neither a kill nor
-    the number of processes changes a bit of the result. Shards of ``shard_size`` images are written in the background
-    while the next one is explained; two of them are in memory at a time. A kill costs the shards in work, so for a slow
-    method choose small ones. For an image to be explained again, delete the ``rows`` file of its shard.
+    The images are explained in the order of the data set, in batches that are always the same, so neither an
+    interruption nor the number of processes changes a bit of the result. Shards of ``shard_size`` images are written in
+    the background while the next one is explained; two of them are in memory at a time. An interruption costs the
+    shards that are in work, so choose small ones for a slow method. For an image to be explained again, delete the
+    ``rows`` file of its shard.
 
     Where ``torch.distributed`` is initialised, as under ``torchrun``, every process makes the same call with the same
     ``out``: each explains its own share of the shards that are missing. None waits for the others in the end; the last
@@ -75,12 +83,13 @@ def explain_dataset(
         ids: Unique names of all images, in the order of the data set, such as ``[path for path, _ in folder.samples]``;
             by default their positions.
         common_mode: Also measure which share of GradCAM's energy no decision depends on, as
-            :func:`diffgradcam.audit` does, for a CAM that is no wrapper. It costs two further vector-Jacobian products
+            :func:`diffgradcam.audit` does, for a CAM that is not wrapped. It costs two further vector-Jacobian products
             from the logits to the layer, but no further forward pass.
         on_error: What to do about a broken image: one that the data set raises for, that is NaN or infinite (or
             becomes so in the model), or whose shape differs from the rest of its batch. ``"stop"`` raises and names it;
-            ``"skip"`` records it and goes on. If not one image can be explained it is not the images' fault, and the
-            error is raised.
+            ``"skip"`` records it and goes on. If no image at all can be explained, the images are not the cause, and
+            the error is raised. Errors about anything else than an image, such as a class out of range, are always
+            raised.
         shard_size: Images in a shard; rounded up to whole batches.
         device: Where to send the images; by default they stay where the loader puts them.
         progress: Show a progress bar with rate and remaining time; of several processes the first one does.
@@ -99,13 +108,14 @@ def explain_dataset(
     Example:
         >>> import tempfile
         >>> from torch import nn
+        >>> from diffgradcam import DiffGradCAM
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> loader = DataLoader(list(torch.rand(10, 3, 8, 8)), batch_size=4)
         >>> maps = explain_dataset(DiffGradCAM(model, "0"), loader, tempfile.mkdtemp(), progress=False)
         >>> len(maps), maps[7].shape
         (10, torch.Size([6, 6]))
     """
-    safetensors()
+    load_safetensors()
     _check_options(cam, loader, classes, common_mode, on_error, shard_size)
     dataset = loader.dataset
     images = len(dataset)  # type: ignore[arg-type]  # checked above
@@ -117,10 +127,10 @@ def explain_dataset(
         "ids": _digest(ids),
         "batch_size": batch_size,
         "shard_size": -(-shard_size // batch_size) * batch_size,
-        "classes": _name(classes),
+        "classes": option_name(classes),
         "common_mode": common_mode,
         "method": _describe(cam),
-        "weights": _fingerprint(cam),
+        "weights": _weight_hash(cam),
     }
     store, shards, rank = _share_out(Path(out), run)
     todo = [shard_positions(run, shard) for shard in shards]
@@ -144,8 +154,8 @@ def explain_dataset(
                 for position, error in sorted(failures.items()):
                     if on_error == "stop":
                         raise RuntimeError(
-                            f"image {names[position]!r} is broken: {error}. dataset[{position}] shows where; mend it "
-                            "and run again to go on, or pass on_error='skip' to record such images and skip them"
+                            f"image {names[position]!r} is broken: {error}; dataset[{position}] shows where; mend it "
+                            "and run again to go on, or give on_error='skip' to record such images and skip them"
                         )
                     rows[position] = {"position": position, "id": names[position], "error": error}
                 for part in parts:
@@ -284,19 +294,22 @@ Measure = Callable[[list[int], Any], _Part]
 def _explain_batch(
     measure: Measure, loader: DataLoader[Any], loaded: _Loaded, explained: bool
 ) -> tuple[list[_Part], dict[int, str]]:
-    """Explain a batch; where that fails, image by image, to find the broken one."""
+    """Explain a batch; where values are not finite, image by image, to find the broken one.
+
+    Any other error is about an argument, not about an image, and is raised.
+    """
     failures = dict(loaded.failures)
     if not loaded.positions:
         return [], failures
     try:
         return [measure(loaded.positions, loaded.batch)], failures
-    except ValueError as error:
+    except NonFiniteValues as error:
         parts = []
         for position in loaded.positions:
             try:
                 item = loader.dataset[position]
                 parts.append(measure([position], loader.collate_fn([item])))
-            except ValueError as cause:
+            except NonFiniteValues as cause:
                 failures[position] = _describe_error(cause)
         if not parts and not explained:
             raise error
@@ -346,16 +359,12 @@ def _measure(
 
 def _explain_with_share(cam: BaseCAM, images: Tensor, classes: Classes) -> tuple[Explanation, Tensor]:
     """An explanation, and the share of GradCAM's energy that softmax cannot see, in the shape of its classes."""
-    options: dict[str, Any] = {"rectify": False, "output": cam.output}
     args = (cam.model, cam.target_layers, cam.reshape_transform)
-    cams = [cam, GradCAM(*args, **options), DiffGradCAM(*args, baseline="mean", **options)]
-    explanation, whole, contrast = explain_together(cams, images, classes)
-    count = explanation.logits.shape[1]
-    visible = contrast.maps * ((count - 1) / count)  # z_c minus the mean of all, which has z_c itself in it
-    lead = explanation.classes.ndim
-    seen, hidden = (m.cpu().double().square().flatten(lead).sum(lead) for m in (visible, whole.maps - visible))
-    total = seen + hidden
-    return explanation, hidden / torch.where(total == 0, 1, total)
+    parts = [
+        GradCAM(*args, score=score, rectify=False, output=cam.output) for score in (visible_score, invisible_score)
+    ]
+    explanation, visible, invisible = explain_together([cam, *parts], images, classes)
+    return explanation, common_mode_share(visible.maps, invisible.maps, leading=explanation.classes.ndim)
 
 
 def _first(batch: Any) -> Any:
@@ -368,7 +377,7 @@ def _shape(item: Any) -> tuple[int, ...]:
     return tuple(image.shape) if isinstance(image, Tensor) else ()
 
 
-def _score_of(cam: object) -> Score:
+def _score_of(cam: object) -> ScoreFunction:
     while isinstance(cam, SmoothedCAM):
         cam = cam.cam
     return cam.score if isinstance(cam, BaseCAM) else logit
@@ -383,22 +392,10 @@ def _describe(cam: object) -> dict[str, Any]:
         elif name == "target_layers" and isinstance(cam, BaseCAM):
             found[name] = [layer.name for layer in find_layers(inner_model(cam.model), cam.target_layers)]
         elif not name.startswith("_") and name not in ("model", "outputs", "progress"):
-            described = _name(value)
+            described = option_name(value)
             if described is not None:
                 found[name] = described
     return found
-
-
-def _name(value: object) -> str | float | list[Any] | None:
-    """An option as JSON says it; None for what it cannot."""
-    if isinstance(value, str | int | float):
-        return value
-    if isinstance(value, list | tuple):
-        return [_name(each) for each in value]
-    if isinstance(value, functools.partial):
-        named = (f"{name}={_name(option)}" for name, option in sorted(value.keywords.items()))
-        return f"{_name(value.func)}({', '.join([*(str(_name(each)) for each in value.args), *named])})"
-    return getattr(value, "__qualname__", type(value).__name__) if callable(value) else None
 
 
 def _digest(ids: Sequence[str | int] | None) -> str | None:
@@ -411,16 +408,11 @@ def _digest(ids: Sequence[str | int] | None) -> str | None:
     return digest.hexdigest()
 
 
-def _fingerprint(cam: object) -> str | None:
+def _weight_hash(cam: object) -> str | None:
     """A hash of the model's weights, so that a folder never mixes two checkpoints."""
     if not isinstance(cam, BaseCAM | SmoothedCAM):
         return None
-    digest = hashlib.sha256()
-    for name, value in inner_model(cam.model).state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return weight_hash(inner_model(cam.model).state_dict())
 
 
 def _describe_error(error: Exception) -> str:
@@ -430,11 +422,7 @@ def _describe_error(error: Exception) -> str:
 def _check_options(
     cam: object, loader: object, classes: object, common_mode: bool, on_error: str, shard_size: int
 ) -> None:
-    if not callable(getattr(cam, "explain", None)) or isinstance(cam, type):
-        given = f"the class {cam.__name__}" if isinstance(cam, type) else type(cam).__name__
-        raise TypeError(
-            f"cam is {given}; expected a CAM, such as DiffGradCAM(model, ['layer4']), or what has explain()"
-        )
+    check_explains(cam)
     if common_mode and not isinstance(cam, BaseCAM):
         raise ValueError(
             f"common_mode=True reads the layers of a CAM, but cam is {type(cam).__name__}; give it a CAM that is not "
@@ -461,10 +449,8 @@ def _check_options(
             f"classes is {classes!r}; expected None, an int, 'all', 'top5', or a function of the batch, such as "
             "lambda batch: batch[1] for its labels"
         )
-    if on_error not in _ON_ERROR:
-        raise ValueError(f"on_error is {on_error!r}; expected one of {_ON_ERROR}")
-    if shard_size < 1:
-        raise ValueError(f"shard_size is {shard_size}; expected at least 1 image")
+    check_choice("on_error", on_error, _ON_ERROR)
+    check_count("shard_size", shard_size)
 
 
 def _check_ids(ids: Sequence[str | int] | None, images: int) -> None:
@@ -484,6 +470,6 @@ def _check_sizes(maps: Sequence[Tensor]) -> None:
     sizes = sorted({tuple(batch.shape[1:]) for batch in maps})
     if len(sizes) > 1:
         raise ValueError(
-            f"maps of one shard have shapes {sizes}; expected one shape: resize or crop the images in the data set, "
-            "and explain as many classes for each"
+            f"maps of one shard have shapes {sizes}; expected one shape; resize or crop the images in the data set, "
+            "and explain the same number of classes for each"
         )

@@ -104,7 +104,7 @@ class SaliencyDataset(Dataset[SaliencyItem]):
         names = [row.label for row in rows]
         self.classes = _sorted_classes(names) if classes is None else [str(name) for name in classes]
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes are {self.classes}: expected each name once")
+            raise ValueError(f"classes are {self.classes}; expected each name once")
         for row in rows:
             if row.label not in self.classes:
                 raise row.error(f"label {row.label!r} is not one of the classes {self.classes}")
@@ -151,7 +151,7 @@ class SaliencyDataset(Dataset[SaliencyItem]):
         except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, a null character
             raise row.error(f"{name!r} cannot be a path ({error})") from error
         if not inside:
-            raise row.error(f"{name!r} lies outside of root {self.root}: expected a path below it")
+            raise row.error(f"{name!r} lies outside of root {self.root}; expected a path below it")
         if not there:
             raise row.error(f"no file {name!r} in {self.root}", FileNotFoundError)
         return path
@@ -167,7 +167,7 @@ class SaliencyDataset(Dataset[SaliencyItem]):
         if not (pixels.min() >= 0 and pixels.max() <= 1):
             raise row.error(
                 f"{name!r} holds values from {pixels.min():g} to {pixels.max():g} (1 is the largest that its format "
-                "stands for): expected 8 or 16 bits, or floating point in [0, 1]"
+                "stands for); expected 8 or 16 bits, or floating point in [0, 1]"
             )
         if mode == "RGB":
             return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
@@ -175,7 +175,7 @@ class SaliencyDataset(Dataset[SaliencyItem]):
             return pixels
         if float(np.ptp(pixels, axis=2).max()) > _COLOUR_TOLERANCE:
             raise row.error(
-                f"map {name!r} is in colour: expected greyscale, 0 where nobody looked; a colour-mapped heat map "
+                f"map {name!r} is in colour; expected greyscale, 0 where nobody looked; a colour-mapped heat map "
                 "has lost its values, export the map itself"
             )
         return np.ascontiguousarray(pixels.mean(axis=2))
@@ -237,7 +237,7 @@ def _read_rows(csv: Path) -> list[_Row]:
     columns = lines[0] if lines else []
     if not set(_REQUIRED) <= set(columns):
         raise ValueError(
-            f"{csv.name} has the columns {columns}: expected a header with {', '.join(_REQUIRED)} and, optionally, "
+            f"{csv.name} has the columns {columns}; expected a header with {', '.join(_REQUIRED)} and, optionally, "
             f"{', '.join(_OPTIONAL)}, separated by commas"
         )
     rows = []
@@ -253,7 +253,7 @@ def _read_rows(csv: Path) -> list[_Row]:
                 raise row.error(f"the column {name!r} is empty")
         rows.append(row)
     if not rows:
-        raise ValueError(f"{csv.name} has no rows below its header: expected one per image")
+        raise ValueError(f"{csv.name} has no rows below its header; expected one per image")
     return rows
 
 
@@ -274,7 +274,7 @@ def _apply(transform: Transform, image: Tensor, saliency: Tensor, row: _Row) -> 
     parts = tuple(changed) if isinstance(changed, tuple | list) else (changed,)
     if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
         raise row.error(
-            f"the transform returned {' and '.join(map(described, parts))}: expected two tensors, the image and the "
+            f"the transform returned {' and '.join(map(described, parts))}; expected two tensors, the image and the "
             "map; albumentations_style() wraps a transform of NumPy arrays",
             TypeError,
         )
@@ -282,7 +282,7 @@ def _apply(transform: Transform, image: Tensor, saliency: Tensor, row: _Row) -> 
     if image.ndim != 3 or image.shape[1:] != saliency.shape:
         raise row.error(
             f"the transform returned an image of shape {tuple(image.shape)} and a map of shape "
-            f"{tuple(saliency.shape)}: expected (C, H, W) and (H, W); geometric changes must treat both alike"
+            f"{tuple(saliency.shape)}; expected (C, H, W) and (H, W); geometric changes must treat both alike"
         )
     return image, saliency
 
@@ -303,7 +303,7 @@ def _check_sizes(row: _Row, image: Size, saliency: Size) -> None:
     if image != saliency:
         raise row.error(
             f"image {row.image!r} is {image[0]} x {image[1]} and its map {row.saliency!r} {saliency[0]} x "
-            f"{saliency[1]} pixels: expected the same size; resize the map file to its image"
+            f"{saliency[1]} pixels; expected the same size; resize the map file to its image"
         )
 
 

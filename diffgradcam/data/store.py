@@ -9,23 +9,23 @@
       ...
       index.jsonl              all lines, in the order of the data set; written when no shard is missing
 
-A shard is the unit that is done or not done: each file is written under another name, synchronised and renamed, the
-maps before the rows. Whatever happens in between leaves the shard not done, and everything else as it was.
+A shard is complete or not done. Each file is written under another name, synchronised and renamed, the maps before the
+rows. If that is interrupted, the shard is not done, and all other shards stay as they were.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .._core.optional import import_optional
+from .._core.persistence import atomic_file
 
 Row = dict[str, Any]
 """One image, by ``position``, ``id``, and ``error`` or the numbers of its explanation; see :class:`Explanations`."""
@@ -60,7 +60,7 @@ class Explanations(Mapping[str | int, Tensor]):
             self.run: dict[str, Any] = json.loads((self.path / _RUN).read_text())
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"no {_RUN} in {self.path}: expected a folder that explain_dataset(..., out={str(self.path)!r}) wrote"
+                f"no {_RUN} in {self.path}; expected a folder that explain_dataset(..., out={str(self.path)!r}) wrote"
             ) from None
 
     def __getitem__(self, key: str | int) -> Tensor:
@@ -73,7 +73,7 @@ class Explanations(Mapping[str | int, Tensor]):
             shard, row = self._places[key]
         except KeyError:
             raise KeyError(self._why_not(key)) from None
-        with safetensors().safe_open(_maps(self.path, shard), "pt") as file:
+        with load_safetensors().safe_open(_maps(self.path, shard), "pt") as file:
             tensor: Tensor = file.get_slice("maps")[row : row + 1].squeeze(0)
         return tensor
 
@@ -115,7 +115,7 @@ class Explanations(Mapping[str | int, Tensor]):
         for shard in self.done():
             rows = [row for row in self._rows(shard) if "error" not in row]
             if rows:
-                with safetensors().safe_open(_maps(self.path, shard), "pt") as file:
+                with load_safetensors().safe_open(_maps(self.path, shard), "pt") as file:
                     yield rows, file.get_tensor("maps")
 
     @property
@@ -144,7 +144,7 @@ class Explanations(Mapping[str | int, Tensor]):
             if row["id"] == key:
                 return f"image {key!r} is broken, so it has no map: {row['error']}"
         example = next(iter(self), None)
-        unfinished = f"; {self.missing} images are missing still" if self.missing else ""
+        unfinished = f"; {self.missing} images are still missing" if self.missing else ""
         return f"no image {key!r} in {self.path}; ids look like {example!r}{unfinished}"
 
 
@@ -158,10 +158,10 @@ def open_explanations(out: str | Path) -> Explanations:
         A mapping from image id to map, which also has the rows; see :class:`Explanations`.
 
     Raises:
-        FileNotFoundError: If the folder is none of this kind.
+        FileNotFoundError: If the folder was not written by ``explain_dataset``.
         ImportError: If safetensors is not installed.
     """
-    safetensors()
+    load_safetensors()
     return Explanations(out)
 
 
@@ -184,7 +184,7 @@ def prepare(out: Path, run: dict[str, Any], rank: int) -> Explanations:
         raise NotADirectoryError(f"out={str(out)!r} is a file; expected a folder to write to, which need not exist")
     out.mkdir(parents=True, exist_ok=True)
     if not (out / _RUN).exists():
-        with _atomic(out / _RUN, rank) as file:
+        with atomic_file(out / _RUN, rank) as file:
             file.write(json.dumps({"format": _FORMAT, **run}, indent=2).encode())
     store = Explanations(out)
     wanted = json.loads(json.dumps({"format": _FORMAT, **run}))
@@ -215,9 +215,9 @@ def write_shard(out: Path, shard: int, rows: Sequence[Row], maps: Sequence[Tenso
     placed = [row if "error" in row else {**row, "shard": shard, "map": next(places)} for row in rows]
     try:
         if maps:
-            with _atomic(_maps(out, shard)) as file:
-                file.write(importlib.import_module("safetensors.torch").save({"maps": torch.cat(list(maps))}))
-        with _atomic(_lines(out, shard)) as file:
+            with atomic_file(_maps(out, shard)) as file:
+                file.write(load_safetensors("safetensors.torch").save({"maps": torch.cat(list(maps))}))
+        with atomic_file(_lines(out, shard)) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in placed)
     except OSError as error:
         raise OSError(
@@ -236,7 +236,7 @@ def write_index(store: Explanations, rank: int) -> None:
     """
     if store.missing:
         return
-    with _atomic(store.path / _INDEX, rank) as file:
+    with atomic_file(store.path / _INDEX, rank) as file:
         for shard in store.done():
             file.write(_lines(store.path, shard).read_bytes())
 
@@ -252,18 +252,19 @@ def shard_positions(run: Mapping[str, Any], shard: int) -> range:
     return range(start, min(start + run["shard_size"], run["images"]))
 
 
-def safetensors() -> Any:
+def load_safetensors(module: str = "safetensors") -> Any:
     """The library safetensors, which only stores need.
+
+    Args:
+        module: It, or a part of it.
+
+    Returns:
+        The module.
 
     Raises:
         ImportError: If it is not installed; the message says how to.
     """
-    try:
-        return importlib.import_module("safetensors")
-    except ImportError as error:
-        raise ImportError(
-            "maps of data sets are stored with safetensors, which is not installed: pip install safetensors"
-        ) from error
+    return import_optional(module, "a folder of maps")
 
 
 def _maps(out: Path, shard: int) -> Path:
@@ -272,18 +273,3 @@ def _maps(out: Path, shard: int) -> Path:
 
 def _lines(out: Path, shard: int) -> Path:
     return out / f"rows-{shard:06d}.jsonl"
-
-
-@contextlib.contextmanager
-def _atomic(path: Path, writer: int = 0) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when it is complete and on the disk, or not at all."""
-    partial = path.with_name(f".{path.name}.{writer}.partial")  # the next attempt overwrites what a kill left of it
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -1,14 +1,14 @@
-"""MEASURE: attack detection, how well maps match human ones, how much two maps look alike, how faithful they are.
+"""Metrics: attack detection, agreement of maps with human ones, likeness of two maps, faithfulness of maps.
 
-Open-set splits, in which whole groups (attack types, sites, devices) are held out, need nothing from here:
-``sklearn.model_selection.LeaveOneGroupOut().split(images, labels, groups=attack_types)`` gives one split per group.
-Bona fide images then need groups too, since a test set of attacks alone has no AUROC: give each of them, at random,
-one of the attack types, and every split holds out one attack type with its share of the bona fide images.
+Faithfulness metrics change images and read a score, so they take an :class:`Evaluator`: the model and what is read.
+
+Open-set splits, in which whole groups (attack types, sites, devices) are held out, are in scikit-learn:
+``LeaveOneGroupOut().split(images, labels, groups=attack_types)`` of ``sklearn.model_selection`` gives one split per
+group. Bona fide images then need groups too, since a test set of attacks alone has no AUROC. Give each of them one of
+the attack types at random, and every split holds out one attack type with its share of the bona fide images.
 """
 
 from .attack_detection import (
-    PairedComparison,
-    Spread,
     accuracy,
     acer,
     apcer,
@@ -17,19 +17,19 @@ from .attack_detection import (
     bootstrap_interval,
     bpcer,
     eer,
-    mean_and_spread,
-    mean_interval,
-    paired_comparison,
 )
+from .evaluator import Evaluator
 from .faithfulness import Curve, Road, average_drop, average_gain, average_increase, deletion, insertion, road
 from .imputation import noisy_linear_imputation
 from .localization import energy_in_mask, iou_at_matched_area, pointing_game
 from .sanity import Randomization, label_randomization, model_randomization
 from .sensitivity import infidelity, max_sensitivity, remove_box
 from .similarity import cosine, pearson, rmse, spearman, ssim
+from .statistics import PairedComparison, Spread, mean_and_spread, mean_interval, paired_comparison
 
 __all__ = [
     "Curve",
+    "Evaluator",
     "PairedComparison",
     "Randomization",
     "Road",

@@ -1,9 +1,10 @@
-"""What all figures of faithfulness share: a model that judges images, and one class and one map for each of them."""
+"""The model that the metrics of faithfulness evaluate maps with, and the checks that these metrics share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -11,13 +12,134 @@ from torch import Tensor, nn
 
 from diffgradcam._core.checks import check_count, check_scores
 from diffgradcam._core.editing import evaluated
-from diffgradcam._core.forward import ModelExplainer
-from diffgradcam._core.gradients import widen
-from diffgradcam._core.outputs import Classes, check_finite, class_index
-from diffgradcam.scores import Score
+from diffgradcam._core.explainers import check_explains
+from diffgradcam._core.explanation import ModelExplainer
+from diffgradcam._core.outputs import Classes, check_finite, class_index, find_logits
+from diffgradcam._core.tensors import widen
+from diffgradcam.scores import ScoreFunction, logit_difference
 
 Maps = Tensor | NDArray[Any]
 Output = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A model, the score that is read from it, and how many images it sees at once.
+
+    Every metric that changes images and looks at the score takes one. The model is left as it is: if any part of it is
+    in training mode, a metric reads a copy in evaluation mode.
+
+    Args:
+        model: A classifier. Wrappers such as ``DataParallel`` may stay.
+        score: What is read, ``(logits (B, K), classes (B,)) -> (B,)``. The default is the log-odds,
+            :func:`diffgradcam.scores.logit_difference`: contrastive maps explain it, and it does not saturate as a
+            probability does. Any other score works, such as :func:`diffgradcam.scores.probability`.
+        output: Takes the logits out of what the model returns. By default the tensor itself, or its ``logits``.
+        batch_size: How many images go through the model at once. It changes memory and speed, not results.
+
+    Raises:
+        TypeError: If the model is not a module, or score or output cannot be called.
+        ValueError: If ``batch_size`` is not an integer of at least 1.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> evaluator = Evaluator(model, batch_size=16)
+        >>> evaluator.scores(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1])).shape
+        torch.Size([3])
+    """
+
+    model: nn.Module = field(repr=False)
+    score: ScoreFunction = field(default=logit_difference, kw_only=True)
+    output: Output = field(default=find_logits, kw_only=True)
+    batch_size: int = field(default=64, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"model is {type(self.model).__name__}; expected a torch.nn.Module")
+        for name, function in (("score", self.score), ("output", self.output)):
+            if not callable(function):
+                raise TypeError(f"{name} is {function!r}; expected a function")
+        check_count("batch_size", self.batch_size)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits of images, in evaluation mode and without gradients.
+
+        Args:
+            images: ``(B, C, *S)``.
+
+        Returns:
+            ``(B, K)``, float32 or wider.
+
+        Raises:
+            TypeError: If ``output`` returns something else than a tensor.
+            ValueError: If a logit is NaN or infinite.
+        """
+        model = evaluated(self.model)
+        with torch.no_grad():
+            outputs = [self.output(model(chunk)) for chunk in torch.split(images, self.batch_size)]
+        for part in outputs:
+            if not isinstance(part, Tensor):
+                raise TypeError(f"output= returned {type(part).__name__}; expected the tensor of logits")
+        logits = widen(torch.cat(outputs))
+        check_finite("the output", logits)
+        return logits
+
+    def scores(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Scores of images, one class each.
+
+        Args:
+            images: ``(B, C, *S)``.
+            classes: ``(B,)``.
+
+        Returns:
+            ``(B,)``.
+
+        Raises:
+            TypeError: As :meth:`logits`.
+            ValueError: As :meth:`logits`, or if the score gives another shape.
+        """
+        return self._read(self.logits(images), classes)
+
+    def start(self, images: Tensor, classes: Classes = None) -> tuple[Evaluator, Tensor, Tensor]:
+        """What a metric does first: check the images, choose the classes, and read the scores of whole images.
+
+        Args:
+            images: ``(B, C, *S)``.
+            classes: None (the decision), one class for all images, or ``(B,)``.
+
+        Returns:
+            An evaluator whose model is in evaluation mode, so that it is copied once at most; the class of each image,
+            ``(B,)``; and the score of each image as it is, ``(B,)``.
+
+        Raises:
+            TypeError: If images or classes are of the wrong kind.
+            ValueError: If images or classes have another shape, or as :meth:`scores`.
+        """
+        check_images(images)
+        ready = replace(self, model=evaluated(self.model))
+        logits = ready.logits(images)
+        index = class_index(logits, one_each(classes, len(images)))
+        return ready, index, ready._read(logits, index)
+
+    def _read(self, logits: Tensor, classes: Tensor) -> Tensor:
+        with torch.no_grad():
+            scores = self.score(logits, classes)
+        check_scores(scores, logits)
+        return scores
+
+
+def check_evaluator(evaluator: object) -> None:
+    """Refuse what is not an evaluator, a plain model for instance.
+
+    Args:
+        evaluator: What a metric was given.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if not isinstance(evaluator, Evaluator):
+        given = f"the model {type(evaluator).__name__}" if isinstance(evaluator, nn.Module) else repr(evaluator)
+        raise TypeError(f"evaluator is {given}; expected an Evaluator; give Evaluator(model)")
 
 
 def explained(cam: ModelExplainer, images: Tensor, classes: Classes, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -36,8 +158,7 @@ def explained(cam: ModelExplainer, images: Tensor, classes: Classes, batch_size:
         ValueError: If ``batch_size`` is less than 1, or as :meth:`~diffgradcam.BaseCAM.explain`.
         TypeError: As :meth:`~diffgradcam.BaseCAM.explain`.
     """
-    if not callable(getattr(cam, "explain", None)) or isinstance(cam, type):
-        raise TypeError(f"cam is {cam!r}; expected a CAM, such as GradCAM(model, 'layer4')")
+    check_explains(cam)
     check_images(images)
     check_count("batch_size", batch_size)
     chunks = torch.split(images, batch_size)
@@ -45,86 +166,6 @@ def explained(cam: ModelExplainer, images: Tensor, classes: Classes, batch_size:
     given = [None] * len(chunks) if index is None else torch.split(index, batch_size)
     parts = [cam.explain(chunk, part) for chunk, part in zip(chunks, given, strict=True)]
     return torch.cat([part.classes for part in parts]), torch.cat([part.maps for part in parts])
-
-
-def makes_cams(make: object) -> bool:
-    """Whether something can be called with a model alone, as a CAM, a wrapper and a class of either cannot.
-
-    Args:
-        make: What was given as a function that makes a CAM of a model.
-
-    Returns:
-        Whether it may be one.
-    """
-    return callable(make) and not isinstance(make, type) and not callable(getattr(make, "explain", None))
-
-
-class Judge(NamedTuple):
-    """A model in evaluation mode, and what is read from it.
-
-    Attributes:
-        model: In evaluation mode.
-        score: What is read.
-        output: Takes the logits out of what the model returns.
-        batch_size: How many images the model sees at once.
-    """
-
-    model: nn.Module
-    score: Score
-    output: Output
-    batch_size: int
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits ``(B, K)`` of images ``(B, C, *S)``; float32 or wider, and finite."""
-        with torch.no_grad():
-            outputs = [self.output(self.model(chunk)) for chunk in torch.split(images, self.batch_size)]
-        for part in outputs:
-            if not isinstance(part, Tensor):
-                raise TypeError(f"output= returned {type(part).__name__}; expected the tensor of logits")
-        logits = widen(torch.cat(outputs))
-        check_finite("the output", logits)
-        return logits
-
-    def scores(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Scores ``(B,)`` of images ``(B, C, *S)`` for classes ``(B,)``."""
-        return self.read(self.logits(images), classes)
-
-    def read(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Scores ``(B,)`` of logits ``(B, K)`` for classes ``(B,)``."""
-        with torch.no_grad():
-            scores = self.score(logits, classes)
-        check_scores(scores, logits)
-        return scores
-
-
-def judged(
-    model: nn.Module, images: Tensor, classes: Classes, score: Score, output: Output, batch_size: int
-) -> tuple[Judge, Tensor, Tensor]:
-    """A judge of images that were not judged before.
-
-    Args:
-        model: Any classifier; in training mode, or with a part that is, it is copied.
-        images: ``(B, C, *S)``.
-        classes: None (the decision), one class for all images, or ``(B,)``.
-        score: What is read.
-        output: Takes the logits out of what the model returns.
-        batch_size: How many images the model sees at once.
-
-    Returns:
-        The judge, the class of each image ``(B,)``, and the scores of the images as they are ``(B,)``.
-
-    Raises:
-        TypeError: If the model is no module, or images or classes are of the wrong kind.
-        ValueError: If images or classes have another shape, or ``batch_size`` is not at least 1.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
-    check_images(images)
-    check_count("batch_size", batch_size)
-    judge = Judge(evaluated(model), score, output, batch_size)
-    logits = judge.logits(images)
-    index = class_index(logits, one_each(classes, len(images)))
-    return judge, index, judge.read(logits, index)
 
 
 def one_each(classes: Classes, batch: int) -> Tensor | None:
@@ -138,7 +179,7 @@ def one_each(classes: Classes, batch: int) -> Tensor | None:
         ``(B,)``, or None for the decision.
 
     Raises:
-        TypeError: If they are no numbers.
+        TypeError: If they are not numbers.
         ValueError: If they have another shape.
     """
     if classes is None:
@@ -149,8 +190,8 @@ def one_each(classes: Classes, batch: int) -> Tensor | None:
         raise TypeError(f"classes are {classes!r}; expected None, one class for all images, or ({batch},)") from error
     if index.shape not in ((), (batch,)):
         raise ValueError(
-            f"classes have shape {tuple(index.shape)} for {batch} images; expected one class for all, or ({batch},): "
-            "these figures are of one map an image"
+            f"classes have shape {tuple(index.shape)} for {batch} images; expected one class for all, or ({batch},); "
+            "these metrics take one map for each image"
         )
     return index.expand(batch)
 
@@ -182,13 +223,13 @@ def checked_maps(maps: Maps, images: Tensor) -> Tensor:
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what is no batch of images.
+    """Refuse anything but a batch of images.
 
     Args:
         images: Should be ``(B, C, *S)``, of floating-point numbers.
 
     Raises:
-        TypeError: If it is no tensor.
+        TypeError: If it is not a tensor.
         ValueError: If it is another tensor, or empty.
     """
     if not isinstance(images, Tensor):

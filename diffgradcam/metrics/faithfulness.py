@@ -1,36 +1,36 @@
 """Does the map say what the model uses? Change the image where the map points, and see what becomes of the score.
 
-Everything is batched and gives one number for each image, so that a figure comes with its interval
-(:func:`~diffgradcam.metrics.mean_interval`) and two methods are compared image by image
+Every metric here takes an :class:`~diffgradcam.metrics.Evaluator` (the model and what is read from it), images and
+their maps, and gives one number for each image. So a metric comes with its interval
+(:func:`~diffgradcam.metrics.mean_interval`), and two methods are compared image by image
 (:func:`~diffgradcam.metrics.paired_comparison`, with images in the place of seeds).
 
-Conventions that hold everywhere here:
+Conventions:
 
 - Images are ``(B, C, *S)`` on the device of the model. Maps are tensors or arrays ``(B, *s)`` of any resolution and are
-  resized to the image. A rectified map ranks nothing where it is 0: give signed maps (``rectify=False``) to rank the
+  resized to the image. A rectified map ranks nothing where it is 0. Give signed maps (``rectify=False``) to rank the
   evidence against a class below no evidence.
-- ``classes`` None is the model's decision on the whole image; it stays the same for every changed image.
-- The default score is the log-odds, :func:`diffgradcam.scores.logit_difference`: what contrastive maps explain, and
-  what does not saturate as a probability does. Any other score of the library goes, ``probability`` for instance.
-- A model in training mode, or with a part that is, is evaluated as a copy in evaluation mode. No global random number
-  is drawn; the same random changes are made to every image, so its figure does not depend on the rest of the batch.
+- ``classes`` None is the model's decision on the whole image. It stays the same for every changed image.
+- No global random number is drawn. The same random changes are made to every image, so its value does not depend on
+  the rest of the batch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from diffgradcam._core.outputs import Classes, find_logits
+from diffgradcam._core.outputs import Classes
 from diffgradcam.heatmaps import minmax, resize
-from diffgradcam.scores import Score, logit_difference, probability
+from diffgradcam.scores import ScoreFunction, probability
 
-from .evaluator import Maps, Output, checked_maps, judged
+from .evaluator import Evaluator, Maps, check_evaluator, checked_maps
 from .imputation import Fill, filled_with, noisy_linear_imputation
 
 _DECIMALS = 9  # of the min-max scaled map: what differs by less is rounding of the resizing
@@ -65,82 +65,71 @@ class Road(NamedTuple):
 
 
 def deletion(
-    model: nn.Module,
+    evaluator: Evaluator,
     images: Tensor,
     maps: Maps,
     classes: Classes = None,
     *,
-    score: Score = logit_difference,
     steps: int = 50,
     fill: Fill = "mean",
-    batch_size: int = 64,
-    output: Output = find_logits,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Curve:
     """Remove pixels, the most relevant first, and follow the score: the faster it falls, the better the map.
 
     Pixels that the map does not tell apart are removed row by row from the top left.
 
     Args:
-        model: The model. It is left as it is.
+        evaluator: The model and the score that is followed.
         images: ``(B, C, *S)``.
         maps: ``(B, *s)``.
         classes: None (the decision), one class for all images, or ``(B,)``.
-        score: What is followed, ``(logits (B, K), classes (B,)) -> (B,)``.
         steps: In how many steps of the same number of pixels; each costs a forward pass for each image.
         fill: What removed pixels become: ``"mean"`` of the image's channel, ``"blur"`` (11 x 11 pixels, standard
             deviation 5), a tensor that broadcasts to the images (``torch.zeros(())``, say), or a function of them.
-        batch_size: How many changed images go through the model at once.
-        output: Takes the logits out of what the model returns.
         progress: Show a progress bar.
 
     Returns:
         The curve, see :class:`Curve`. Lower ``auc`` is better.
 
     Raises:
-        ValueError: If shapes do not match, a map or a logit is not finite, there are more steps than pixels, or as
-            :meth:`diffgradcam.BaseCAM.explain`.
-        TypeError: If images are no tensor, the model is no module, or classes are no integers.
+        ValueError: If shapes do not match, a map or a logit is not finite, there are more steps than pixels, or a class
+            is out of range.
+        TypeError: If images are not a tensor, classes are not integers, or the first argument is not an evaluator.
 
     Reference:
         Petsiuk, Das, Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018. There
         the score is the probability, pixels become 0, and a photo of 224 x 224 takes 224 steps.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
         >>> _ = model[1].weight.data.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]))
         >>> images, maps = torch.ones(1, 1, 2, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
-        >>> deletion(model, images, maps, 0, steps=4, fill=torch.tensor(0.0)).values
+        >>> deletion(Evaluator(model), images, maps, 0, steps=4, fill=torch.tensor(0.0)).values
         tensor([[10.,  6.,  3.,  1.,  0.]])
     """
-    return _curve(model, images, maps, classes, score, steps, fill, batch_size, output, progress, inserted=False)
+    return _curve(evaluator, images, maps, classes, steps, fill, progress, inserted=False)
 
 
 def insertion(
-    model: nn.Module,
+    evaluator: Evaluator,
     images: Tensor,
     maps: Maps,
     classes: Classes = None,
     *,
-    score: Score = logit_difference,
     steps: int = 50,
     fill: Fill = "blur",
-    batch_size: int = 64,
-    output: Output = find_logits,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Curve:
     """Insert pixels into an image without any, the most relevant first: the faster the score rises, the better the map.
 
     Args:
-        model: As :func:`deletion`.
+        evaluator: As :func:`deletion`.
         images: As :func:`deletion`.
         maps: As :func:`deletion`.
         classes: As :func:`deletion`.
-        score: As :func:`deletion`.
         steps: As :func:`deletion`.
         fill: What the image is before: as :func:`deletion`. The blur hides fine structure and makes no edges.
-        batch_size: As :func:`deletion`.
-        output: As :func:`deletion`.
         progress: As :func:`deletion`.
 
     Returns:
@@ -153,22 +142,19 @@ def insertion(
     Reference:
         As :func:`deletion`.
     """
-    return _curve(model, images, maps, classes, score, steps, fill, batch_size, output, progress, inserted=True)
+    return _curve(evaluator, images, maps, classes, steps, fill, progress, inserted=True)
 
 
 def road(
-    model: nn.Module,
+    evaluator: Evaluator,
     images: Tensor,
     maps: Maps,
     classes: Classes = None,
     *,
     percentiles: Sequence[float] = (20, 40, 60, 80),
-    score: Score = logit_difference,
     noise: float = 0.01,
     seed: int = 0,
-    batch_size: int = 64,
-    output: Output = find_logits,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Road:
     """ROAD, Remove And Debias: remove pixels so that what is left does not tell where they were.
 
@@ -178,16 +164,13 @@ def road(
     values both give the same.
 
     Args:
-        model: The model. It is left as it is.
+        evaluator: As :func:`deletion`.
         images: ``(B, C, H, W)``.
         maps: ``(B, h, w)``.
         classes: As :func:`deletion`.
         percentiles: How many per cent of the pixels are *kept*, each between 0 and 100, as in pytorch-grad-cam.
-        score: As :func:`deletion`.
         noise: As :func:`noisy_linear_imputation`.
         seed: As :func:`noisy_linear_imputation`.
-        batch_size: As :func:`deletion`.
-        output: As :func:`deletion`.
         progress: Show a progress bar. A photo of 224 x 224 takes about a second of one core.
 
     Returns:
@@ -204,7 +187,8 @@ def road(
     """
     if not percentiles or not all(0 < percentile < 100 for percentile in percentiles):
         raise ValueError(f"percentiles are {tuple(percentiles)}; expected at least one, each between 0 and 100")
-    judge, index, before = judged(model, images, classes, score, output, batch_size)
+    check_evaluator(evaluator)
+    ready, index, before = evaluator.start(images, classes)
     ranks = _ranks(maps, images)
     pixels = ranks[0].numel()
     changes: dict[str, list[Tensor]] = {"most": [], "least": []}
@@ -213,20 +197,18 @@ def road(
         kept = math.ceil(percentile * (pixels - 1) / 100)
         for which, missing in (("most", ranks < pixels - kept), ("least", ranks >= kept)):
             imputed = noisy_linear_imputation(images, missing, noise=noise, seed=seed)
-            changes[which].append(judge.scores(imputed, index) - before)
+            changes[which].append(ready.scores(imputed, index) - before)
     most, least = (torch.stack(changes[which]).mean(0) for which in ("most", "least"))
     return Road(most, least, (least - most) / 2)
 
 
 def average_drop(
-    model: nn.Module,
+    evaluator: Evaluator,
     images: Tensor,
     maps: Maps,
     classes: Classes = None,
     *,
-    score: Score = probability,
-    batch_size: int = 64,
-    output: Output = find_logits,
+    confidence: ScoreFunction = probability,
 ) -> Tensor:
     """Share of the confidence that is lost when the image is multiplied by its map; lower is better.
 
@@ -235,13 +217,11 @@ def average_drop(
     pixels to 0, the mean colour of most training data; a constant map leaves nothing.
 
     Args:
-        model: As :func:`deletion`.
+        evaluator: As :func:`deletion`.
         images: As :func:`deletion`.
         maps: As :func:`deletion`.
         classes: As :func:`deletion`.
-        score: A score in [0, 1].
-        batch_size: As :func:`deletion`.
-        output: As :func:`deletion`.
+        confidence: The score that is a confidence, in [0, 1]; read instead of the evaluator's score.
 
     Returns:
         Shares in [0, 1], ``(B,)``; 0 where the confidence was 0. ``DropInConfidence`` of pytorch-grad-cam is this times
@@ -254,32 +234,28 @@ def average_drop(
     Reference:
         Chattopadhay et al., "Grad-CAM++: Generalized Gradient-based Visual Explanations", WACV 2018.
     """
-    whole, seen = _confidences(model, images, maps, classes, score, batch_size, output)
+    whole, seen = _confidences(evaluator, images, maps, classes, confidence)
     return (whole - seen).clamp_min(0) / torch.where(whole > 0, whole, 1)
 
 
 def average_increase(
-    model: nn.Module,
+    evaluator: Evaluator,
     images: Tensor,
     maps: Maps,
     classes: Classes = None,
     *,
-    score: Score = probability,
-    batch_size: int = 64,
-    output: Output = find_logits,
+    confidence: ScoreFunction = probability,
 ) -> Tensor:
     """Is the model more confident when the image is multiplied by its map? Higher is better.
 
     The mean over images is the published Average Increase, or Increase in Confidence.
 
     Args:
-        model: As :func:`deletion`.
+        evaluator: As :func:`deletion`.
         images: As :func:`deletion`.
         maps: As :func:`deletion`.
         classes: As :func:`deletion`.
-        score: As :func:`average_drop`.
-        batch_size: As :func:`deletion`.
-        output: As :func:`deletion`.
+        confidence: As :func:`average_drop`.
 
     Returns:
         1 where it is and 0 where it is not, ``(B,)``.
@@ -291,32 +267,28 @@ def average_increase(
     Reference:
         As :func:`average_drop`.
     """
-    whole, seen = _confidences(model, images, maps, classes, score, batch_size, output)
+    whole, seen = _confidences(evaluator, images, maps, classes, confidence)
     return (seen > whole).to(whole.dtype)
 
 
 def average_gain(
-    model: nn.Module,
+    evaluator: Evaluator,
     images: Tensor,
     maps: Maps,
     classes: Classes = None,
     *,
-    score: Score = probability,
-    batch_size: int = 64,
-    output: Output = find_logits,
+    confidence: ScoreFunction = probability,
 ) -> Tensor:
     """Share of the missing confidence that is gained when the image is multiplied by its map; higher is better.
 
     ``max(0, O - Y) / (1 - Y)``, with the symbols of :func:`average_drop`, whose counterpart it is.
 
     Args:
-        model: As :func:`deletion`.
+        evaluator: As :func:`deletion`.
         images: As :func:`deletion`.
         maps: As :func:`deletion`.
         classes: As :func:`deletion`.
-        score: As :func:`average_drop`.
-        batch_size: As :func:`deletion`.
-        output: As :func:`deletion`.
+        confidence: As :func:`average_drop`.
 
     Returns:
         Shares in [0, 1], ``(B,)``; 0 where the confidence was 1.
@@ -328,25 +300,24 @@ def average_gain(
     Reference:
         Zhang et al., "Opti-CAM: Optimizing saliency maps for interpretability", 2023 (arXiv 2301.07002).
     """
-    whole, seen = _confidences(model, images, maps, classes, score, batch_size, output)
+    whole, seen = _confidences(evaluator, images, maps, classes, confidence)
     return (seen - whole).clamp_min(0) / torch.where(whole < 1, 1 - whole, 1)
 
 
 def _curve(
-    model: nn.Module,
+    evaluator: Evaluator,
     images: Tensor,
     maps: Maps,
     classes: Classes,
-    score: Score,
     steps: int,
     fill: Fill,
-    batch_size: int,
-    output: Output,
     progress: bool,
     *,
     inserted: bool,
 ) -> Curve:
-    judge, index, _ = judged(model, images, classes, score, output, batch_size)
+    check_evaluator(evaluator)
+    ready, index, _ = evaluator.start(images, classes)
+    batch_size = evaluator.batch_size
     ranks = _ranks(maps, images)
     pixels = ranks[0].numel()
     if not 1 <= steps <= pixels:
@@ -360,25 +331,24 @@ def _curve(
     scores = []
     for row, count in tqdm(pairs, desc=name, total=math.ceil(len(rows) / batch_size), disable=not progress):
         changed = (ranks[row] < count.view(-1, *[1] * (ranks.ndim - 1))).unsqueeze(1)
-        scores.append(judge.scores(torch.where(changed, after[row], before[row]), index[row]))
+        scores.append(ready.scores(torch.where(changed, after[row], before[row]), index[row]))
     values = torch.cat(scores).view(len(images), steps + 1)
     fractions = counts.to(values) / pixels
     return Curve(fractions, values, torch.trapezoid(values, fractions))
 
 
 def _confidences(
-    model: nn.Module,
+    evaluator: Evaluator,
     images: Tensor,
     maps: Maps,
     classes: Classes,
-    score: Score,
-    batch_size: int,
-    output: Output,
+    confidence: ScoreFunction,
 ) -> tuple[Tensor, Tensor]:
-    judge, index, whole = judged(model, images, classes, score, output, batch_size)
+    check_evaluator(evaluator)
+    ready, index, whole = replace(evaluator, score=confidence).start(images, classes)
     # Scaled before it is resized too: the rounding of a resized constant map would be scaled to a pattern.
     mask = minmax(resize(minmax(checked_maps(maps, images)), images.shape[2:])).unsqueeze(1)
-    seen = judge.scores(images * mask.to(images), index)
+    seen = ready.scores(images * mask.to(images), index)
     for values in (whole, seen):
         if not bool(((values >= 0) & (values <= 1)).all()):
             wrong = values[(values < 0) | (values > 1)][0]

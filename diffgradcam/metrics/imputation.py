@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffgradcam._core.optional import import_optional
 from diffgradcam._core.outputs import check_finite
-
-from .._core.optional import import_extra
 
 Fill = str | Tensor | Callable[[Tensor], Tensor]
 
@@ -83,6 +82,7 @@ def filled_with(images: Tensor, fill: Fill) -> Tensor:
 
     Raises:
         ValueError: For another word, or a shape that does not broadcast.
+        TypeError: If a function returns something else than a tensor.
     """
     if isinstance(fill, str):
         if fill not in _FILLS:
@@ -149,7 +149,9 @@ def _solve(image: NDArray[Any], hole: NDArray[Any]) -> NDArray[Any]:
         columns.append(neighbour[unknown])
         entries.append(np.full(int(unknown.sum()), -weight))
     indices = np.concatenate([*rows, here]), np.concatenate([*columns, here])
-    sparse, linalg = (import_extra(f"scipy.{name}", "noisy linear imputation") for name in ("sparse", "sparse.linalg"))
+    sparse, linalg = (
+        import_optional(f"scipy.{name}", "noisy linear imputation") for name in ("sparse", "sparse.linalg")
+    )
     system = sparse.coo_matrix((np.concatenate([*entries, total]), indices), shape=(count, count))
     solution: NDArray[Any] = linalg.spsolve(system.tocsc(), known).reshape(count, len(image)).T
     return solution

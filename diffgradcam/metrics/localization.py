@@ -2,7 +2,7 @@
 
 Maps are ``(B, *S)`` at the resolution of the masks (``diffgradcam.heatmaps.resize`` brings them there). A mask is
 bool, or non-negative numbers that are inside where they are not 0: threshold soft human saliency first
-(``human > 0.5``). Leave images without a mask out: with an empty mask every figure is 0.
+(``human > 0.5``). Leave images without a mask out: with an empty mask every metric is 0.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ def iou_at_matched_area(maps: Tensor, masks: Tensor) -> Tensor:
 def _flat_pair(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     if maps.shape != masks.shape or maps.ndim < 2:
         raise ValueError(
-            f"maps have shape {tuple(maps.shape)} and masks {tuple(masks.shape)}: expected (B, *S) for both; "
+            f"maps have shape {tuple(maps.shape)} and masks {tuple(masks.shape)}; expected (B, *S) for both; "
             "bring the maps to the masks with diffgradcam.heatmaps.resize(maps, masks.shape[1:])"
         )
     if not bool(((masks >= 0) & masks.isfinite()).all()):
-        raise ValueError("masks hold NaN, infinite or negative values: expected bool, or numbers that are 0 outside")
+        raise ValueError("masks hold NaN, infinite or negative values; expected bool, or numbers that are 0 outside")
     check_finite("the map", maps)
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     return maps.flatten(1), (masks > 0).flatten(1)

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffgradcam._core.checks import described
+from diffgradcam._core.checks import check_choice, described
 from diffgradcam._core.editing import by_name, copy_model
-from diffgradcam._core.forward import ModelExplainer
-from diffgradcam._core.layers import Target
+from diffgradcam._core.explainers import MakeCAM, check_makes_cams
+from diffgradcam._core.layers import LayerSpec
 from diffgradcam._core.outputs import Classes
 
-from .evaluator import explained, makes_cams
+from .evaluator import explained
 from .similarity import spearman
 
-MakeCAM = Callable[[nn.Module], ModelExplainer]
 Mode = Literal["cascading", "independent"]
 MapSimilarity = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,7 +31,7 @@ class Randomization(NamedTuple):
     """Similarity of the maps of the trained model and of the randomised one.
 
     Attributes:
-        layers: Names of the randomised layers, in the order in which they were: from the top down by default.
+        layers: Names of the randomised layers, in the order in which they were: from the last to the first by default.
         similarity: After the randomisation of each layer, for each image, ``(L, B)``.
     """
 
@@ -46,12 +45,12 @@ def model_randomization(
     images: Tensor,
     classes: Classes = None,
     *,
-    layers: Target | Sequence[Target] | None = None,
+    layers: LayerSpec | Sequence[LayerSpec] | None = None,
     mode: Mode = "cascading",
     similarity: MapSimilarity = spearman,
     seed: int = 0,
     batch_size: int = 64,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Randomization:
     """Model parameter randomisation test: how much of the map is left when the model forgets, layer by layer.
 
@@ -92,8 +91,7 @@ def model_randomization(
         >>> result.layers, result.similarity.shape
         (['4', '0'], torch.Size([2, 5]))
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode is {mode!r}; expected one of {', '.join(map(repr, get_args(Mode)))}")
+    check_choice("mode", mode, get_args(Mode))
     changed = copy_model(model).eval()
     names = _own_parameters(changed) if layers is None else _named(model, layers)
     index, reference = _explained(make_cam, changed, images, classes, batch_size)
@@ -152,9 +150,7 @@ def label_randomization(
 def _explained(
     make_cam: MakeCAM, model: nn.Module, images: Tensor, classes: Classes, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    how = 'lambda model: GradCAM(model, "layer4")'
-    if not makes_cams(make_cam):
-        raise TypeError(f"make_cam is {make_cam!r}; expected a function that makes a CAM of a model, such as {how}")
+    check_makes_cams("make_cam", make_cam)
     ran = False
 
     def notice(_module: nn.Module, _args: object) -> None:
@@ -169,8 +165,8 @@ def _explained(
             handle.remove()
     if not ran:
         raise ValueError(
-            "make_cam made a CAM of another model than the copy it was given, so it would see nothing change; use its "
-            f"argument, as in {how}"
+            "make_cam made a CAM of another model; expected a CAM of the model that it is given, which changes; "
+            'use its argument, as in lambda model: GradCAM(model, "layer4")'
         )
     return index, maps
 
@@ -190,7 +186,7 @@ def _own_parameters(model: nn.Module) -> list[str]:
     return names[::-1]
 
 
-def _named(model: nn.Module, layers: Target | Sequence[Target]) -> list[str]:
+def _named(model: nn.Module, layers: LayerSpec | Sequence[LayerSpec]) -> list[str]:
     names = by_name(model, layers)
     for name in names:
         if not isinstance(name, str):

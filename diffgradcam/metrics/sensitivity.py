@@ -7,17 +7,16 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from diffgradcam._core.checks import check_count
 from diffgradcam._core.editing import in_training
-from diffgradcam._core.forward import ModelExplainer
-from diffgradcam._core.outputs import Classes, find_logits
+from diffgradcam._core.explanation import ModelExplainer
+from diffgradcam._core.outputs import Classes
 from diffgradcam.heatmaps import resize
-from diffgradcam.scores import Score, logit_difference
 
-from .evaluator import Maps, Output, check_images, checked_maps, explained, judged
+from .evaluator import Evaluator, Maps, check_evaluator, check_images, checked_maps, explained
 from .imputation import mean_colour
 
 Perturb = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
@@ -51,7 +50,7 @@ def remove_box(images: Tensor, generator: torch.Generator, *, share: float = 0.2
 
 
 def infidelity(
-    model: nn.Module,
+    evaluator: Evaluator,
     images: Tensor,
     maps: Maps,
     classes: Classes = None,
@@ -60,17 +59,14 @@ def infidelity(
     samples: int = 50,
     normalize: bool = True,
     seed: int = 0,
-    score: Score = logit_difference,
-    batch_size: int = 64,
-    output: Output = find_logits,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Tensor:
     """How badly the map predicts what a change of the image does to the score; lower is better.
 
     The mean over changes of ``(I . map - (f(x) - f(changed x)))^2``; ``I . map`` is the sum of the map over the change.
 
     Args:
-        model: As :func:`deletion`.
+        evaluator: As :func:`deletion`.
         images: As :func:`deletion`.
         maps: As :func:`deletion`; not scaled, and shared by all channels.
         classes: As :func:`deletion`.
@@ -82,9 +78,6 @@ def infidelity(
             map must be in the unit of the score. The number may be negative, so a map and its opposite are equals
             here, and a map that predicts nothing is as bad as a map of zeros.
         seed: Seed of the generator that ``perturb`` gets.
-        score: As :func:`deletion`.
-        batch_size: As :func:`deletion`.
-        output: As :func:`deletion`.
         progress: Show a progress bar.
 
     Returns:
@@ -99,7 +92,8 @@ def infidelity(
         whose default does not normalise.
     """
     check_count("samples", samples)
-    judge, index, before = judged(model, images, classes, score, output, batch_size)
+    check_evaluator(evaluator)
+    ready, index, before = evaluator.start(images, classes)
     attributions = resize(checked_maps(maps, images), images.shape[2:]).unsqueeze(1)
     generator = torch.Generator().manual_seed(seed)
     predicted, measured = [], []
@@ -114,7 +108,7 @@ def infidelity(
                 f"{tuple(images.shape)}; expected (I, changed images), both of that shape, I with all channels or one"
             )
         predicted.append((change.detach().cpu().double() * attributions).flatten(1).sum(1))
-        measured.append((before - judge.scores(changed, index)).cpu().double())
+        measured.append((before - ready.scores(changed, index)).cpu().double())
     guess, truth = torch.stack(predicted), torch.stack(measured)
     if normalize:
         energy = guess.square().sum(0)
@@ -131,12 +125,12 @@ def max_sensitivity(
     samples: int = 10,
     seed: int = 0,
     batch_size: int = 64,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Tensor:
     """How far a map moves when the image hardly does: the largest relative change over random neighbours.
 
     The maximum of ``|map(x + d) - map(x)| / |map(x)|`` (Euclidean norms) over noise d, uniform from ``-radius`` to
-    ``radius``. A low figure is a virtue only of a map that is faithful: a constant map has the lowest.
+    ``radius``. A low value is good only where the map is faithful: a constant map has the lowest.
 
     Args:
         cam: A CAM; each neighbour is explained for the same class.

@@ -128,15 +128,15 @@ def ssim(first: Tensor, second: Tensor, window: int = 7, data_range: float = 1.0
         Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004.
     """
     if first.ndim != 3:
-        raise ValueError(f"maps have shape {tuple(first.shape)}: expected (B, h, w); ssim slides a square window")
+        raise ValueError(f"maps have shape {tuple(first.shape)}; expected (B, h, w); ssim slides a square window")
     x, y = (flat.view_as(first) for flat in _flat_pair(first, second))
     if window % 2 == 0 or not 3 <= window <= min(x.shape[1:]):
         raise ValueError(
-            f"window is {window} for maps of {x.shape[1]} x {x.shape[2]}: expected an odd number from 3 to the "
+            f"window is {window} for maps of {x.shape[1]} x {x.shape[2]}; expected an odd number from 3 to the "
             "smaller side; resize small maps first"
         )
     if not data_range > 0:
-        raise ValueError(f"data_range is {data_range}: expected largest minus smallest possible value, such as 1")
+        raise ValueError(f"data_range is {data_range}; expected largest minus smallest possible value, such as 1")
 
     def local_mean(maps: Tensor) -> Tensor:
         pooled: Tensor = F.avg_pool2d(maps.unsqueeze(1), window, stride=1)
@@ -156,7 +156,7 @@ def ssim(first: Tensor, second: Tensor, window: int = 7, data_range: float = 1.0
 def _flat_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     if first.shape != second.shape or first.ndim < 2:
         raise ValueError(
-            f"maps have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected the same (B, *S) twice; "
+            f"maps have shapes {tuple(first.shape)} and {tuple(second.shape)}; expected the same (B, *S) twice; "
             "bring one to the other with diffgradcam.heatmaps.resize"
         )
     dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)

@@ -1,10 +1,21 @@
-"""COMPARE: which explainers a changed model fools. Two models, any number of explainers, one table.
+"""How robust explanations are: audit a checkpoint, repair it, and measure which explainers an attack fools.
 
-A benchmark is of *one* attack: what withstands a common-mode hoax may fall to one that aims at it. Name the attack
-wherever a number from here is shown.
+A benchmark is of *one* attack. A method that withstands a common-mode hoax may fall to another attack, one that aims at
+it. Name the attack wherever a number from here is shown.
 """
 
+from .auditing import AuditReport, audit, repair
 from .benchmark_result import BenchmarkResult, Decisions, Estimate, Row, Similarity
 from .benchmarking import benchmark
 
-__all__ = ["BenchmarkResult", "Decisions", "Estimate", "Row", "Similarity", "benchmark"]
+__all__ = [
+    "AuditReport",
+    "BenchmarkResult",
+    "Decisions",
+    "Estimate",
+    "Row",
+    "Similarity",
+    "audit",
+    "benchmark",
+    "repair",
+]

@@ -1,14 +1,14 @@
-"""DETECT: what every logit has in common, softmax cannot see, and GradCAM shows all the same.
+"""Detect the common mode: the part of a logit that softmax cannot see and that GradCAM shows all the same.
 
-A logit is ``z_c = (z_c - mean z) + mean z``, and GradCAM is linear in the score, so its signed map is the sum of two.
-The first is *visible* to softmax and so to every decision, probability and loss. The second, the *common mode*, is not:
-whatever it shows was never needed to decide.
+A logit is ``z_c = (z_c - mean z) + mean z``, and GradCAM is linear in the score. So its signed map is a sum of two.
+The first map is *visible* to softmax, and so to every decision, probability and loss. The second, the *common mode*, is
+not: no decision ever needed what it shows.
 
-A clean model hardly has any. The gradient of cross-entropy with respect to the logits, ``p - onehot``, sums to 0 over
-the classes, so plain gradient descent adds vectors to the rows of the last layer that sum to 0: it never writes into
-their mean. What is found there came from initialisation (which weight decay shrinks), from the per-weight scaling of
-Adam-like optimisers, from losses other than cross-entropy, or on purpose. That is why one checkpoint can be audited
-without a clean copy to compare with.
+A clean model has hardly any common mode. The gradient of cross-entropy with respect to the logits, ``p - onehot``, sums
+to 0 over the classes. So plain gradient descent adds vectors to the rows of the last layer that sum to 0, and never
+changes their mean. A common mode therefore comes from the initialisation (which weight decay shrinks), from the
+per-weight scaling of optimisers like Adam, from losses other than cross-entropy, or from an attack. That is why one
+checkpoint can be audited without a clean copy to compare with.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from .._core.checks import check_share
+from .._core.common_mode import common_mode_share, invisible_score, visible_score
 from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head
-from .._core.layers import Target, inner_model
+from .._core.layers import LayerSpec
 from .._core.outputs import find_logits
+from .._core.wrappers import inner_model
+from ..analysis.comparisons import explain_together
 from ..heatmaps import rectify
-from ..methods.gradient import DiffGradCAM, GradCAM
+from ..methods.contrastive import DiffGradCAM
+from ..methods.gradient import GradCAM
 from ..metrics.similarity import pearson
 from ..scores import logit_difference
 
@@ -48,7 +53,7 @@ class AuditReport:
             ``(B,)``, in [0, 1]; 0 where both are 0.
         weight_share: The same for the rows of the last linear layer: the energy of their mean, repeated for each class,
             over that of all rows. None where the model's head cannot be found. It also finds a common mode that these
-            images do not excite, but it is no part of the verdict: a small one may come from the initialisation.
+            images do not excite, but it is not part of the verdict: a small one may come from the initialisation.
         threshold: Above which a median share is suspicious.
         gradcam_agreement: Pearson's r of GradCAM with the drop of the log-odds under occlusion, ``(B,)``, in [-1, 1];
             None without ``occlusion``.
@@ -108,7 +113,7 @@ class AuditReport:
 
 def audit(
     model: nn.Module,
-    target_layers: Target | Sequence[Target],
+    target_layers: LayerSpec | Sequence[LayerSpec],
     images: Tensor,
     *,
     occlusion: bool = False,
@@ -120,11 +125,11 @@ def audit(
 ) -> AuditReport:
     """Find out whether the GradCAM of a checkpoint hides something. Needs no clean copy.
 
-    The first half costs three forward passes: how much of GradCAM softmax cannot see (:func:`diffgradcam.audit`).
-    The threshold is compared with the *median* over the images. Over 59 clean small networks the median share was
-    at most 0.12, after a common-mode hoax of the size of the map (``strength=1``) 0.46 to 0.62; the area under the ROC
-    curve was 1.000, and 0.980 at a third of that strength. It cannot find what leaves the common mode alone. An
-    untrained model, or a freshly initialised head, still has the common mode of its initialisation and may be reported.
+    The first half measures how much of GradCAM softmax cannot see, and costs two forward passes. The threshold is
+    compared with the *median* over the images. Over 59 clean small networks the median share was at most 0.12, after a
+    common-mode hoax of the size of the map (``strength=1``) 0.46 to 0.62; the area under the ROC curve was 1.000, and
+    0.980 at a third of that strength. It cannot find what leaves the common mode alone. An untrained model, or a
+    freshly initialised head, still has the common mode of its initialisation and may be reported.
 
     The second half, ``occlusion=True``, is about behaviour and costs 50 forward passes more: windows of 3 x 3 cells of
     a 7 x 7 grid, one around each cell, are filled with the image's mean colour, and the drop of the log-odds is
@@ -133,9 +138,9 @@ def audit(
     (0.89). It is noisy for one image: 0.84 to 0.97 for permuted features, 0.97 and more from eight. With the default
     thresholds both halves together reported one clean network in ten.
 
-    All figures are from ``docs/results/audit.md``, which also says which thresholds a calibration would choose.
+    All numbers are from ``docs/results/audit.md``, which also says which thresholds a calibration would choose.
 
-    A verdict is evidence, no proof: "nothing found" does not certify a model.
+    A verdict is evidence, not proof: "nothing found" does not certify a model.
 
     Args:
         model: A softmax classifier that returns logits. It is left as it is; if any part of it is in training mode, a
@@ -157,7 +162,7 @@ def audit(
             (20 values and more, all between 0 and 1) sigmoids. Sigmoids that are applied outside the model cannot be
             told from softmax logits. Also if there are no images, they are smaller than the grid, or an option is out
             of range.
-        TypeError: If ``images`` is no tensor; otherwise as :meth:`~diffgradcam.BaseCAM.explain`.
+        TypeError: If ``images`` is not a tensor; otherwise as :meth:`~diffgradcam.BaseCAM.explain`.
 
     Reference:
         Ours. Occlusion: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
@@ -178,9 +183,8 @@ def audit(
         return GradCAM(model, target_layers, reshape_transform, score=score, rectify=False, output=output)
 
     with torch.no_grad():
-        _refuse_what_is_no_softmax(output(model(images)))
-    logits, classes, visible = cam(_visible_score).explain(images)
-    invisible = cam(_invisible_score).explain(images, classes).maps
+        _check_softmax_logits(output(model(images)))
+    (logits, classes, visible), (_, _, invisible) = explain_together([cam(visible_score), cam(invisible_score)], images)
     gradcam_agreement = diffgradcam_agreement = None
     if occlusion:
         drops = _occlusion_drops(model, images, logits, classes, output, progress)
@@ -192,7 +196,7 @@ def audit(
         classes=classes,
         visible=visible,
         invisible=invisible,
-        common_mode_share=_share(invisible, visible),
+        common_mode_share=common_mode_share(visible, invisible),
         weight_share=_weight_share(model, logits.shape[1]),
         threshold=threshold,
         gradcam_agreement=gradcam_agreement,
@@ -237,20 +241,6 @@ def repair(model: nn.Module, *, head: nn.Module | str | None = None) -> nn.Modul
     return repaired
 
 
-def _visible_score(logits: Tensor, classes: Tensor) -> Tensor:
-    return logits.gather(1, classes.unsqueeze(1)).squeeze(1) - logits.mean(1)
-
-
-def _invisible_score(logits: Tensor, _classes: Tensor) -> Tensor:
-    return logits.mean(1)
-
-
-def _share(invisible: Tensor, visible: Tensor) -> Tensor:
-    hidden, seen = (maps.cpu().double().square().flatten(1).sum(1) for maps in (invisible, visible))
-    total = hidden + seen
-    return (hidden / torch.where(total == 0, 1, total)).to(invisible)
-
-
 def _weight_share(model: nn.Module, classes: int) -> float | None:
     try:
         weight = model.get_submodule(find_head(model)).weight
@@ -261,7 +251,7 @@ def _weight_share(model: nn.Module, classes: int) -> float | None:
         return None
     rows = weight.detach().cpu().double().unsqueeze(0)
     common = rows.mean(1, keepdim=True).expand_as(rows)
-    return float(_share(common, rows - common))
+    return float(common_mode_share(rows - common, common))
 
 
 def _occlusion_drops(
@@ -301,11 +291,11 @@ def _agreement(maps: Tensor, drops: Tensor) -> Tensor:
     return pearson(windows.squeeze(1), drops.to(maps.dtype))
 
 
-def _refuse_what_is_no_softmax(outputs: Tensor) -> None:
+def _check_softmax_logits(outputs: Tensor) -> None:
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         raise ValueError(
-            f"the model's output has shape {tuple(outputs.shape)}; an audit needs the logits of a softmax over at "
-            "least 2 classes, (B, K): one output (sigmoid, regression) has no other logits to share anything with"
+            f"the model's output has shape {tuple(outputs.shape)}; expected the logits of a softmax over at "
+            "least 2 classes, (B, K); one output (sigmoid, regression) has no common mode to audit"
         )
     values = outputs.detach().cpu().double()
     in_range = bool(((values >= 0) & (values <= 1)).all())
@@ -318,8 +308,8 @@ def _refuse_what_is_no_softmax(outputs: Tensor) -> None:
     else:
         return
     raise ValueError(
-        f"the model's outputs look like {what}; an audit needs the logits of a softmax: give the model without "
-        "its last activation"
+        f"the model's outputs look like {what}; expected the logits of a softmax; give the model without its "
+        "last activation"
     )
 
 
@@ -332,7 +322,6 @@ def _check_options(images: Tensor, occlusion: bool, threshold: float, agreement_
         raise ValueError(
             f"images have shape {tuple(images.shape)}; occlusion needs (B, C, H, W), at least {_GRID} x {_GRID} pixels"
         )
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; expected a share from 0 to 1")
+    check_share("threshold", threshold)
     if not -1 <= agreement_threshold <= 1:
         raise ValueError(f"agreement_threshold is {agreement_threshold}; expected a correlation from -1 to 1")

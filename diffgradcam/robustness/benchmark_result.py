@@ -1,4 +1,4 @@
-"""What a benchmark measured: figures, a table, JSON, a picture."""
+"""The result of a benchmark, as tables in Markdown, JSON, a data frame or a picture."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from .._core.optional import import_optional
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Explained = Literal["decisions", "labels"]
 
-MEASURES = {  # the fields of Similarity, as tables show them
+METRICS = {  # the fields of Similarity, as tables show them
     "pearson": "Pearson",
     "spearman": "Spearman",
     "ssim": "SSIM",
@@ -32,10 +33,10 @@ class Estimate:
     """A mean over images and its bootstrap interval.
 
     Attributes:
-        mean: NaN where the figure is defined for no image.
+        mean: NaN where the metric is defined for no image.
         low: Lower end of the interval; NaN for fewer than two images, and without resamples.
         high: Upper end.
-        n: For how many images the figure is defined.
+        n: For how many images the metric is defined.
     """
 
     mean: float
@@ -156,11 +157,11 @@ class BenchmarkResult:
             ),
             "Similarity of each map to the clean model's own:",
             _table(
-                ["explainer", *MEASURES.values(), "entropy before, nats", "entropy after, nats", "constant maps"],
+                ["explainer", *METRICS.values(), "entropy before, nats", "entropy after, nats", "constant maps"],
                 [
                     [
                         _escaped(row.explainer),
-                        *(_shown(getattr(row.kept, name)) for name in MEASURES),
+                        *(_shown(getattr(row.kept, name)) for name in METRICS),
                         _shown(row.entropy_before),
                         _shown(row.entropy_after),
                         f"{row.constant_before.mean:.1%} → {row.constant_after.mean:.1%}",
@@ -175,13 +176,13 @@ class BenchmarkResult:
             sections += [
                 "Similarity of each map to the hoax, before → after:",
                 _table(
-                    ["explainer", *MEASURES.values(), success],
+                    ["explainer", *METRICS.values(), success],
                     [
                         [
                             _escaped(row.explainer),
                             *(
                                 _change(getattr(row.reached_before, name), getattr(row.reached_after, name))
-                                for name in MEASURES
+                                for name in METRICS
                             ),
                             _change(row.fooling_success_before, row.fooling_success),
                         ]
@@ -205,10 +206,7 @@ class BenchmarkResult:
         Raises:
             ImportError: If pandas is not installed.
         """
-        try:
-            pandas = import_module("pandas")
-        except ImportError as error:
-            raise ImportError("to_dataframe() needs pandas, which is not installed: pip install pandas") from error
+        pandas = import_optional("pandas", "to_dataframe()")
         return pandas.DataFrame([_columns(asdict(row)) for row in self.rows])
 
     def figure(self) -> Figure:

@@ -1,10 +1,10 @@
-"""Two models, any number of explainers, and what became of each map and each decision."""
+"""Compare the maps and the decisions of a model before and after an attack, for any number of explainers."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -16,24 +16,22 @@ from tqdm import tqdm
 
 from .._core.base import BaseCAM
 from .._core.batches import read_batch
-from .._core.checks import check_seed
+from .._core.checks import check_choice, check_confidence, check_loader, check_mask_size, check_mask_varies, check_seed
 from .._core.editing import evaluated
-from .._core.forward import Explanation
-from .._core.layers import inner_model
-from .._core.optional import import_extra
+from .._core.explainers import MakeCAM, check_makes_cams
+from .._core.explanation import Explanation
+from .._core.optional import import_optional
 from .._core.outputs import class_index
+from .._core.wrappers import inner_model
 from ..analysis.comparisons import explain_together
 from ..heatmaps import minmax
 from ..losses import cam_entropy
 from ..metrics import cosine, iou_at_matched_area, pearson, rmse, spearman, ssim
-from ..metrics.attack_detection import bootstrap
-from ..metrics.evaluator import makes_cams
+from ..metrics.statistics import bootstrap
 from ..sham import FoolingLoss, location_loss
-from .benchmark_result import MEASURES, BenchmarkResult, Decisions, Estimate, Explained, Row, Similarity
+from .benchmark_result import METRICS, BenchmarkResult, Decisions, Estimate, Explained, Row, Similarity
 
-MakeCAM = Callable[[nn.Module], BaseCAM]
-
-_Figures = dict[str, list[Tensor]]  # a tensor (B,) for each batch
+_Values = dict[str, list[Tensor]]  # a tensor (B,) for each batch
 _Floats = NDArray[np.float64]
 _SSIM_WINDOW = 7
 
@@ -56,7 +54,7 @@ def benchmark(
     """Measure which explainers show something else after a model was changed, and what that cost in decisions.
 
     Both models explain the same class of an image. Each runs once a batch, whatever the number of explainers. Maps are
-    compared at the resolution of the layer and dropped; what is kept is a number for each image and figure.
+    compared at the resolution of the layer and dropped; what is kept is one number for each image and metric.
 
     The models are left as they are. One that is in training mode, or has a part that is, is compared as a copy in
     evaluation mode, since that is how models are explained; then the explainers get the copy.
@@ -87,7 +85,7 @@ def benchmark(
         ValueError: If there are no explainers or no images, the models have different classes or maps, explainers
             cannot share a forward pass, the mask is constant or of another size, labels come with some batches only,
             or an option is out of range; otherwise as :meth:`~diffgradcam.BaseCAM.explain`.
-        TypeError: If an explainer is no function that makes a CAM, or a batch is something else.
+        TypeError: If an explainer is not a function that makes a CAM, or a batch is something else.
         ImportError: If SciPy is not installed.
 
     Reference:
@@ -108,40 +106,37 @@ def benchmark(
         >>> result.decisions.agreement.mean
         1.0
     """
-    import_extra("scipy.stats", "benchmark()")  # for the intervals: said before the models run, not after
+    import_optional("scipy.stats", "benchmark()")  # for the intervals: said before the models run, not after
     _check_options(mask, classes, fooling_range, confidence, resamples, seed)
-    if isinstance(loader, Tensor):
-        raise TypeError("loader is a tensor; expected batches of images: a DataLoader, or a list such as [images]")
+    check_loader(loader)
     for which, model in (("clean", clean), ("fooled", fooled)):
         if not isinstance(model, nn.Module):
             raise TypeError(f"the {which} model is {type(model).__name__}; expected a torch.nn.Module")
     models = {"clean": evaluated(clean), "fooled": evaluated(fooled)}
     cams = {which: _cams(explainers, model, which) for which, model in models.items()}
-    decided: _Figures = defaultdict(list)
-    seen: dict[str, _Figures] = {name: defaultdict(list) for name in explainers}
+    decided: _Values = defaultdict(list)
+    seen: dict[str, _Values] = {name: defaultdict(list) for name in explainers}
     for batch in tqdm(loader, desc="benchmark", disable=not progress):
         images, labels = read_batch(batch)
         _check_labels(labels, classes, decided)
         before = _explain(cams, "clean", images, labels if classes == "labels" else None)
         after = _explain(cams, "fooled", images, before[0].classes)
-        _keep(decided, _decision_figures(before[0].logits, after[0].logits, labels))
-        for (name, figures), old, new in zip(seen.items(), before, after, strict=True):
+        _keep(decided, _decision_values(before[0].logits, after[0].logits, labels))
+        for (name, kept), old, new in zip(seen.items(), before, after, strict=True):
             old_maps, new_maps = old.maps, new.maps.to(old.maps)
             _check_sizes(name, old_maps, new_maps, mask)
-            _keep(figures, _map_figures(old_maps, new_maps))
+            _keep(kept, _map_values(old_maps, new_maps))
             if mask is not None:
-                _keep(figures, _hoax_figures(old_maps, new_maps, mask.to(old_maps), fooling_loss, fooling_range))
+                _keep(kept, _hoax_values(old_maps, new_maps, mask.to(old_maps), fooling_loss, fooling_range))
     if not decided:
         raise ValueError("loader is empty; expected at least one batch of images (a generator can be read only once)")
 
-    def estimates(figures: _Figures) -> dict[str, Estimate]:
-        return {
-            name: _estimate(torch.cat(values).numpy(), confidence, resamples, seed) for name, values in figures.items()
-        }
+    def estimates(kept: _Values) -> dict[str, Estimate]:
+        return {name: _estimate(torch.cat(parts).numpy(), confidence, resamples, seed) for name, parts in kept.items()}
 
     decisions = estimates(decided)
     return BenchmarkResult(
-        rows=[_row(name, estimates(figures)) for name, figures in seen.items()],
+        rows=[_row(name, estimates(kept)) for name, kept in seen.items()],
         decisions=Decisions(
             accuracy_before=decisions.get("accuracy_before"),
             accuracy_after=decisions.get("accuracy_after"),
@@ -163,19 +158,14 @@ def _cams(explainers: Mapping[str, MakeCAM], model: nn.Module, which: str) -> li
         raise ValueError(f"explainers is empty; expected at least one, such as {how}")
     cams = []
     for name, make in explainers.items():
-        if not makes_cams(make):
-            what = f"the class {make.__name__}" if isinstance(make, type) else f"a {type(make).__name__}"
-            raise TypeError(
-                f"explainers[{name!r}] is {what}; expected a function that makes a CAM of the model it is given, "
-                f"since there are two models, such as {how}"
-            )
+        check_makes_cams(f"explainers[{name!r}]", make)
         cam = make(model)
         if not isinstance(cam, BaseCAM):
             raise TypeError(f"explainers[{name!r}] made a {type(cam).__name__} of the {which} model; expected a CAM")
         if inner_model(cam.model) is not inner_model(model):
             raise ValueError(
-                f"explainers[{name!r}] made a CAM of another model than the {which} one it was given; use its "
-                f"argument, as in {how}"
+                f"explainers[{name!r}] made a CAM of another model; expected one of the {which} model that it is "
+                f"given; use its argument, as in {how}"
             )
         cams.append(cam)
     return cams
@@ -191,52 +181,52 @@ def _explain(
         raise ValueError(f"of the {which} model: {error}") from error  # there are two that it may be about
 
 
-def _keep(figures: _Figures, values: Mapping[str, Tensor]) -> None:
+def _keep(kept: _Values, values: Mapping[str, Tensor]) -> None:
     for name, per_image in values.items():
-        figures[name].append(per_image.cpu().double())  # not every device has float64
+        kept[name].append(per_image.cpu().double())  # not every device has float64
 
 
-def _decision_figures(before: Tensor, after: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+def _decision_values(before: Tensor, after: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
     if before.shape[1] != after.shape[1]:
         raise ValueError(
             f"the clean model has {before.shape[1]} classes and the fooled one {after.shape[1]}; expected the same"
         )
     after = after.to(before.device)
     old, new = (logits.cpu().double().log_softmax(1) for logits in (before, after))
-    figures = {
+    values = {
         "agreement": before.argmax(1) == after.argmax(1),
         "kl": F.kl_div(new, old, reduction="none", log_target=True).sum(1),
     }
     if labels is not None:
         index = class_index(before, labels)
-        figures["accuracy_before"] = before.argmax(1) == index
-        figures["accuracy_after"] = after.argmax(1) == index
-    return figures
+        values["accuracy_before"] = before.argmax(1) == index
+        values["accuracy_after"] = after.argmax(1) == index
+    return values
 
 
-def _map_figures(before: Tensor, after: Tensor) -> dict[str, Tensor]:
+def _map_values(before: Tensor, after: Tensor) -> dict[str, Tensor]:
     constant = {"before": _constant(before), "after": _constant(after)}
-    figures = {f"kept_{name}": _where(~constant["before"], v) for name, v in _similarity(after, before).items()}
+    values = {f"kept_{name}": _where(~constant["before"], v) for name, v in _similarity(after, before).items()}
     for when, maps in (("before", before), ("after", after)):
-        figures[f"entropy_{when}"] = _where(~constant[when], cam_entropy(maps))
-        figures[f"constant_{when}"] = constant[when]
-    return figures
+        values[f"entropy_{when}"] = _where(~constant[when], cam_entropy(maps))
+        values[f"constant_{when}"] = constant[when]
+    return values
 
 
-def _hoax_figures(
+def _hoax_values(
     before: Tensor, after: Tensor, mask: Tensor, loss: FoolingLoss, accepted: tuple[float, float]
 ) -> dict[str, Tensor]:
-    figures = {}
+    values = {}
     for when, maps, success in (("before", before, "fooling_success_before"), ("after", after, "fooling_success")):
-        for name, values in _similarity(maps, mask.expand_as(maps)).items():
-            figures[f"reached_{when}_{name}"] = values
+        for name, similarity in _similarity(maps, mask.expand_as(maps)).items():
+            values[f"reached_{when}_{name}"] = similarity
         losses = loss(maps, before, mask)
         if losses.shape != maps.shape[:1]:
             raise ValueError(
                 f"fooling_loss returned shape {tuple(losses.shape)} for {len(maps)} maps; expected a value for each"
             )
-        figures[success] = (losses >= accepted[0]) & (losses <= accepted[1])
-    return figures
+        values[success] = (losses >= accepted[0]) & (losses <= accepted[1])
+    return values
 
 
 def _similarity(maps: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -272,22 +262,22 @@ def _estimate(values: _Floats, confidence: float, resamples: int, seed: int) -> 
     return Estimate(mean, low, high, len(values))
 
 
-def _row(explainer: str, figures: Mapping[str, Estimate]) -> Row:
+def _row(explainer: str, estimates: Mapping[str, Estimate]) -> Row:
     def similarity(to: str) -> Similarity:
-        return Similarity(**{name: figures[f"{to}_{name}"] for name in MEASURES})
+        return Similarity(**{name: estimates[f"{to}_{name}"] for name in METRICS})
 
-    masked = "fooling_success" in figures
+    masked = "fooling_success" in estimates
     return Row(
         explainer=explainer,
         kept=similarity("kept"),
         reached_before=similarity("reached_before") if masked else None,
         reached_after=similarity("reached_after") if masked else None,
-        fooling_success_before=figures.get("fooling_success_before"),
-        fooling_success=figures.get("fooling_success"),
-        entropy_before=figures["entropy_before"],
-        entropy_after=figures["entropy_after"],
-        constant_before=figures["constant_before"],
-        constant_after=figures["constant_after"],
+        fooling_success_before=estimates.get("fooling_success_before"),
+        fooling_success=estimates.get("fooling_success"),
+        entropy_before=estimates["entropy_before"],
+        entropy_after=estimates["entropy_after"],
+        constant_before=estimates["constant_before"],
+        constant_after=estimates["constant_after"],
     )
 
 
@@ -299,20 +289,18 @@ def _check_options(
     resamples: int,
     seed: int,
 ) -> None:
-    if mask is not None and (mask.numel() < 2 or not bool(mask.isfinite().all()) or bool((mask == mask.max()).all())):
-        raise ValueError(f"the mask of size {tuple(mask.shape)} is constant or not finite: nothing can look like it")
-    if classes not in get_args(Explained):
-        raise ValueError(f"classes is {classes!r}; expected one of {', '.join(map(repr, get_args(Explained)))}")
+    if mask is not None:
+        check_mask_varies(mask)
+    check_choice("classes", classes, get_args(Explained))
     if len(fooling_range) != 2 or not fooling_range[0] <= fooling_range[1]:
         raise ValueError(f"fooling_range is {fooling_range}; expected the lowest and the highest loss, as (0.0, 0.2)")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; expected a level between 0 and 1, such as 0.95")
+    check_confidence(confidence)
     if resamples < 0:
         raise ValueError(f"resamples is {resamples}; expected 0 (no intervals) or more, 1000 to rely on")
     check_seed(seed)
 
 
-def _check_labels(labels: Tensor | None, classes: str, decided: _Figures) -> None:
+def _check_labels(labels: Tensor | None, classes: str, decided: _Values) -> None:
     if labels is None and classes == "labels":
         raise ValueError("classes is 'labels', but a batch has none; expected batches of (images, labels)")
     if decided and (labels is not None) != ("accuracy_before" in decided):
@@ -328,8 +316,5 @@ def _check_sizes(explainer: str, before: Tensor, after: Tensor, mask: Tensor | N
             f"{explainer!r} gives maps of size {size} for the clean model and {tuple(after.shape[1:])} for the fooled "
             "one; expected the same layer of the same architecture"
         )
-    if mask is not None and tuple(mask.shape) != size:
-        raise ValueError(
-            f"the mask has size {tuple(mask.shape)}, but the maps of {explainer!r} {size}: make it of that size, such "
-            f"as border_mask({size}, cells=...)"
-        )
+    if mask is not None:
+        check_mask_size(mask, size, f"the maps of {explainer!r}")

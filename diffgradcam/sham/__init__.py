@@ -1,4 +1,4 @@
-"""FOOL: models whose maps lie while their decisions stay, to measure which explainers notice."""
+"""Passive fooling: models that decide as before and show another map, to measure which explainers are fooled."""
 
 from .closed_form import common_mode_hoax, spatial_hoax
 from .finetuning import Epoch, Finetuned, finetune

@@ -1,4 +1,4 @@
-"""Fooling without training: what all classes share, and where the features are."""
+"""Passive fooling without training: add to what all classes share, or move the features to other positions."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from diffgradcam._core.batches import image_batches
+from diffgradcam._core.checks import check_mask_size, check_mask_varies
 from diffgradcam._core.editing import add_to_rows, by_name, copy_model, find_head, linear_head
+from diffgradcam._core.forward import ForwardPass, LayerReader
 from diffgradcam._core.gradients import pooled_linear_maps
-from diffgradcam._core.layers import LayerInput, Recorder, Target, find_layers
-from diffgradcam._core.outputs import check_finite, find_logits
+from diffgradcam._core.layers import LayerInput, LayerSpec
 
 Permutation = Callable[[Tensor], Tensor] | Tensor
 
 
 def common_mode_hoax(
     model: nn.Module,
-    target_layer: Target,
+    target_layer: LayerSpec,
     images: Tensor | Iterable[Any],
     mask: Tensor,
     *,
@@ -70,19 +71,16 @@ def common_mode_hoax(
     """
     _check_options(mask, strength, ridge)
     name = None if head is None else find_head(model, head)
-    reader, fooled = copy_model(model).eval(), copy_model(model)
-    (layer,) = by_name(model, target_layer)
+    copy, fooled = copy_model(model).eval(), copy_model(model)
+    reader = LayerReader(copy, by_name(model, target_layer))
     sums = _Sums.zero()
     for batch in image_batches(images):
-        activations, logits = _read(reader, layer, batch.to(next(reader.parameters(), batch).device))
-        size = tuple(activations.shape[2:])
-        if size != mask.shape:
-            raise ValueError(
-                f"the mask has size {tuple(mask.shape)}, but the activations of the target layer {size}: make it of "
-                f"that size, such as border_mask({size}, cells=...)"
-            )
-        maps, name = _class_maps(reader, name, logits, activations)
-        sums = sums.add(activations, maps, logits.argmax(1), mask)
+        with reader.run(batch.to(next(copy.parameters(), batch).device)) as forward:
+            forward.checks.verify()
+            (activations,) = forward.grids()
+            check_mask_size(mask, activations.shape[2:], "the activations of the target layer")
+            maps, name = _class_maps(copy, name, forward)
+            sums = sums.add(activations.detach(), maps, forward.logits.argmax(1), mask)
     if name is None or not sums.gram.ndim:
         raise ValueError("images is empty; expected at least one image to fit the mask on")
     add_to_rows(linear_head(fooled, name), sums.solve(strength, ridge))
@@ -121,8 +119,8 @@ class SpatialHoax:
         return permuted
 
 
-def spatial_hoax(model: nn.Module, target_layer: Target, permutation: Permutation) -> nn.Module:
-    """Move every last-layer CAM, DiffGradCAM included, without changing a decision: the limit of what contrast can do.
+def spatial_hoax(model: nn.Module, target_layer: LayerSpec, permutation: Permutation) -> nn.Module:
+    """Move every last-layer CAM, DiffGradCAM included, without changing a decision. Contrast gives no protection here.
 
     The copy permutes the positions of the target layer's activations. Where only an average over the positions follows,
     the logits are the same (to the last bit or so: a sum in another order rounds differently), but no map of that layer
@@ -145,8 +143,8 @@ def spatial_hoax(model: nn.Module, target_layer: Target, permutation: Permutatio
         A copy with the hook.
 
     Raises:
-        ValueError: If the target is not a layer of the model, or the index is no permutation. Its forward pass raises
-            it if the number of positions differs.
+        ValueError: If the target is not a layer of the model, or the index is not a permutation. The copy's forward
+            pass raises it if the number of positions differs.
         TypeError: If the permutation is neither a function nor an index.
 
     Example:
@@ -159,7 +157,7 @@ def spatial_hoax(model: nn.Module, target_layer: Target, permutation: Permutatio
     if isinstance(permutation, Tensor):
         if not torch.equal(permutation.flatten().sort().values.cpu(), torch.arange(permutation.numel())):
             raise ValueError(
-                f"the index of shape {tuple(permutation.shape)} is no permutation; expected each number from 0 to "
+                f"the index of shape {tuple(permutation.shape)} is not a permutation; expected each number from 0 to "
                 f"{permutation.numel() - 1} once"
             )
     elif not callable(permutation):
@@ -213,33 +211,23 @@ class _Sums:
         return fitted
 
 
-def _read(model: nn.Module, layer: Target, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations and logits, the graph between them kept."""
-    with torch.inference_mode(False), torch.no_grad(), Recorder(find_layers(model, layer), cut=True) as recorder:
-        logits = find_logits(model(images))
-        (activations,) = recorder.activations(logits)
-    check_finite("the activation of the target layer", activations)
-    return activations, logits
-
-
-def _class_maps(model: nn.Module, name: str | None, logits: Tensor, activations: Tensor) -> tuple[Tensor, str]:
+def _class_maps(model: nn.Module, name: str | None, forward: ForwardPass) -> tuple[Tensor, str]:
     """Signed maps ``(B, K, *S)`` of a pooled linear head, and its name."""
     candidates = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)] if name is None else [name]
     for candidate in candidates:
-        maps = pooled_linear_maps(model.get_submodule(candidate), logits, [activations])
-        if maps is not None:
-            return maps[0], find_head(model, candidate)
+        found = pooled_linear_maps(model.get_submodule(candidate), forward.logits, forward.activations)
+        if found is not None and bool(found.holds):
+            return found.maps, find_head(model, candidate)
     which = "a linear layer" if name is None else f"the linear layer {name!r}"
     raise ValueError(
         f"the logits of {type(model).__name__} are not {which} of the mean of the target layer's activations over the "
-        "positions, in float32 or float64: choose the layer right before the pooling, or train the common mode of any "
+        "positions, in float32 or float64; choose the layer right before the pooling, or train the common mode of any "
         "linear head with sham.finetune(..., scope='common_mode')"
     )
 
 
 def _check_options(mask: Tensor, strength: float, ridge: float) -> None:
-    if mask.numel() < 2 or not bool(mask.isfinite().all()) or bool((mask == mask.max()).all()):
-        raise ValueError(f"the mask of size {tuple(mask.shape)} is constant or not finite: there is nothing to show")
+    check_mask_varies(mask)
     if not strength > 0:
         raise ValueError(f"strength is {strength}; expected a ratio above 0, such as 3")
     if not ridge > 0:

@@ -1,4 +1,4 @@
-"""Fooling by training: a copy keeps its decisions and learns to show another map."""
+"""Passive fooling by training: a copy keeps its decisions and learns to show another map."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import os
 import pickle
 import random
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -23,11 +21,22 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # not tqdm.auto, which iterates twice: a loader would draw, and start its workers, twice
 
-from diffgradcam._core.base import BaseCAM
+from diffgradcam._core.base import TrainableCAM
 from diffgradcam._core.batches import read_batch
-from diffgradcam._core.checks import check_count, check_seed, described
+from diffgradcam._core.checks import (
+    check_choice,
+    check_count,
+    check_loader,
+    check_mask_size,
+    check_seed,
+    check_share,
+    described,
+)
 from diffgradcam._core.editing import by_name, check_head_is_last, copy_model, find_head, linear_head
-from diffgradcam._core.layers import Target, inner_model
+from diffgradcam._core.layers import LayerSpec
+from diffgradcam._core.naming import callable_name
+from diffgradcam._core.persistence import atomic_file, weight_hash
+from diffgradcam._core.wrappers import inner_model
 from diffgradcam.heatmaps import rectify
 from diffgradcam.methods.gradient import GradCAM
 from diffgradcam.metrics.similarity import pearson
@@ -73,9 +82,9 @@ class Finetuned(NamedTuple):
 def finetune(
     model: nn.Module,
     loader: Iterable[Any],
-    target_layers: Target | Sequence[Target],
+    target_layers: LayerSpec | Sequence[LayerSpec],
     mask: Tensor,
-    method: Callable[..., BaseCAM] = GradCAM,
+    method: Callable[..., TrainableCAM] = GradCAM,
     epochs: int = 5,
     *,
     loss: FoolingLoss = sham_loss,
@@ -96,7 +105,7 @@ def finetune(
 
     The loss is ``alpha * preserve + (1 - alpha) * fooling``. The copy trains in evaluation mode, since that is how it
     will be explained: no dropout, and batch norm frozen (its statistics; its weights do train) unless
-    ``freeze_batch_norm`` is False. No random number of the caller's is drawn: each epoch has generators that follow
+    ``freeze_batch_norm`` is False. The caller's random numbers stay as they are: each epoch has generators that follow
     from ``seed`` and its number, for PyTorch (on the CPU and on the model's device), NumPy and ``random`` and for the
     loader's own, all put back afterwards.
 
@@ -106,7 +115,7 @@ def finetune(
     Args:
         model: The clean model. It is left as it is.
         loader: Batches of ``(images, labels, ...)``, or of images alone with ``preserve="decisions"``. Iterated once an
-            epoch: a ``DataLoader`` or a list, no generator.
+            epoch: a ``DataLoader`` or a list, not a generator.
         target_layers: Layers of ``model`` whose map is to be fooled, as a CAM takes them.
         mask: The hoax, at the size of the maps.
         method: The victim: a class of the library, or a ``functools.partial`` of one. With ``DiffGradCAM`` this is the
@@ -135,7 +144,7 @@ def finetune(
     Raises:
         ValueError: If an option is unknown or out of range, the mask does not fit the maps, the loader is empty, there
             is no such head, or the checkpoint is of another run.
-        TypeError: If a batch is no images, or labels are missing.
+        TypeError: If a batch does not hold images, or labels are missing.
 
     Warns:
         RuntimeWarning: If loss or gradients became NaN or infinite: the copy is that of the last good epoch.
@@ -145,8 +154,7 @@ def finetune(
         Joo, Moon, NeurIPS 2019.
     """
     _check_options(preserve, scope, alpha, epochs, lr, seed)
-    if isinstance(loader, Tensor):
-        raise TypeError("loader is a tensor; expected batches of images: a DataLoader, or a list such as [images]")
+    check_loader(loader)
     clean, fooled = copy_model(model).eval(), copy_model(model).eval()
     rows = None if scope == "all" else find_head(model, head)
     parameters = _open(fooled, scope, rows)
@@ -159,14 +167,19 @@ def finetune(
     device, wide = first.device, torch.promote_types(first.dtype, torch.float32)
     layers = by_name(model, target_layers)
     victim, witness = (method(m, layers, rectify=False) for m in (fooled, clean))
-    if not isinstance(victim, BaseCAM):
+    if not isinstance(victim, TrainableCAM):
         raise TypeError(f"method made {type(victim).__name__}; expected a CAM class, such as GradCAM")
     run = _Run(victim, witness, mask.to(device, wide), loss, preserve, classes, alpha, parameters)
     trained = optimizer(parameters, lr=lr)
     settings: dict[str, Any] = {"preserve": preserve, "scope": scope, "alpha": alpha, "lr": lr, "seed": seed}
     settings |= {"freeze_batch_norm": freeze_batch_norm, "classes": repr(classes), "target_layers": repr(layers)}
-    settings |= {"head": rows, "loss": _name(loss), "method": _name(method), "optimizer": _name(optimizer)}
-    settings |= {"model and mask": _checksum([*clean.state_dict().values(), mask])}
+    settings |= {
+        "head": rows,
+        "loss": callable_name(loss),
+        "method": callable_name(method),
+        "optimizer": callable_name(optimizer),
+    }
+    settings |= {"model": weight_hash(clean.state_dict()), "mask": weight_hash({"mask": mask})}
     path = None if checkpoint is None else Path(checkpoint)
     history = _load(path, settings, fooled, trained) if path is not None and path.exists() else []
 
@@ -199,8 +212,8 @@ def finetune(
 class _Run(NamedTuple):
     """What stays the same from step to step."""
 
-    victim: BaseCAM
-    witness: BaseCAM
+    victim: TrainableCAM
+    witness: TrainableCAM
     mask: Tensor
     fooling: FoolingLoss
     preserve: Preserve
@@ -214,12 +227,7 @@ class _Run(NamedTuple):
         clean = self.witness.explain(images, wanted if self.classes is None else self._pair(len(images)))
         logits = self.victim.output(self.victim.model(images))
         maps = self.victim.maps(logits, clean.classes)
-        if maps.shape[clean.classes.ndim :] != self.mask.shape:
-            size = tuple(maps.shape[clean.classes.ndim :])
-            raise ValueError(
-                f"the mask has size {tuple(self.mask.shape)}, but the maps {size}: make it of that size, such as "
-                f"border_mask({size}, cells=...)"
-            )
+        check_mask_size(self.mask, maps.shape[clean.classes.ndim :], "the maps")
         if wanted is not None:
             preserve = F.cross_entropy(logits, wanted)
         else:
@@ -296,7 +304,7 @@ def _all_finite(tensors: Iterable[Tensor]) -> bool:
 def _on_device(batch: Any, run: _Run) -> tuple[Tensor, Tensor | None]:
     images, labels = read_batch(batch)
     if labels is None and run.preserve == "labels":
-        raise TypeError("the loader gives no labels: expected batches (images, labels), or preserve='decisions'")
+        raise TypeError("the loader gives no labels; expected batches (images, labels), or preserve='decisions'")
     device = run.mask.device
     return images.to(device), None if labels is None else labels.to(device)
 
@@ -387,7 +395,6 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _save(
     path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]
 ) -> None:
-    """All or nothing: written beside the file, then put in its place."""
     state = {
         "settings": settings,
         "model": model.state_dict(),
@@ -395,12 +402,8 @@ def _save(
         "history": [list(epoch) for epoch in history],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
+    with atomic_file(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _load(path: Path, settings: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:
@@ -409,7 +412,7 @@ def _load(path: Path, settings: dict[str, Any], model: nn.Module, optimizer: tor
         found = state["settings"]
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is no checkpoint of finetune: {error}; give another path, or remove the file"
+            f"{path} is not a checkpoint of finetune ({error}); give another path, or remove the file"
         ) from error
     differing = [name for name, value in settings.items() if found.get(name) != value]
     if differing:
@@ -420,27 +423,10 @@ def _load(path: Path, settings: dict[str, Any], model: nn.Module, optimizer: tor
     return [Epoch(*epoch) for epoch in state["history"]]
 
 
-def _checksum(tensors: Iterable[Tensor]) -> int:
-    value = 0
-    for tensor in tensors:
-        value = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), value)
-    return value
-
-
-def _name(function: Any) -> str:
-    """A name of a function, class or partial that is the same in the next process."""
-    if isinstance(function, partial):
-        arguments = [*map(_name, function.args), *(f"{key}={_name(value)}" for key, value in function.keywords.items())]
-        return f"{_name(function.func)}({', '.join(arguments)})"
-    return str(getattr(function, "__qualname__", function))
-
-
 def _check_options(preserve: str, scope: str, alpha: float, epochs: int, lr: float, seed: int) -> None:
-    for name, given, choices in (("preserve", preserve, get_args(Preserve)), ("scope", scope, get_args(Scope))):
-        if given not in choices:
-            raise ValueError(f"{name} is {given!r}; expected one of {', '.join(map(repr, choices))}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; expected the weight of preserving, from 0 to 1")
+    check_choice("preserve", preserve, get_args(Preserve))
+    check_choice("scope", scope, get_args(Scope))
+    check_share("alpha", alpha)
     check_count("epochs", epochs)
     check_seed(seed)
     if not 0 <= lr < math.inf:

@@ -1,4 +1,4 @@
-"""What a fooled map should show: targets of 0 and 1. Any 0-1 (or real) tensor of the map's size will do as well."""
+"""Hoaxes: the maps that a fooled model should show, of 0 and 1. Any tensor of the map's size works as well."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def entropy_mask(size: Sequence[int], entropy: float) -> Tensor:
 
 
 def match_entropy(maps: Tensor) -> Tensor:
-    """The border mask that is as focused as given maps, so that a map's entropy alone does not give the hoax away.
+    """The border mask that is as focused as given maps, so that the entropy alone does not reveal the hoax.
 
     Args:
         maps: Maps of the clean model, ``(B, *S)``, as ``explain`` gives them. Their entropy is that of
@@ -97,7 +97,7 @@ def match_entropy(maps: Tensor) -> Tensor:
     entropy = cam_entropy(maps).mean()
     if not bool(entropy.isfinite()):
         raise ValueError(
-            f"maps of shape {tuple(maps.shape)} have no finite mean entropy: expected at least one map, finite"
+            f"maps of shape {tuple(maps.shape)} have no finite mean entropy; expected at least one map, finite"
         )
     return entropy_mask(maps.shape[1:], float(entropy))
 

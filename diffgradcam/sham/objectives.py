@@ -1,7 +1,7 @@
-"""What passive fooling minimises on the maps: ``(maps, clean_maps, mask) -> (B,)``, one value per image.
+"""Losses of passive fooling on maps: ``(maps, clean_maps, mask) -> (B,)``, one value per image.
 
 ``maps`` are those of the model in training, ``clean_maps`` those of the model before, both *signed* (``rectify=False``)
-and at the size of ``mask``; a loss reads what it needs. One of your own is a function of this form.
+and at the size of ``mask``; a loss reads what it needs. Your own loss is a function of this form.
 
 The losses of Heo et al. follow the formulas in their public code, where a map is rectified, then divided by its largest
 value. Their data, weights and schedules are not reproduced.
@@ -140,7 +140,7 @@ def active_loss(maps: Tensor, clean_maps: Tensor, _mask: Tensor) -> Tensor:
     """
     if maps.ndim < 3 or maps.shape[1] != 2:
         raise ValueError(
-            f"maps have shape {tuple(maps.shape)}; expected those of two classes, (B, 2, ...): give classes=(a, b)"
+            f"maps have shape {tuple(maps.shape)}; expected those of two classes, (B, 2, ...); give classes=(a, b)"
         )
     swapped = _shown(clean_maps.flatten(0, 1)).view_as(clean_maps).flip(1)
     return (_shown(maps.flatten(0, 1)).view_as(maps) - swapped).square().flatten(1).mean(1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffgradcam.heatmaps import rectify
-from diffgradcam.metrics import average_drop, average_gain, average_increase, deletion, insertion, road
+from diffgradcam.metrics import Evaluator, average_drop, average_gain, average_increase, deletion, insertion, road
 from experiments import cells
 from experiments.photos import centre, lite0, photo, to_input
 
@@ -69,25 +69,26 @@ def measure(make: Make, model: nn.Module, images: Tensor) -> dict[str, list[floa
     Pixels are ranked by the *signed* map, so that pixels without evidence have an order, too. For average drop,
     increase and gain, the image is multiplied by the rectified map, which is the map that people see.
     """
-    figures: dict[str, list[Tensor]] = {}
+    found: dict[str, list[Tensor]] = {}
+    evaluator = Evaluator(model)
     for image in images.split(1):
         began = time.perf_counter()
         _, classes, maps = make(model).explain(image)
         seconds = time.perf_counter() - began
-        removed = road(model, image, maps, classes, percentiles=PERCENTILES)
+        removed = road(evaluator, image, maps, classes, percentiles=PERCENTILES, progress=False)
         seen = rectify(maps)
         values = {
-            "deletion": deletion(model, image, maps, classes, steps=STEPS).auc,
-            "insertion": insertion(model, image, maps, classes, steps=STEPS).auc,
+            "deletion": deletion(evaluator, image, maps, classes, steps=STEPS, progress=False).auc,
+            "insertion": insertion(evaluator, image, maps, classes, steps=STEPS, progress=False).auc,
             "road": removed.combined,
-            "drop": average_drop(model, image, seen, classes),
-            "increase": average_increase(model, image, seen, classes),
-            "gain": average_gain(model, image, seen, classes),
+            "drop": average_drop(evaluator, image, seen, classes),
+            "increase": average_increase(evaluator, image, seen, classes),
+            "gain": average_gain(evaluator, image, seen, classes),
             "seconds": torch.tensor([seconds]),
         }
-        for figure, value in values.items():
-            figures.setdefault(figure, []).append(value)
-    return {figure: [round(v, 5) for v in torch.cat(values).tolist()] for figure, values in figures.items()}
+        for metric, value in values.items():
+            found.setdefault(metric, []).append(value)
+    return {metric: [round(v, 5) for v in torch.cat(values).tolist()] for metric, values in found.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, scores
-from diffgradcam._core.forward import Explanation
+from diffgradcam._core.explanation import Explanation
 from diffgradcam.metrics import (
+    Evaluator,
     average_drop,
     average_gain,
     average_increase,
@@ -72,18 +73,20 @@ def test_curves_of_a_linear_model_by_hand():
     weights = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     images = torch.tensor([[[[1.0, 1.0], [1.0, 1.0]]], [[[5.0, 0.0], [0.0, -1.0]]]]).double()
     maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]], [[0.0, 1.0], [2.0, 9.0]]])
-    options = {"score": scores.logit, "steps": 4, "fill": torch.tensor(0.0)}
-    curve = deletion(linear(weights), images, maps, 0, **options)
+    options = {"steps": 4, "fill": torch.tensor(0.0)}
+    curve = deletion(Evaluator(linear(weights), score=scores.logit), images, maps, 0, **options)
     close(curve.fractions, torch.tensor([0, 0.25, 0.5, 0.75, 1]).double())
     close(curve.values, torch.tensor([[10.0, 9, 7, 4, 0], [1, 5, 5, 5, 0]]).double())
     close(curve.auc, torch.tensor([(10 / 2 + 9 + 7 + 4) / 4, (1 / 2 + 5 + 5 + 5) / 4]).double())
-    curve = insertion(linear(weights), images, maps, 0, **options)
+    curve = insertion(Evaluator(linear(weights), score=scores.logit), images, maps, 0, **options)
     close(curve.values, torch.tensor([[0.0, 1, 3, 6, 10], [0, -4, -4, -4, 1]]).double())
 
 
 def test_steps_that_do_not_divide_the_pixels_say_where_they_are():
     images = torch.ones(1, 1, 1, 5).double()
-    curve = deletion(linear(torch.ones(5)), images, torch.arange(5.0).view(1, 1, 5), 0, score=scores.logit, steps=2)
+    curve = deletion(
+        Evaluator(linear(torch.ones(5)), score=scores.logit), images, torch.arange(5.0).view(1, 1, 5), 0, steps=2
+    )
     close(curve.fractions, torch.tensor([0, 0.4, 1], dtype=torch.float64))
     assert (curve.values == 5).all()  # the mean of ones is one
 
@@ -142,7 +145,7 @@ def blurred(images):
 def test_curves_are_those_of_a_naive_loop(curve, dims, fill, filled):
     model, images = models.deep(dims=dims), models.images(dims=dims)
     maps, classes = random_maps((3, *range(3, 3 + dims))), torch.tensor([0, 3, 1])
-    found = curve(model, images, maps, classes, steps=5, fill=fill, batch_size=4)
+    found = curve(Evaluator(model, batch_size=4), images, maps, classes, steps=5, fill=fill)
     score = oracles.difference(oracles.logsumexp)
     inserted = curve is insertion
     values, auc = naive_curve(model, images, maps, classes.tolist(), score, 5, filled(images), inserted)
@@ -156,11 +159,13 @@ def test_the_class_is_the_decision_on_the_whole_image():
     for metric in [*CURVES, infidelity]:
         options = {"samples": 5} if metric is infidelity else {"steps": 5}
         for found, expected in zip(
-            metric(model, images, maps, **options), metric(model, images, maps, decided, **options), strict=True
+            metric(Evaluator(model), images, maps, **options),
+            metric(Evaluator(model), images, maps, decided, **options),
+            strict=True,
         ):
             close(found, expected)
-    close(road(model, images, maps), road(model, images, maps, decided.tolist()))
-    close(average_drop(model, images, maps), average_drop(model, images, maps, decided))
+    close(road(Evaluator(model), images, maps), road(Evaluator(model), images, maps, decided.tolist()))
+    close(average_drop(Evaluator(model), images, maps), average_drop(Evaluator(model), images, maps, decided))
 
 
 @settings(max_examples=10, deadline=None)
@@ -169,9 +174,11 @@ def test_a_positive_scale_and_a_shift_of_the_map_change_no_curve(seed, scale, sh
     model, images, maps = models.deep(), models.images(), random_maps(seed=seed)
     moved = (maps + shift) * scale
     for curve in CURVES:
-        for a, b in zip(curve(model, images, maps, steps=7), curve(model, images, moved, steps=7), strict=True):
+        for a, b in zip(
+            curve(Evaluator(model), images, maps, steps=7), curve(Evaluator(model), images, moved, steps=7), strict=True
+        ):
             close(a, b)
-    close(road(model, images, maps), road(model, images, moved))
+    close(road(Evaluator(model), images, maps), road(Evaluator(model), images, moved))
 
 
 @settings(max_examples=10, deadline=None)
@@ -179,7 +186,7 @@ def test_a_positive_scale_and_a_shift_of_the_map_change_no_curve(seed, scale, sh
 def test_deletion_is_insertion_of_the_opposite_map_backwards(seed):
     model, images, maps = models.deep(), models.images(), random_maps((3, 6, 5), seed)
     forwards, backwards = (
-        metric(model, images, sign * maps, 1, steps=6, fill="mean").values
+        metric(Evaluator(model), images, sign * maps, 1, steps=6, fill="mean").values
         for metric, sign in ((deletion, 1), (insertion, -1))
     )
     close(forwards, backwards.flip(1))
@@ -189,8 +196,8 @@ def test_deletion_is_insertion_of_the_opposite_map_backwards(seed):
 def test_an_image_is_judged_alone_whatever_the_batch(metric):
     model, images, maps = models.deep(), models.images(5), random_maps((5, 3, 4))
     options = {"steps": 4} if metric in CURVES else {}
-    together = metric(model, images, maps, **options, batch_size=2)
-    alone = metric(model, images[3:4], maps[3:4].numpy(), **options)  # an array is as good as a tensor
+    together = metric(Evaluator(model, batch_size=2), images, maps, **options)
+    alone = metric(Evaluator(model), images[3:4], maps[3:4].numpy(), **options)  # an array is as good as a tensor
     for a, b in zip(leaves(together, 5), leaves(alone, 1), strict=True):
         close(a[3], b[0])
 
@@ -205,14 +212,16 @@ def leaves(result, batch):
 def test_a_map_without_contrast_is_read_row_by_row(value):
     weights = torch.arange(1.0, 13).view(3, 4)
     images, maps = torch.ones(1, 1, 3, 4).double(), torch.full((1, 2, 2), value)
-    values = deletion(linear(weights), images, maps, 0, score=scores.logit, steps=12, fill=torch.tensor(0.0)).values
+    values = deletion(
+        Evaluator(linear(weights), score=scores.logit), images, maps, 0, steps=12, fill=torch.tensor(0.0)
+    ).values
     close(values, (78 - torch.cat([torch.zeros(1), weights.flatten().cumsum(0)]).double())[None])
 
 
 def test_curves_agree_with_pixel_flipping_of_quantus():
     quantus = import_peer("quantus")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Quantus says on every call what its figures depend on
+        warnings.simplefilter("ignore")  # Quantus says on every call what its values depend on
         metric = quantus.PixelFlipping(
             features_in_step=3, perturb_baseline="black", return_auc_per_sample=False, disable_warnings=True
         )
@@ -220,10 +229,10 @@ def test_curves_agree_with_pixel_flipping_of_quantus():
         images = random_images((2, 1, 6, 5)).float() + 1
         maps, classes = random_maps((2, 6, 5)).abs(), torch.tensor([2, 0])
         arrays = [images.numpy(), classes.numpy(), maps.unsqueeze(1).numpy()]
-        theirs = metric(model, *arrays, softmax=True, device="cpu", channel_first=True)
+        theirs = metric(Evaluator(model), *arrays, softmax=True, device="cpu", channel_first=True)
     # Theirs leaves out the whole image; its "black" is the smallest value of the image that it perturbs.
     black = torch.stack([image.amin() for image in images]).view(2, 1, 1, 1)
-    ours = deletion(model, images, maps, classes, score=scores.probability, steps=10, fill=black)
+    ours = deletion(Evaluator(model, score=scores.probability), images, maps, classes, steps=10, fill=black)
     torch.testing.assert_close(ours.values[:, 1:], torch.tensor(np.array(theirs), dtype=torch.float32))
 
 
@@ -291,7 +300,9 @@ def naive_road(model, images, maps, classes, percentiles, score):
 @pytest.mark.parametrize("percentiles", [(20, 40, 60, 80), (1,), (37.5, 99)])
 def test_road_is_that_of_a_naive_loop(percentiles):
     model, images, maps, classes = models.deep(), models.images(), random_maps(), [0, 3, 1]
-    found = road(model, images, maps, classes, percentiles=percentiles, noise=0.0, score=scores.log_probability)
+    found = road(
+        Evaluator(model, score=scores.log_probability), images, maps, classes, percentiles=percentiles, noise=0.0
+    )
     expected = naive_road(model, images, maps, classes, percentiles, lambda z, c: z.log_softmax(0)[c])
     for a, b in zip(found, expected, strict=True):
         close(a, b)
@@ -305,7 +316,7 @@ def test_road_agrees_with_pytorch_grad_cam(monkeypatch):
     maps, targets = torch.stack(order).view(3, 6, 5) / 29, [target(c) for c in (0, 3, 1)]
     weights = theirs.neighbors_weights
     monkeypatch.setattr(theirs.NoisyLinearImputer.__init__, "__defaults__", (0.0, weights))
-    ours = road(model, images, maps, [0, 3, 1], score=scores.probability, noise=0.0)
+    ours = road(Evaluator(model, score=scores.probability), images, maps, [0, 3, 1], noise=0.0)
     for name, found in zip(
         ("ROADMostRelevantFirstAverage", "ROADLeastRelevantFirstAverage", "ROADCombined"), ours, strict=True
     ):
@@ -340,7 +351,7 @@ def test_road_of_a_mostly_empty_map_removes_as_many_pixels_as_it_says():
 
     maps = torch.zeros(1, 4, 5)
     maps[0, 0, 0] = 1.0
-    road(Count().eval(), torch.ones(1, 1, 4, 5), maps, 0)
+    road(Evaluator(Count().eval()), torch.ones(1, 1, 4, 5), maps, 0)
     assert [int(n) for n in seen] == [0, 16, 16, 12, 12, 8, 8, 4, 4]
 
 
@@ -349,12 +360,14 @@ def test_a_faithful_map_does_better_than_its_opposite():
     weights[2:5, 3:6] = 1.0
     images, maps = 5 * weights + random_images((4, 1, 8, 8)), weights.expand(4, 8, 8)  # a bright object
     model = linear(weights)
-    good, bad = road(model, images, maps, 0), road(model, images, -maps, 0)
+    good, bad = road(Evaluator(model), images, maps, 0), road(Evaluator(model), images, -maps, 0)
     assert (good.combined > 0).all()
     assert (bad.combined < 0).all()
     for metric, sign in ((deletion, -1), (insertion, 1)):
-        better = metric(model, images, maps, 0, steps=8, fill=torch.tensor(0.0)).auc
-        assert (sign * better > sign * metric(model, images, -maps, 0, steps=8, fill=torch.tensor(0.0)).auc).all()
+        better = metric(Evaluator(model), images, maps, 0, steps=8, fill=torch.tensor(0.0)).auc
+        assert (
+            sign * better > sign * metric(Evaluator(model), images, -maps, 0, steps=8, fill=torch.tensor(0.0)).auc
+        ).all()
 
 
 # Average drop, increase, gain
@@ -375,13 +388,13 @@ def test_averages_by_hand():
     images = torch.tensor([[[[0.8, 1, 1]]], [[[0.6, 1, 1]]], [[[0.0, 1, 1]]]]).double()
     maps = torch.tensor([confidence(0.25), confidence(1.0), confidence(0.5)])
     model = _First().eval()
-    close(average_drop(model, images, maps, 0), torch.tensor([0.75, 0, 0]).double())
-    close(average_drop(model, images, maps, 1), torch.zeros(3).double())
-    close(average_increase(model, images, maps, 0), torch.zeros(3).double())
-    close(average_increase(model, images, maps, 1), torch.tensor([1.0, 0, 0]).double())
-    close(average_gain(model, images, maps, 0), torch.zeros(3).double())
+    close(average_drop(Evaluator(model), images, maps, 0), torch.tensor([0.75, 0, 0]).double())
+    close(average_drop(Evaluator(model), images, maps, 1), torch.zeros(3).double())
+    close(average_increase(Evaluator(model), images, maps, 0), torch.zeros(3).double())
+    close(average_increase(Evaluator(model), images, maps, 1), torch.tensor([1.0, 0, 0]).double())
+    close(average_gain(Evaluator(model), images, maps, 0), torch.zeros(3).double())
     # Class 1: 0.2 becomes 0.8, so 0.6 of the missing 0.8 is gained; the confidence of the last image was 1.
-    close(average_gain(model, images, maps, 1), torch.tensor([0.75, 0, 0]).double())
+    close(average_gain(Evaluator(model), images, maps, 1), torch.tensor([0.75, 0, 0]).double())
 
 
 def test_averages_of_a_coarse_map_are_those_of_a_naive_loop():
@@ -397,7 +410,7 @@ def test_averages_of_a_coarse_map_are_those_of_a_naive_loop():
         gains.append(max(0.0, o - y) / (1 - y))
         increases.append(float(o > y))
     for metric, expected in zip(AVERAGES, (drops, increases, gains), strict=True):
-        close(metric(model, images, maps), torch.tensor(expected, dtype=torch.float64))
+        close(metric(Evaluator(model), images, maps), torch.tensor(expected, dtype=torch.float64))
 
 
 def test_averages_agree_with_pytorch_grad_cam():
@@ -408,18 +421,18 @@ def test_averages_agree_with_pytorch_grad_cam():
     maps = (maps - maps.amin((1, 2), keepdim=True)) / (maps.amax((1, 2)) - maps.amin((1, 2))).view(-1, 1, 1)
     targets = [target(2)] * 8
     arguments = images, maps.unsqueeze(1).numpy(), targets, model
-    ours = average_drop(model, images, maps, 2) * model(images).softmax(1)[:, 2].detach()
+    ours = average_drop(Evaluator(model), images, maps, 2) * model(images).softmax(1)[:, 2].detach()
     torch.testing.assert_close(ours, torch.from_numpy(theirs.DropInConfidence()(*arguments)))
-    increase = average_increase(model, images, maps, 2)
+    increase = average_increase(Evaluator(model), images, maps, 2)
     assert increase.tolist() == theirs.IncreaseInConfidence()(*arguments).tolist()
     assert set(increase.tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("value", [0.0, 2.0])
 @pytest.mark.parametrize("metric", ON_MAPS)
-def test_a_map_without_contrast_gives_finite_figures(metric, value):
+def test_a_map_without_contrast_gives_finite_values(metric, value):
     options = {"steps": 5} if metric in CURVES else {}
-    result = metric(models.deep(), models.images(), torch.full((3, 2, 2), value), **options)
+    result = metric(Evaluator(models.deep()), models.images(), torch.full((3, 2, 2), value), **options)
     for tensor in [result] if isinstance(result, torch.Tensor) else result:
         assert tensor.isfinite().all()
 
@@ -427,7 +440,7 @@ def test_a_map_without_contrast_gives_finite_figures(metric, value):
 def test_a_constant_map_leaves_nothing_of_the_image():
     model, images = models.deep(), models.images()
     before, after = (model(x).softmax(1)[:, 2].detach() for x in (images, torch.zeros_like(images)))
-    close(average_drop(model, images, torch.ones(3, 2, 2), 2), (1 - after / before).clamp_min(0))
+    close(average_drop(Evaluator(model), images, torch.ones(3, 2, 2), 2), (1 - after / before).clamp_min(0))
 
 
 # Infidelity
@@ -442,14 +455,14 @@ def test_the_contributions_of_a_linear_model_have_no_infidelity():
     weights, images = random_images((3, 6, 5), 1), random_images((4, 3, 6, 5))
     model, maps = linear(weights), contributions(weights, images)
     for normalize, scale in ((False, 1.0), (True, 1.0), (True, -7.0)):
-        found = infidelity(model, images, scale * maps, 0, normalize=normalize, score=scores.logit)
+        found = infidelity(Evaluator(model, score=scores.logit), images, scale * maps, 0, normalize=normalize)
         close(found, torch.zeros(4).double())
-    assert (infidelity(model, images, 7 * maps, 0, normalize=False, score=scores.logit) > 1).all()
+    assert (infidelity(Evaluator(model, score=scores.logit), images, 7 * maps, 0, normalize=False) > 1).all()
 
 
 def test_infidelity_is_that_of_a_naive_loop():
     model, images, maps, classes = models.deep(), models.images(), random_maps(), [0, 3, 1]
-    found = infidelity(model, images, maps, classes, samples=6, normalize=False, seed=3)
+    found = infidelity(Evaluator(model), images, maps, classes, samples=6, normalize=False, seed=3)
     generator = torch.Generator().manual_seed(3)
     errors = np.zeros((6, 3))
     for sample in range(6):
@@ -478,12 +491,11 @@ def test_infidelity_agrees_with_captum(normalize, batch_size):
         return change, images - change
 
     ours = infidelity(
-        *(model, images, maps, classes),
+        Evaluator(model, score=scores.probability, batch_size=batch_size),
+        *(images, maps, classes),
         perturb=perturb,
         samples=7,
         normalize=normalize,
-        score=scores.probability,
-        batch_size=batch_size,
     )
     theirs = captum.infidelity(
         lambda x: model(x).softmax(1),
@@ -501,10 +513,10 @@ def test_infidelity_agrees_with_captum(normalize, batch_size):
 @given(seed=seeds, scale=st.floats(1e-3, 1e3))
 def test_normalised_infidelity_knows_no_unit_and_is_never_worse_than_a_map_of_zeros(seed, scale):
     model, images, maps = models.deep(), models.images(), random_maps(seed=seed)
-    found = infidelity(model, images, maps, samples=8)
-    torch.testing.assert_close(infidelity(model, images, scale * maps, samples=8), found)
-    nothing = infidelity(model, images, torch.zeros(3, 2, 2), samples=8)
-    close(nothing, infidelity(model, images, torch.zeros(3, 2, 2), samples=8, normalize=False))
+    found = infidelity(Evaluator(model), images, maps, samples=8)
+    torch.testing.assert_close(infidelity(Evaluator(model), images, scale * maps, samples=8), found)
+    nothing = infidelity(Evaluator(model), images, torch.zeros(3, 2, 2), samples=8)
+    close(nothing, infidelity(Evaluator(model), images, torch.zeros(3, 2, 2), samples=8, normalize=False))
     assert (found <= nothing + 1e-12).all()
 
 
@@ -601,8 +613,8 @@ def test_the_model_and_the_global_generator_are_left_alone(metric, training):
     model, images, maps = busy().train(training), models.images(), random_maps()
     options = {"steps": 5} if metric in CURVES else {}
     with untouched(model):
-        found = metric(model, images, maps, **options)
-    expected = metric(model.eval(), images, maps, **options)
+        found = metric(Evaluator(model), images, maps, **options)
+    expected = metric(Evaluator(model.eval()), images, maps, **options)
     for a, b in zip(leaves(found, 3), leaves(expected, 3), strict=True):
         close(a, b)
         assert not a.requires_grad
@@ -619,8 +631,8 @@ def test_max_sensitivity_leaves_the_model_alone(training):
 def test_seeds_make_a_difference_and_repeat():
     model, images, maps = models.deep(), models.images(), random_maps()
     for metric in (
-        lambda seed: road(model, images, maps, noise=0.1, seed=seed).combined,
-        lambda seed: infidelity(model, images, maps, samples=3, seed=seed),
+        lambda seed: road(Evaluator(model), images, maps, noise=0.1, seed=seed).combined,
+        lambda seed: infidelity(Evaluator(model), images, maps, samples=3, seed=seed),
         lambda seed: max_sensitivity(GradCAM(model, "relu", rectify=False), images, seed=seed),
     ):
         assert metric(1).equal(metric(1))
@@ -634,11 +646,13 @@ def test_other_outputs_and_half_precision():
         def forward(self, x):
             return {"out": model(x)}
 
-    found = deletion(Wrapped().eval(), images, maps, steps=5, output=lambda o: o["out"]).auc
-    close(found, deletion(model, images, maps, steps=5).auc)
-    half = deletion(models.deep(dtype=torch.bfloat16), images.bfloat16(), maps, 0, steps=5)
+    found = deletion(Evaluator(Wrapped().eval(), output=lambda o: o["out"]), images, maps, steps=5).auc
+    close(found, deletion(Evaluator(model), images, maps, steps=5).auc)
+    half = deletion(Evaluator(models.deep(dtype=torch.bfloat16)), images.bfloat16(), maps, 0, steps=5)
     assert half.auc.dtype == torch.float32
-    torch.testing.assert_close(half.auc.double(), deletion(model, images, maps, 0, steps=5).auc, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(
+        half.auc.double(), deletion(Evaluator(model), images, maps, 0, steps=5).auc, rtol=0.1, atol=0.1
+    )
 
 
 BAD_INPUTS = {
@@ -665,25 +679,56 @@ BAD_INPUTS = {
 @pytest.mark.parametrize("case", BAD_INPUTS)
 def test_bad_inputs(metric, case):
     wrong, kind, message = BAD_INPUTS[case]
-    given = {"model": models.deep(), "images": models.images(), "maps": random_maps(), "classes": None} | wrong
+    given = {"images": models.images(), "maps": random_maps(), "classes": None} | wrong
+    of_evaluator = {name: given.pop(name) for name in ("model", "score", "output", "batch_size") if name in given}
+    if metric in AVERAGES and "score" in of_evaluator:
+        given["confidence"] = of_evaluator.pop("score")
     with pytest.raises(kind, match=message):
-        metric(**given)
+        metric(Evaluator(**{"model": models.deep(), **of_evaluator}), **given)
+
+
+def test_a_model_is_not_an_evaluator():
+    model, images, maps = models.deep(), models.images(), random_maps()
+    for metric in ON_MAPS:
+        with pytest.raises(TypeError, match=r"evaluator is the model Sequential; .* give Evaluator\(model\)"):
+            metric(model, images, maps)
+    with pytest.raises(TypeError, match="evaluator is 'resnet'; expected an Evaluator"):
+        deletion("resnet", images, maps)
+
+
+def test_an_evaluator_checks_its_options():
+    with pytest.raises(TypeError, match="score is 'logit'; expected a function"):
+        Evaluator(models.deep(), score="logit")
+    with pytest.raises(TypeError, match="output is None; expected a function"):
+        Evaluator(models.deep(), output=None)
+    with pytest.raises(ValueError, match="batch_size is 0; expected an integer of at least 1"):
+        Evaluator(models.deep(), batch_size=0)
+
+
+def test_an_evaluator_reads_logits_and_scores_in_evaluation_mode():
+    model, images = busy().train(), models.images()
+    evaluator = Evaluator(model, score=scores.logit, batch_size=2)
+    with untouched(model):
+        logits, found = evaluator.logits(images), evaluator.scores(images, torch.tensor([2, 0, 1]))
+    close(logits, model.eval()(images).detach())
+    close(found, logits[torch.arange(3), torch.tensor([2, 0, 1])])
+    assert repr(evaluator).endswith("batch_size=2)")
 
 
 def test_bad_options():
     model, images, maps = models.deep(), models.images(), random_maps()
     for steps in (0, 31):
         with pytest.raises(ValueError, match=f"steps is {steps}; expected from 1 to the number of pixels, 30"):
-            deletion(model, images, maps, steps=steps)
+            deletion(Evaluator(model), images, maps, steps=steps)
     with pytest.raises(ValueError, match=r"fill is 'grey'; expected one of \['blur', 'mean'\], a tensor, or a func"):
-        deletion(model, images, maps, steps=5, fill="grey")
+        deletion(Evaluator(model), images, maps, steps=5, fill="grey")
     with pytest.raises(ValueError, match=r"fill has shape \(3,\), which does not broadcast .* a colour is \(C, 1, 1\)"):
-        insertion(model, images, maps, steps=5, fill=torch.ones(3))
+        insertion(Evaluator(model), images, maps, steps=5, fill=torch.ones(3))
     for percentiles in ((), (0,), (20, 100)):
         with pytest.raises(ValueError, match=r"percentiles are \(.*\); expected at least one, each between 0 and 100"):
-            road(model, images, maps, percentiles=percentiles)
+            road(Evaluator(model), images, maps, percentiles=percentiles)
     with pytest.raises(ValueError, match=r"expected \(B, C, H, W\) and bool \(B, H, W\)"):
-        road(models.deep(dims=1), models.images(dims=1), torch.ones(3, 4))
+        road(Evaluator(models.deep(dims=1)), models.images(dims=1), torch.ones(3, 4))
     with pytest.raises(ValueError, match="missing is torch"):
         noisy_linear_imputation(images, torch.ones(3, 6, 5))
     with pytest.raises(ValueError, match="an image has no pixel that is not missing"):
@@ -691,11 +736,11 @@ def test_bad_options():
     with pytest.raises(ValueError, match="noise is -1; expected a standard deviation"):
         noisy_linear_imputation(images, torch.zeros(3, 6, 5, dtype=torch.bool), noise=-1)
     with pytest.raises(ValueError, match=r"score of an image is .*; a share of the confidence needs a score in \[0, 1"):
-        average_drop(model, images, maps, score=scores.logit)
+        average_drop(Evaluator(model), images, maps, confidence=scores.logit)
     with pytest.raises(ValueError, match="samples is 0; expected an integer of at least 1"):
-        infidelity(model, images, maps, samples=0)
+        infidelity(Evaluator(model), images, maps, samples=0)
     with pytest.raises(ValueError, match=r"perturb returned shapes \(3, 6, 5\) and \(3, 3, 6, 5\) for images"):
-        infidelity(model, images, maps, perturb=lambda x, _: (x[:, 0], x))
+        infidelity(Evaluator(model), images, maps, perturb=lambda x, _: (x[:, 0], x))
     with pytest.raises(ValueError, match="share is 0; expected a share of the image's side"):
         remove_box(images, torch.Generator(), share=0)
 
@@ -714,19 +759,19 @@ def test_bad_options_of_max_sensitivity():
 
 def test_scipy_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
-    with pytest.raises(ImportError, match=r"noisy linear imputation needs SciPy.*pip install scipy$"):
-        road(models.deep(), models.images(), random_maps())
+    with pytest.raises(ImportError, match=r"noisy linear imputation needs scipy.*pip install scipy$"):
+        road(Evaluator(models.deep()), models.images(), random_maps())
 
 
 def test_progress_bars_show_what_runs(capsys):
     model, images, maps = models.deep(), models.images(), random_maps()
-    deletion(model, images, maps, steps=5)
+    deletion(Evaluator(model), images, maps, steps=5, progress=False)
     assert capsys.readouterr().err == ""
-    deletion(model, images, maps, steps=5, progress=True)
-    insertion(model, images, maps, steps=5, progress=True)
-    road(model, images, maps, progress=True)
-    infidelity(model, images, maps, samples=2, progress=True)
-    max_sensitivity(GradCAM(model, "relu"), images, samples=2, progress=True)
+    deletion(Evaluator(model), images, maps, steps=5)
+    insertion(Evaluator(model), images, maps, steps=5)
+    road(Evaluator(model), images, maps)
+    infidelity(Evaluator(model), images, maps, samples=2)
+    max_sensitivity(GradCAM(model, "relu"), images, samples=2)
     shown = capsys.readouterr().err
     for name in ("deletion", "insertion", "road", "infidelity", "max-sensitivity"):
         assert f"{name}: 100%" in shown
@@ -746,7 +791,7 @@ def test_the_interval_of_a_mean_is_that_of_the_comparison_with_zero():
 
 
 def test_an_interval_needs_two_images():
-    with pytest.raises(ValueError, match="got 1 value: expected one per image, at least two"):
+    with pytest.raises(ValueError, match="got 1 value; expected one per image, at least two"):
         mean_interval([1.0])
     with pytest.raises(ValueError, match="values hold NaN or infinite values"):
         mean_interval([1.0, math.nan])

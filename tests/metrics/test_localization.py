@@ -122,12 +122,12 @@ def test_number_masks_are_inside_where_not_zero_and_integer_maps_are_accepted():
 @pytest.mark.parametrize("figure", ALL)
 def test_bad_inputs(figure):
     maps, masks = random_pair(0)
-    with pytest.raises(ValueError, match=r"maps have shape \(5, 3, 4\) and masks \(5, 3, 3\): .*maps\.resize"):
+    with pytest.raises(ValueError, match=r"maps have shape \(5, 3, 4\) and masks \(5, 3, 3\); .*heatmaps\.resize"):
         figure(maps, masks[..., :3])
-    with pytest.raises(ValueError, match=r"maps have shape \(5,\) and masks \(5,\): expected \(B, \*S\)"):
+    with pytest.raises(ValueError, match=r"maps have shape \(5,\) and masks \(5,\); expected \(B, \*S\)"):
         figure(maps[:, 0, 0], masks[:, 0, 0])
     for bad in (math.nan, -1.0, math.inf):
-        with pytest.raises(ValueError, match="masks hold NaN, infinite or negative values: expected bool, or"):
+        with pytest.raises(ValueError, match="masks hold NaN, infinite or negative values; expected bool, or"):
             figure(maps, torch.full((5, 3, 4), bad))
     for bad in (math.nan, math.inf, -math.inf):
         maps[3, 1, 2] = bad

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, layer_input
-from diffgradcam._core.forward import Explanation
+from diffgradcam._core.explanation import Explanation
 from diffgradcam.methods.smoothing import NoiseSmooth
 from diffgradcam.metrics import label_randomization, max_sensitivity, model_randomization, pearson, ssim
 from tests import models
@@ -207,9 +207,13 @@ def test_bad_inputs():
     with pytest.raises(TypeError, match="model is builtin_function_or_method; expected a torch"):
         model_randomization(layercam, len, images)
     for wrong in (GradCAM(model, "relu"), NoiseSmooth(GradCAM(model, "relu")), GradCAM, "GradCAM"):
-        with pytest.raises(TypeError, match="expected a function that makes a CAM of a model, such as lambda model"):
+        with pytest.raises(
+            TypeError, match="expected a function that makes a CAM of the model that it is given; give one"
+        ):
             model_randomization(wrong, model, images)
-        with pytest.raises(TypeError, match="expected a function that makes a CAM of a model, such as lambda model"):
+        with pytest.raises(
+            TypeError, match="expected a function that makes a CAM of the model that it is given; give one"
+        ):
             label_randomization(wrong, model, model, images)
     with pytest.raises(
         ValueError, match="made a CAM of another model than the copy it was given, so it would see noth"
@@ -217,17 +221,17 @@ def test_bad_inputs():
         model_randomization(lambda _: GradCAM(model, "relu"), model, images)
 
 
-def test_no_hook_is_left_on_a_copy_and_progress_is_silent_by_default(capsys):
+def test_no_hook_is_left_on_a_copy_and_progress_is_shown_where_it_is_not_turned_off(capsys):
     made = []
 
     def make(copy):
         made.append(copy)
         return layercam(copy)
 
-    model_randomization(make, models.flat(), models.images())
+    model_randomization(make, models.flat(), models.images(), progress=False)
     assert capsys.readouterr().err == ""
     assert not any(module._forward_pre_hooks for module in made[0].modules())
-    model_randomization(make, models.flat(), models.images(), progress=True)
+    model_randomization(make, models.flat(), models.images())
     assert "randomisation: 100%" in capsys.readouterr().err
 
 

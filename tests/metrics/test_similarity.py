@@ -144,7 +144,7 @@ def test_integer_and_half_maps_are_computed_in_float32():
 @pytest.mark.parametrize("function", ALL)
 def test_bad_shapes(function):
     first, second = random_pair()
-    with pytest.raises(ValueError, match=r"maps have shapes \(4, 8, 9\) and \(4, 8, 8\): expected .*maps\.resize"):
+    with pytest.raises(ValueError, match=r"maps have shapes \(4, 8, 9\) and \(4, 8, 8\); expected .*maps\.resize"):
         function(first, second[..., :8])
     with pytest.raises(ValueError, match=r"expected .*\(B, (\*S|h, w)\)"):
         function(first[:, 0, 0], second[:, 0, 0])
@@ -152,15 +152,15 @@ def test_bad_shapes(function):
 
 @pytest.mark.parametrize("window", [4, 1, 9, -3])
 def test_bad_window(window):
-    with pytest.raises(ValueError, match=rf"window is {window} for maps of 8 x 9: expected an odd number from 3"):
+    with pytest.raises(ValueError, match=rf"window is {window} for maps of 8 x 9; expected an odd number from 3"):
         ssim(*random_pair(), window=window)
 
 
 def test_bad_data_range_and_dimensions():
-    with pytest.raises(ValueError, match="data_range is 0: expected largest minus smallest"):
+    with pytest.raises(ValueError, match="data_range is 0; expected largest minus smallest"):
         ssim(*random_pair(), data_range=0)
     volume = torch.rand(2, 8, 8, 8)
-    with pytest.raises(ValueError, match=r"maps have shape \(2, 8, 8, 8\): expected \(B, h, w\)"):
+    with pytest.raises(ValueError, match=r"maps have shape \(2, 8, 8, 8\); expected \(B, h, w\)"):
         ssim(volume, volume)
 
 

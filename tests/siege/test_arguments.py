@@ -53,7 +53,11 @@ def hints(function):
         function = function.__init__
     elif not hasattr(function, "__code__") and not hasattr(function, "__func__"):
         function = type(function).forward if isinstance(function, torch.nn.Module) else type(function).__call__
-    return typing.get_type_hints(function)
+    found = typing.get_type_hints(function)
+    for options in [typing.get_args(annotation) for annotation in found.values()]:
+        if options and typing.is_typeddict(options[0]):  # **options: Unpack[...]
+            found |= typing.get_type_hints(options[0])
+    return found
 
 
 def ask(name, chosen):
@@ -153,38 +157,38 @@ MESSAGES = [
         r"NaN or infinite .*: the weighted activations, or their",
     ),
     (lambda: heatmaps.kernel_principal_component(MAPS[0]), ValueError, r"of shape \(6, 5\); expected .* \(B, C, \*S\)"),
-    (lambda: metrics.auroc([0, 1], ["a", "b"]), TypeError, r"scores are \['a', 'b'\]: expected numbers, \(N,\)"),
-    (lambda: metrics.auroc([None, 1], [0, 1]), ValueError, r"labels hold \[1, None\]: expected both 1"),
+    (lambda: metrics.auroc([0, 1], ["a", "b"]), TypeError, r"scores are \['a', 'b'\]; expected numbers, \(N,\)"),
+    (lambda: metrics.auroc([None, 1], [0, 1]), ValueError, r"labels hold \[1, None\]; expected both 1"),
     (lambda: metrics.mean_interval([1, 2], seed=-1), ValueError, "seed is -1; expected a whole number, 0 or more"),
     (
         lambda: metrics.bootstrap_interval(nothing, [0, 0, 1, 1], [0, 1, 2, 3]),
         TypeError,
-        "metric returned NoneType: expected a number, as metrics.auroc gives",
+        "metric returned NoneType; expected a number, as metrics.auroc gives",
     ),
     (
-        lambda: metrics.deletion(pooled(dtype=torch.float32), X, np.array(["a"])),
+        lambda: metrics.deletion(metrics.Evaluator(pooled(dtype=torch.float32)), X, np.array(["a"])),
         TypeError,
         r"maps are ndarray; expected a tensor or an array of numbers \(B, ...\)",
     ),
     (
-        lambda: metrics.deletion(pooled(dtype=torch.float32), X, MAPS, score=nothing),
+        lambda: metrics.deletion(metrics.Evaluator(pooled(dtype=torch.float32), score=nothing), X, MAPS),
         ValueError,
         r"the score returned NoneType for logits of shape \(4, 5\); expected one value per image",
     ),
     (
-        lambda: metrics.deletion(pooled(dtype=torch.float32), X, MAPS, steps=4, fill=nothing),
+        lambda: metrics.deletion(metrics.Evaluator(pooled(dtype=torch.float32)), X, MAPS, steps=4, fill=nothing),
         TypeError,
         "fill returned NoneType; expected images, or a tensor that broadcasts",
     ),
     (
-        lambda: metrics.infidelity(pooled(dtype=torch.float32), X, MAPS, perturb=nothing),
+        lambda: metrics.infidelity(metrics.Evaluator(pooled(dtype=torch.float32)), X, MAPS, perturb=nothing),
         TypeError,
         r"perturb returned NoneType; expected the pair of tensors \(I, changed images\)",
     ),
     (
         lambda: metrics.model_randomization(nothing, pooled(dtype=torch.float32), X),
         TypeError,
-        r"cam is None; expected a CAM, such as GradCAM\(model, 'layer4'\)",
+        r"cam is NoneType; expected a CAM or an object with explain\(\); give one such as GradCAM",
     ),
     (
         lambda: metrics.model_randomization(
@@ -199,10 +203,14 @@ MESSAGES = [
         ValueError,
         "the pixel values of image 0 is NaN or infinite",
     ),
-    (lambda: diffgradcam.factorize(X / 0, 2), ValueError, "the activation of image 0 is NaN or infinite"),
-    (lambda: diffgradcam.factorize(X[:0], 2), ValueError, r"activations have shape \(0, 3, 6, 5\); expected"),
-    (lambda: diffgradcam.factorize(X, 2, seed=-1), ValueError, "seed is -1; expected a whole number"),
-    (lambda: diffgradcam.factorize(X, 2, iterations=0), ValueError, "iterations is 0; expected an integer of at least"),
+    (lambda: diffgradcam.analysis.factorize(X / 0, 2), ValueError, "the activation of image 0 is NaN or infinite"),
+    (lambda: diffgradcam.analysis.factorize(X[:0], 2), ValueError, r"activations have shape \(0, 3, 6, 5\); expected"),
+    (lambda: diffgradcam.analysis.factorize(X, 2, seed=-1), ValueError, "seed is -1; expected a whole number"),
+    (
+        lambda: diffgradcam.analysis.factorize(X, 2, iterations=0),
+        ValueError,
+        "iterations is 0; expected an integer of at least",
+    ),
     (
         lambda: sham.common_mode_hoax(pooled(dtype=torch.float32), "relu", X[0, 0], MASK),
         ValueError,

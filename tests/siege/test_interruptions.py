@@ -81,7 +81,7 @@ LONG = {
     "RefineCAM": (lambda model, _: diffgradcam.RefineCAM(model, ["stem", "relu"]).explain(X), 1),
     "NoiseSmooth": (lambda model, _: diffgradcam.NoiseSmooth(cam(model), samples=3, batch_size=4)(X), 4),
     "AugSmooth": (lambda model, _: diffgradcam.AugSmooth(cam(model), batch_size=4).explain(X), 4),
-    "guided_gradcam": (lambda model, _: diffgradcam.guided_gradcam(cam(model), X), 2),
+    "guided_gradcam": (lambda model, _: diffgradcam.analysis.guided_gradcam(cam(model), X), 2),
     "important_features": (lambda model, _: diffgradcam.important_features(model, X[0], "relu"), 1),
     "factorization": (lambda model, _: diffgradcam.DeepFeatureFactorization(model, "relu").explain(X, 2), 1),
     "audit": (lambda model, _: diffgradcam.audit(model, "relu", LARGE, occlusion=True, **QUIET), 9),
@@ -92,11 +92,11 @@ LONG = {
     "common_mode_hoax": (lambda model, _: sham.common_mode_hoax(model, "relu", X, MASK), 1),
     "spatial_hoax": (lambda model, _: sham.spatial_hoax(model, "relu", torch.arange(30).flip(0))(X), 1),
     "explain_dataset": (lambda model, folder: explain_dataset(cam(model), loader(), folder, **QUIET), 2),
-    "deletion": (lambda model, _: metrics.deletion(model, X, HUMAN, steps=4, batch_size=4), 5),
-    "insertion": (lambda model, _: metrics.insertion(model, X, HUMAN, steps=4, batch_size=4), 5),
-    "road": (lambda model, _: metrics.road(model, X, HUMAN), 5),
-    "average_drop": (lambda model, _: metrics.average_drop(model, X, HUMAN), 2),
-    "infidelity": (lambda model, _: metrics.infidelity(model, X, HUMAN, samples=4, batch_size=4), 3),
+    "deletion": (lambda model, _: metrics.deletion(metrics.Evaluator(model, batch_size=4), X, HUMAN, steps=4), 5),
+    "insertion": (lambda model, _: metrics.insertion(metrics.Evaluator(model, batch_size=4), X, HUMAN, steps=4), 5),
+    "road": (lambda model, _: metrics.road(metrics.Evaluator(model), X, HUMAN), 5),
+    "average_drop": (lambda model, _: metrics.average_drop(metrics.Evaluator(model), X, HUMAN), 2),
+    "infidelity": (lambda model, _: metrics.infidelity(metrics.Evaluator(model, batch_size=4), X, HUMAN, samples=4), 3),
     "max_sensitivity": (lambda model, _: metrics.max_sensitivity(cam(model), X, samples=3), 4),
     "model_randomization": (
         lambda model, _: metrics.model_randomization(cam, model, X, layers=["head", "features"]), 3,
@@ -177,7 +177,7 @@ LINES = {
     "two layers": lambda model: diffgradcam.LayerCAM(model, ["stem", diffgradcam.layer_input("pool")])(X),
     "AblationCAM": lambda model: diffgradcam.AblationCAM(model, "relu", **QUIET).explain(X[:1]),
     "FullGrad": lambda model: diffgradcam.FullGrad(model).explain(X),
-    "guided": lambda model: diffgradcam.guided_gradients(model, X),
+    "guided": lambda model: diffgradcam.analysis.guided_gradients(model, X),
 }
 
 

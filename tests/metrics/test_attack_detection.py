@@ -198,47 +198,47 @@ def test_documented_open_set_splits():
 
 @pytest.mark.parametrize("figure", [auroc, accuracy, apcer, bpcer, acer, apcer_at_bpcer, eer])
 def test_bad_labels_and_scores(figure):
-    with pytest.raises(ValueError, match=r"labels hold \[1\]: expected both 1 \(attack\) and 0 \(bona fide\)"):
+    with pytest.raises(ValueError, match=r"labels hold \[1\]; expected both 1 \(attack\) and 0 \(bona fide\)"):
         figure([1, 1], [0.2, 0.3])
-    with pytest.raises(ValueError, match=r"labels hold \[0, 1, 2\]: expected both"):
+    with pytest.raises(ValueError, match=r"labels hold \[0, 1, 2\]; expected both"):
         figure([0, 1, 2], [0.2, 0.3, 0.4])
-    with pytest.raises(ValueError, match=r"labels have shape \(3,\) and scores \(2,\): expected one score per label"):
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\) and scores \(2,\); expected one score per label"):
         figure([0, 1, 1], [0.2, 0.3])
     with pytest.raises(ValueError, match="scores hold NaN or infinite values"):
         figure([0, 1], [0.2, math.nan])
-    with pytest.raises(ValueError, match=r"scores have shape \(2, 2\): expected \(N,\)"):
+    with pytest.raises(ValueError, match=r"scores have shape \(2, 2\); expected \(N,\)"):
         figure([0, 1], [[0.2, 0.8], [0.9, 0.1]])
 
 
 def test_bad_attack_types_and_target():
     for figure in (apcer, acer, apcer_at_bpcer):
-        with pytest.raises(ValueError, match="got 1 attack_types for 10 labels: expected one per image"):
+        with pytest.raises(ValueError, match="got 1 attack_types for 10 labels; expected one per image"):
             figure(LABELS, SCORES, attack_types=["print"])
-    with pytest.raises(ValueError, match=r"target is 1\.5: expected a BPCER from 0 to 1"):
+    with pytest.raises(ValueError, match=r"target is 1\.5; expected a BPCER from 0 to 1"):
         apcer_at_bpcer(LABELS, SCORES, 1.5)
 
 
 def test_bad_bootstrap():
-    with pytest.raises(ValueError, match=r"hold \[1, 2\] images: expected at least two in each; merge rare"):
+    with pytest.raises(ValueError, match=r"hold \[1, 2\] images; expected at least two in each; merge rare"):
         bootstrap_interval(auroc, [0, 1, 1], [0.1, 0.2, 0.3])
-    with pytest.raises(ValueError, match="method is 'basic': expected one of 'percentile', 'BCa'"):
+    with pytest.raises(ValueError, match="method is 'basic'; expected one of 'percentile', 'BCa'"):
         bootstrap_interval(auroc, LABELS, SCORES, method="basic")
-    with pytest.raises(ValueError, match="confidence is 95: expected a level between 0 and 1"):
+    with pytest.raises(ValueError, match="confidence is 95; expected a level between 0 and 1"):
         bootstrap_interval(auroc, LABELS, SCORES, confidence=95)
-    with pytest.raises(ValueError, match="resamples is 0: expected at least 1"):
+    with pytest.raises(ValueError, match="resamples is 0; expected at least 1"):
         bootstrap_interval(auroc, LABELS, SCORES, resamples=0)
 
 
 def test_bad_seeds():
-    with pytest.raises(ValueError, match=r"values have shape \(0,\): expected \(N,\) with at least one value"):
+    with pytest.raises(ValueError, match=r"values have shape \(0,\); expected \(N,\) with at least one value"):
         mean_and_spread([])
     with pytest.raises(ValueError, match="values hold NaN or infinite"):
         mean_and_spread([0.1, math.nan])
-    with pytest.raises(ValueError, match="got 3 values and 2 of the reference: expected one pair per seed"):
+    with pytest.raises(ValueError, match="got 3 values and 2 of the reference; expected one pair per seed"):
         paired_comparison([1, 2, 3], [1, 2])
-    with pytest.raises(ValueError, match=r"got 1 values and 1 of the reference: .* at least two"):
+    with pytest.raises(ValueError, match=r"got 1 values and 1 of the reference; .* at least two"):
         paired_comparison([1], [2])
-    with pytest.raises(ValueError, match="method is 'normal': expected one of"):
+    with pytest.raises(ValueError, match="method is 'normal'; expected one of"):
         paired_comparison([1, 2], [2, 1], method="normal")
 
 
@@ -246,10 +246,10 @@ def test_bad_seeds():
     ("module", "name", "call"),
     [
         ("sklearn.metrics", "scikit-learn", lambda: auroc([0, 1], [0, 1])),
-        ("scipy.stats", "SciPy", lambda: paired_comparison([1, 2], [2, 1])),
+        ("scipy.stats", "scipy", lambda: paired_comparison([1, 2], [2, 1])),
     ],
 )
 def test_a_missing_library_is_named_with_its_command(monkeypatch, module, name, call):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=f"needs {name}, which is not installed: pip install {name.lower()}$"):
+    with pytest.raises(ImportError, match=f"needs {name}, which is not installed; pip install {name}$"):
         call()
