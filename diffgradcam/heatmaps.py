@@ -124,7 +124,8 @@ def average(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         Maps, ``(B, *size)``.
     """
     _check_layers(layers)
-    return torch.stack([resize(maps, size) for maps in layers]).mean(0)
+    resized = [resize(maps, size) for maps in layers]
+    return torch.stack(resized).mean(0) if len(resized) > 1 else resized[0]
 
 
 def product(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:

@@ -49,6 +49,18 @@ class Score(ABC):
             Scores, ``(B,)``.
         """
 
+    def gradients(self, logits: Tensor, classes: Tensor) -> Tensor | None:  # noqa: ARG002
+        """The gradient of the score with respect to the logits, where it has a simple form.
+
+        Args:
+            logits: ``(B, K)``, float32 or wider.
+            classes: Class indices, ``(B, N)``.
+
+        Returns:
+            ``(B, N, K)``, differentiable where the gradient depends on the logits; None to have autograd find it.
+        """
+        return None
+
     def combine(self, logit_maps: Tensor, logits: Tensor, classes: Tensor) -> Tensor | None:  # noqa: ARG002
         """The maps of many classes from the maps of all logits, for a method that is linear in the score.
 
@@ -73,6 +85,10 @@ class Logit(Score):
     def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
         """See :func:`logit`."""
         return logit(logits, classes)
+
+    def gradients(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """1 at the class, 0 elsewhere."""
+        return _one_hot(logits, classes)
 
     def combine(self, logit_maps: Tensor, logits: Tensor, classes: Tensor) -> Tensor:  # noqa: ARG002
         """The maps of the classes themselves."""
@@ -158,6 +174,14 @@ class LogitDifference(Score):
     def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
         """See :func:`logit_difference`."""
         return logit_difference(logits, classes, self.baseline)
+
+    def gradients(self, logits: Tensor, classes: Tensor) -> Tensor | None:
+        """For the log-odds, 1 at the class and minus the softmax of the other logits elsewhere."""
+        if self.baseline != "logsumexp":
+            return None
+        check_contrast(logits)
+        own = _one_hot(logits, classes)
+        return own - logits.unsqueeze(1).masked_fill(own.bool(), -torch.inf).softmax(2)
 
     def combine(self, logit_maps: Tensor, logits: Tensor, classes: Tensor) -> Tensor | None:
         """All N maps from one weighted sum of the logits' maps, for a named baseline.
@@ -277,9 +301,13 @@ def score_gradients(score: ScoreFunction, logits: Tensor, classes: Tensor, *, cr
     Raises:
         ValueError: If the score returns another shape than one value per image, or does not depend on the logits.
     """
+    source = widen(logits if create_graph else logits.detach())
+    known = score.gradients(source, classes) if isinstance(score, Score) else None
+    if known is not None:
+        return known
     batch, count = classes.shape
     with torch.enable_grad():
-        source = widen(logits) if create_graph else widen(logits.detach()).requires_grad_()
+        source = source if create_graph else source.requires_grad_()
         rows = source.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)
         values = score(rows, classes.reshape(-1))
         check_scores(values, rows)
@@ -512,6 +540,11 @@ def _is_class(baseline: object) -> bool:
 def _check_comparisons(comparisons: int) -> None:
     if comparisons < 1:
         raise ValueError(f"comparisons is {comparisons}; expected at least 1 class to compare with")
+
+
+def _one_hot(logits: Tensor, classes: Tensor) -> Tensor:
+    zeros = torch.zeros(*classes.shape, logits.shape[1], dtype=logits.dtype, device=logits.device)
+    return zeros.scatter_(2, classes.unsqueeze(2), 1)
 
 
 def _rows(classes: Tensor) -> Tensor:

@@ -561,7 +561,8 @@ class TrainableCAM(ScoredCAM):
         for block in request.blocks(numbers):
             gradients = self.gradients(recording, block, create_graph=create_graph)
             done.append([self._weighted(recording, *layer) for layer in zip(grids, gradients, strict=True)])
-        return recording.every_layer([torch.cat(layer, 1) for layer in zip(*done, strict=True)])
+        layers = done[0] if len(done) == 1 else [torch.cat(layer, 1) for layer in zip(*done, strict=True)]
+        return recording.every_layer(layers)
 
     def _weighted(self, recording: Recording, grid: Tensor, gradients: Tensor) -> Tensor:
         rows = [recording.to_grid(row) for row in gradients.unbind(1)]

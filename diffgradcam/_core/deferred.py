@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .outputs import finite_flag, not_finite
+from .outputs import not_finite
 
 Failure = Callable[[], Exception | None]
 
@@ -20,7 +21,8 @@ class DeferredChecks:
     """
 
     def __init__(self) -> None:
-        self._pending: list[tuple[Tensor, Failure]] = []
+        self._numbers: list[Tensor] = []
+        self._failures: list[Failure] = []
 
     def require(self, flag: Tensor, failure: Failure) -> None:
         """Add a condition.
@@ -29,7 +31,7 @@ class DeferredChecks:
             flag: Whether it holds: one bool, on any device.
             failure: Makes the error if it does not; None if a closer look shows that all is well.
         """
-        self._pending.append((flag, failure))
+        self._add(torch.where(flag, 0.0, math.nan), lambda: failure() if not bool(flag) else None)
 
     def require_finite(self, name: str, tensor: Tensor) -> None:
         """Refuse NaN and infinity, see :func:`~.outputs.check_finite`.
@@ -38,7 +40,7 @@ class DeferredChecks:
             name: What the tensor is, for the message.
             tensor: ``(B, ...)``.
         """
-        self.require(finite_flag(tensor), lambda: not_finite(name, tensor))
+        self._add(tensor.sum(), lambda: not_finite(name, tensor))
 
     def verify(self) -> None:
         """Read all conditions, in one wait, and forget them.
@@ -46,16 +48,20 @@ class DeferredChecks:
         Raises:
             Exception: That of the first condition that does not hold.
         """
-        pending, self._pending = self._pending, []
-        if not pending:
+        numbers, failures = self._numbers, self._failures
+        self._numbers, self._failures = [], []
+        if not numbers:
             return
-        device = pending[0][0].device
-        flags = torch.stack(
-            [flag if flag.device == device else flag.to(device, non_blocking=True) for flag, _ in pending]
-        )
-        if bool(flags.all()):
+        total = numbers[0]
+        for number in numbers[1:]:  # what is not finite stays so
+            total = total + (number if number.device == total.device else number.to(total.device, non_blocking=True))
+        if math.isfinite(float(total)):
             return
-        for holds, (_, failure) in zip(flags.tolist(), pending, strict=True):
-            error = None if holds else failure()
+        for failure in failures:
+            error = failure()
             if error is not None:
                 raise error
+
+    def _add(self, number: Tensor, failure: Failure) -> None:
+        self._numbers.append(number)
+        self._failures.append(failure)

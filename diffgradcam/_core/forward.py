@@ -19,7 +19,7 @@ from .layers import Layer, LayerSpec, Run, find_layers
 from .outputs import Classes, check_grid, class_index, find_logits
 from .recorder import CutRecorder, Recorded
 from .requests import Request
-from .tensors import widen
+from .tensors import outside_inference_mode, widen
 from .wrappers import eagerly, inner_model
 
 _T = TypeVar("_T")
@@ -309,7 +309,9 @@ class LayerReader:
     def run_on(self, inputs: Inputs) -> Iterator[ForwardPass]:
         """As :meth:`run`, with arguments that were read before."""
         model = self.model_to_run()
-        with torch.inference_mode(False), torch.no_grad(), _no_autocast_cache(), contextlib.ExitStack() as stack:
+        with outside_inference_mode(), torch.no_grad(), contextlib.ExitStack() as stack:
+            if torch.is_autocast_cache_enabled():
+                stack.enter_context(_no_autocast_cache())
             modules = list(model.modules())
             stack.enter_context(eagerly(modules))
             recorder = stack.enter_context(CutRecorder(self.layers, graph=self.graph))
@@ -320,7 +322,8 @@ class LayerReader:
             _check_logits(logits)
             device = logits.device.type
             autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-            stack.enter_context(torch.autocast(device, enabled=False))
+            if autocast[0]:
+                stack.enter_context(torch.autocast(device, enabled=False))
             torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
             recorded = recorder.recorded()
             if self.graph and not logits.requires_grad:
@@ -348,12 +351,11 @@ def _check_logits(logits: object) -> None:
 @contextlib.contextmanager
 def _no_autocast_cache() -> Iterator[None]:
     """Autocast keeps the weights that it casts, in PyTorch 2.6 also without their graph, for the caller's next step."""
-    enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
-        torch.set_autocast_cache_enabled(enabled)
+        torch.set_autocast_cache_enabled(True)
 
 
 def _counted_weights(modules: list[nn.Module]) -> list[nn.Parameter]:

@@ -127,7 +127,8 @@ def class_blocks(classes: Tensor, numbers: int) -> tuple[Tensor, ...]:
         Blocks along ``N``: of at most 64 classes, and at most 2**25 numbers unless one class has more.
     """
     most = _NUMBERS_PER_BLOCK // max(len(classes) * numbers, 1)
-    return torch.split(classes, min(max(most, 1), _CLASSES_PER_BLOCK), dim=1)
+    size = min(max(most, 1), _CLASSES_PER_BLOCK)
+    return (classes,) if classes.shape[1] <= size else torch.split(classes, size, dim=1)
 
 
 class PooledLinearMaps(NamedTuple):

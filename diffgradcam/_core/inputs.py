@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import described
-from .tensors import normal
+from .tensors import normal, outside_inference_mode
 
 ImageOf = int | str | Callable[[tuple[Any, ...], dict[str, Any]], Tensor] | None
 
@@ -32,7 +32,7 @@ class Inputs:
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], image: ImageOf = None) -> None:
-        with torch.inference_mode(False):
+        with outside_inference_mode():
             self.args: tuple[Any, ...] = _mapped(args, normal)
             self.kwargs: dict[str, Any] = _mapped(kwargs, normal)
         self.image: Any = self._find(image)

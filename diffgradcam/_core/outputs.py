@@ -54,15 +54,10 @@ def check_finite(name: str, tensor: Tensor) -> None:
     Raises:
         NonFiniteValues: If an image has a value that is not finite. It is a ``ValueError``.
     """
-    if not bool(finite_flag(tensor)):
+    if not bool(tensor.sum().isfinite()):  # the cheap way; a sum can overflow where no value does
         error = not_finite(name, tensor)
         if error is not None:
             raise error
-
-
-def finite_flag(tensor: Tensor) -> Tensor:
-    """Whether all values are finite, the cheap way: a sum can overflow where no value does, see :func:`not_finite`."""
-    return tensor.sum().isfinite()
 
 
 def not_finite(name: str, tensor: Tensor) -> NonFiniteValues | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ def columns(classes: Tensor) -> Tensor:
 def spread(weights: Tensor, dims: int) -> Tensor:
     """Append dimensions of size 1 until there are ``dims``: weights of channels that broadcast to positions."""
     return weights.view(*weights.shape, *[1] * (dims - weights.ndim))
+
+
+def outside_inference_mode() -> contextlib.AbstractContextManager[object]:
+    """Leave inference mode, where tensors are made that autograd cannot use. Costs nothing where it is off."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
 
 
 def normal(value: Any) -> Any:
