@@ -34,6 +34,7 @@ def _types() -> set[str]:
 
 # Generated, for docs/methods.md to include.
 (Path(__file__).parent / "_methods_table.md").write_text(methods_table())
+exclude_patterns = ["_*.md"]
 
 project = "diffgradcam"
 copyright = "diffgradcam contributors"
