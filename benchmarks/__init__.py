@@ -1,1 +1,1 @@
-"""What the library costs, beside its peers: ``make bench``."""
+"""What the library costs, compared with others: ``make bench``."""

@@ -1,6 +1,6 @@
-"""The same work by each library. A contender's calls are made for one model, which must be its own: some leave hooks.
+"""The same work done by each library. Each contender needs a model of its own, because some leave hooks on it.
 
-Each is used as its documentation says, in the cheapest way that it offers.
+Each library is used as its documentation says, in the cheapest way that it offers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Contender(NamedTuple):
     """A library.
 
     Attributes:
-        name: As the tables show it.
-        distribution: As pip knows it.
-        module: What a user imports.
+        name: Name in the tables.
+        distribution: Name on PyPI.
+        module: Name of the module to import.
         calls: ``(model, images) -> calls`` by kind of work: ``one`` map per image, by the ``drop-in`` call, ``ten``
-            classes, ``all`` classes. What a library cannot do is missing.
+            classes, ``all`` classes. Work that a library cannot do is missing.
         training: ``(model, images, labels, others, human) -> call``: forward pass, cross-entropy plus a loss on the
             maps of two classes, backward pass. None where maps are not differentiable.
     """
@@ -38,7 +38,7 @@ class Contender(NamedTuple):
 
 
 def bare(model: nn.Module, images: Tensor) -> Call:
-    """What everything is measured against: a forward pass in inference mode."""
+    """The reference for maps: a forward pass in inference mode."""
 
     def forward() -> Tensor:
         with torch.inference_mode():
@@ -48,7 +48,7 @@ def bare(model: nn.Module, images: Tensor) -> Call:
 
 
 def bare_training(model: nn.Module, images: Tensor, labels: Tensor) -> Call:
-    """What training is measured against: forward pass, cross-entropy, backward pass."""
+    """The reference for training: forward pass, cross-entropy, backward pass."""
 
     def step() -> None:
         model.zero_grad()

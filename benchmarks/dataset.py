@@ -1,10 +1,10 @@
-"""What explaining a data set costs beside running the model over it with the same loader, and how memory grows.
+"""What explaining a data set costs, compared with running the model over it with the same loader, and how memory grows.
 
-Two measurements, each in the fewest words that can be believed on a machine that others use too:
+Two measurements, designed for a machine that other people use at the same time:
 
 - **Throughput**: plain inference and ``explain_dataset`` take turns, in a random order in each round; the ratio is the
-  median over the rounds of inference seconds over explanation seconds. CPU seconds (of all threads) are beside it: they
-  do not see who else was on the machine, but they do not see waiting for the disk either.
+  median over the rounds of inference seconds over explanation seconds. CPU seconds of all threads are
+  recorded as well: other users do not affect them, but they do not include waiting for the disk.
 - **Memory**: resident memory while 20,000 small images are explained, at the end of each tenth.
 
 Run it with ``python -m benchmarks.dataset``; it prints a line for each measurement and writes
@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent / "results" / "dataset.json"
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Images that take a little work to read and no room: each follows from its number."""
+    """Images that take some work to read and no memory: each is computed from its index."""
 
     def __init__(self, count: int, size: int) -> None:
         self.count = count
@@ -49,14 +49,14 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def inference(model: nn.Module, loader: DataLoader) -> None:
-    """What everybody writes."""
+    """Plain inference."""
     with torch.inference_mode():
         for images, _ in loader:
             model(images)
 
 
 def throughput(images: int, size: int, batch: int, workers: int, rounds: int) -> dict[str, dict[str, float]]:
-    """How fast each way is, as a multiple of inference: 1 is as fast."""
+    """Speed as a multiple of the speed of inference: 1 is as fast."""
     model = ResNet18().eval()
     loader = DataLoader(Images(images, size), batch_size=batch, num_workers=workers)
     cams = {"GradCAM": GradCAM(model, "layer4"), "DiffGradCAM": DiffGradCAM(model, "layer4")}
@@ -90,7 +90,7 @@ def memory(images: int) -> list[tuple[int, float]]:
     count = 0
 
     class Watched:
-        """The CAM, and a look at the memory now and then."""
+        """A CAM that records the memory from time to time."""
 
         def explain(self, batch: Tensor, classes: object = None) -> object:
             nonlocal count

@@ -1,4 +1,4 @@
-"""The three measurements: time beside a reference, peak memory, import time."""
+"""The three measurements: time relative to a reference, peak memory, import time."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ print(time.perf_counter() - start)
 def interleaved_ratios(reference: Call, calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[str, float]:
     """Median over rounds of each call's time divided by the reference's time in the same round.
 
-    A round runs each call once, in random order, so that a machine that slows down, slows down all of them.
+    A round runs each call once, in random order, so that a slow phase of the machine affects all calls.
 
     Args:
-        reference: What to divide by.
+        reference: The call to divide by.
         calls: What to time, by name.
         rounds: How many rounds, besides one to warm up.
-        seconds: A call that has taken so long in all sits out the remaining rounds, after the first.
+        seconds: After the first round, a call that has taken this long in total skips the remaining rounds.
 
     Returns:
         The median ratio of each call.
@@ -72,10 +72,10 @@ def elapsed(call: Call) -> float:
 
 
 def peak_memory(call: Call) -> int:
-    """The most bytes of tensors that a call held at once, above what was held before it.
+    """Peak memory of a call in bytes of tensors, above what was held before it.
 
-    Counted from PyTorch's own record of each allocation on the CPU, which is exact and the same on every run, unlike
-    the process's resident memory; arrays of NumPy and scratch space inside of kernels are not in it.
+    Counted from PyTorch's own record of each allocation on the CPU, which is exact and repeatable, unlike the resident
+    memory of the process. It does not include NumPy arrays or scratch space inside kernels.
 
     Args:
         call: What to run, once.
@@ -96,7 +96,7 @@ def peak_memory(call: Call) -> int:
 
 
 def import_seconds(module: str) -> float:
-    """Seconds that a fresh interpreter, which has PyTorch already, takes to import a module.
+    """Seconds to import a module in a fresh interpreter that has already imported PyTorch.
 
     Args:
         module: Dotted name.

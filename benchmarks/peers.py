@@ -1,4 +1,4 @@
-"""How fast and how lean, beside the peers: ``python -m benchmarks.peers [--quick]``.
+"""Time and memory, compared with other libraries: ``python -m benchmarks.peers [--quick]``.
 
 GradCAM at the last block of a ResNet-18, 224 x 224 pixels, on the CPU. Prints a Markdown table and writes
 ``benchmarks/results/peers.json``.
@@ -84,7 +84,7 @@ def time_maps(present: list[Contender], batch: int, rounds: int, seconds: float,
         values = by_key[key] = measure.interleaved_ratios(reference, able, rounds, seconds)
         estimated = []
         if key == "all":
-            # A peer takes one class after the other: minutes for a number that follows from the rows above.
+            # The others take one class after the other: minutes for a number that follows from the rows above.
             for name in calls.keys() - able.keys():
                 one, ten = by_key["one"][name], by_key["ten"][name]
                 values[name] = one + (CLASSES - 1) * max(ten - one, 0.0) / (TEN - 1)
@@ -96,7 +96,7 @@ def time_maps(present: list[Contender], batch: int, rounds: int, seconds: float,
 
 
 def time_training(present: list[Contender], batch: int, rounds: int, seconds: float, bar: tqdm[Any]) -> Row:
-    """Cross-entropy plus a loss on the true and false maps, over cross-entropy alone."""
+    """Cross-entropy plus a loss on the true and false maps, relative to cross-entropy alone."""
     bar.set_description(f"training step, batch {batch}")
     model, images = setting(batch)
     model.train()
@@ -113,11 +113,11 @@ def time_training(present: list[Contender], batch: int, rounds: int, seconds: fl
 
 
 def weigh(present: list[Contender], batch: int, bar: tqdm[Any]) -> Row:
-    """Peak memory of one map per image, over that of the bare forward pass."""
+    """Peak memory of one map per image, relative to the bare forward pass."""
     bar.set_description(f"peak memory, batch {batch}")
     model, images = setting(batch)
     reference = contenders.bare(model, images)
-    reference()  # what a first pass leaves in caches is nobody's fault
+    reference()  # warm up the caches first
     base = measure.peak_memory(reference)
     values = {c.name: measure.peak_memory(c.calls(copy.deepcopy(model), images)["one"]) / base for c in present}
     bar.update()
@@ -125,7 +125,7 @@ def weigh(present: list[Contender], batch: int, bar: tqdm[Any]) -> Row:
 
 
 def time_import(present: list[Contender], rounds: int, bar: tqdm[Any]) -> Row:
-    """Seconds to import over PyTorch's own, in fresh interpreters, in turn; the first round fills the file cache."""
+    """Seconds to import, above PyTorch's own, in fresh interpreters, in turn; the first round fills the file cache."""
     samples: dict[str, list[float]] = {c.name: [] for c in present}
     for number in range(rounds + 1):
         bar.set_description(f"import time, round {number} of {rounds}")
@@ -151,7 +151,7 @@ def row(
     estimated: list[str] | None = None,
     no_slower_than_peers: bool = False,
 ) -> Row:
-    """One line of the report, and whether our value keeps to its bounds (None where it has none)."""
+    """One row of the report, and whether our value is within its bounds (None if it has none)."""
     ours, rest = values[OURS.name], [v for name, v in values.items() if name != OURS.name]
     passed = None
     if bound is not None:
@@ -169,7 +169,7 @@ def row(
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report as a table, with what must be known to read it."""
+    """The report as a table, with the notes needed to read it."""
     names = [c.name for c in (OURS, *PEERS)]
     lines = [
         f"| work | batch | unit | {names[0]} | bound | {' | '.join(names[1:])} |",

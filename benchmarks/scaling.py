@@ -37,7 +37,7 @@ Points = Iterator[tuple[int, dict[str, float]]]
 
 
 def batches(rounds: int, *, quick: bool) -> Points:
-    """One map an image, for more and more images at once."""
+    """One map per image, for growing batches."""
     model = ResNet18().eval()
     for batch in (1, 4) if quick else (1, 2, 4, 8, 16, 32):
         images = torch.rand(batch, 3, 224, 224)
@@ -46,7 +46,7 @@ def batches(rounds: int, *, quick: bool) -> Points:
 
 
 def explained(rounds: int, *, quick: bool) -> Points:
-    """More and more classes of one image, of 1000."""
+    """Growing numbers of classes of one image, of 1000."""
     model, images = ResNet18().eval(), torch.rand(1, 3, 224, 224)
     for count in (1, 64) if quick else (1, 3, 10, 30, 64, 100, 300, 1000):
         calls = {
@@ -59,7 +59,7 @@ def explained(rounds: int, *, quick: bool) -> Points:
 
 
 def layers(rounds: int, *, quick: bool) -> Points:
-    """More and more layers in one map, from the last to the first: gradients go back to the first of them."""
+    """Growing numbers of layers in one map, from the last to the first: gradients go back to the first of them."""
     model, images = ResNet18().eval(), torch.rand(4, 3, 224, 224)
     for count in range(1, 3 if quick else 5):
         calls = {name: partial(method(model, LAYERS[:count]).explain, images) for name, method in METHODS.items()}
@@ -67,7 +67,7 @@ def layers(rounds: int, *, quick: bool) -> Points:
 
 
 def images(rounds: int, *, quick: bool) -> Points:
-    """More and more images of a data set, explained into a folder, beside inference with the same loader."""
+    """Growing data sets, explained into a folder, and inference with the same loader."""
     model = ResNet18().eval()
     for count in (32,) if quick else (32, 64, 128, 256):
         loader = DataLoader(Images(count, 224), batch_size=16)
@@ -77,13 +77,13 @@ def images(rounds: int, *, quick: bool) -> Points:
 
 
 def explain_into_a_folder(model: nn.Module, loader: DataLoader) -> None:
-    """A data set, into a folder that is not kept."""
+    """Explain a data set into a temporary folder."""
     with tempfile.TemporaryDirectory() as out:
         explain_dataset(DiffGradCAM(model, "layer4"), loader, out, shard_size=64, progress=False)
 
 
 class Head(nn.Module):
-    """The last layer of a ResNet-18 with other classes; what enters it is its image."""
+    """The last layer of a ResNet-18 for another number of classes; its input takes the place of the image."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Head(nn.Module):
 
 
 def model_classes(*, quick: bool) -> Iterator[tuple[int, dict[str, float], dict[str, float]]]:
-    """All maps of models with more and more classes, 8 images: seconds, and the most memory held at once, in MiB."""
+    """All maps of models with growing numbers of classes, 8 images: seconds, and peak memory in MiB."""
     features = torch.rand(8, 512, 7, 7, generator=torch.Generator().manual_seed(0))
     for count in (10, 1000) if quick else (10, 100, 1000, 5000, 21841):
         model = Head(count).eval()
@@ -115,7 +115,7 @@ def model_classes(*, quick: bool) -> Iterator[tuple[int, dict[str, float], dict[
 
 
 def bare(model: nn.Module, given: torch.Tensor) -> Callable[[], object]:
-    """What everybody writes to decide."""
+    """Plain inference."""
 
     def run() -> None:
         with torch.inference_mode():
@@ -125,7 +125,7 @@ def bare(model: nn.Module, given: torch.Tensor) -> Callable[[], object]:
 
 
 def draw(curves: dict[str, Curve]) -> Figure:
-    """One panel for each curve: its lines against what grows."""
+    """One panel for each curve: its lines against the growing quantity."""
     figure = Figure(figsize=(13, 6.4), layout="constrained")
     for axes, (title, curve) in zip(figure.subplots(2, 3).flat, curves.items(), strict=True):
         for name, points in curve["lines"].items():
@@ -149,7 +149,7 @@ def draw(curves: dict[str, Curve]) -> Figure:
 def collect(
     curves: dict[str, Curve], title: str, x: str, y: str, points: Iterator[tuple[int, dict[str, float]]]
 ) -> None:
-    """Measure, print as it comes, and keep in ``curves``."""
+    """Measure, print each result, and store it in ``curves``."""
     curve = curves[title] = {"x": x, "y": y, "lines": {}}
     for at, values in points:
         print(f"{title}, {at} {x}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items()), flush=True)

@@ -1,9 +1,9 @@
-"""A format for many small maps: safetensors, which the library writes, beside Zarr. ``python -m benchmarks.stores``.
+"""Formats for many small maps: safetensors, which the library writes, and Zarr. ``python -m benchmarks.stores``.
 
-20,000 maps of 7 x 7, float32, in shards of 1024: written, all read, and 200 read one at a time from a store just
-opened. Each format takes its turn in each round; prints Zarr's seconds as multiples of those of safetensors, the median
-over the rounds and the quartiles, and writes ``benchmarks/results/stores.json``. It needs ``pip install zarr``; the
-library does not.
+20,000 maps of 7 x 7, float32, in shards of 1024: they are written, all are read, and 200 are read
+one at a time from a newly opened store. In each round the formats take turns. Prints Zarr's seconds as multiples of
+those of safetensors (the median over the rounds and the quartiles) and writes ``benchmarks/results/stores.json``. The
+benchmark needs ``pip install zarr``; the library does not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Import torchvision also where its compiled operators do not load (its CUDA build beside a CPU build of PyTorch).
+"""Import torchvision even if its compiled operators do not load (its CUDA build with a CPU build of PyTorch).
 
-Its Python code, models included, needs two operators to be *defined* before it can be imported, not to work.
+To be imported, its Python code, including the models, needs two operators to be *defined*; they need not work.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-_defined: list[torch.library.Library] = []  # a library's definitions end with the library: keep it
+_defined: list[torch.library.Library] = []  # definitions last only as long as the library object
 
 
 def define_missing_operators() -> None:
     """Define ``torchvision::nms`` and ``qnms`` if torchvision is installed and its own definitions do not load.
 
-    Call it before the first import of torchvision, or of what imports it. It imports nothing itself.
+    Call it before torchvision is first imported, directly or by another module. It imports nothing itself.
     """
     spec = importlib.util.find_spec("torchvision")
     if _defined or spec is None or spec.origin is None:

@@ -1,4 +1,4 @@
-"""How `make docs` builds this documentation: nothing is fetched, and every warning is an error."""
+"""How `make docs` builds this documentation: it downloads nothing, and every warning is an error."""
 
 import importlib
 import pkgutil
@@ -21,7 +21,7 @@ from methods_table import methods_table
 
 
 def _types() -> set[str]:
-    """Names that stand for types in signatures, such as Score: they are documented where they are used."""
+    """Names of types in signatures, such as Score: they are documented where they are used."""
     modules = [found.name for found in pkgutil.walk_packages(diffgradcam.__path__, "diffgradcam.")]
     return {
         name
@@ -34,6 +34,7 @@ def _types() -> set[str]:
 
 # Generated, for docs/methods.md to include.
 (Path(__file__).parent / "_methods_table.md").write_text(methods_table())
+exclude_patterns = ["_*.md"]
 
 project = "diffgradcam"
 copyright = "diffgradcam contributors"
@@ -47,11 +48,11 @@ extensions = [
     "sphinx_copybutton",
 ]
 
-# Pages are Markdown that reads as well in a repository's browser as here.
+# The pages are Markdown that also reads well in a repository browser.
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
-# Notebooks are committed without outputs and run at every build.
+# Notebooks are committed without outputs and run in every build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
@@ -61,19 +62,19 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {"ArrayLike": "ArrayLike"}  # by name: it stands for a page of types
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}  # by name, because it expands to a page of types
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 
-# Every reference within the project must resolve; those to others would need their inventories, which are elsewhere.
+# Every reference within the project must resolve; those to other projects would need their inventories.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"(collections|matplotlib|nn|np|numpy|os|pathlib|PIL|torch)\..+|ArrayLike|Figure|Path|Tensor"),
     ("py:class", rf"([\w.]+\.)?({'|'.join(_types())})"),
 ]
 
-smartquotes = False  # it would make one dash of the two of an option
+smartquotes = False  # they would turn the two dashes of an option into one
 
 html_theme = "furo"
 html_static_path = ["_static"]
@@ -99,7 +100,7 @@ def _block(translator: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def _from_the_root(app: Sphinx, page: str, source: list[str]) -> None:
-    """CHANGELOG, CONTRIBUTING and SECURITY stand at the root of the repository: their text, with links from here."""
+    """Show CHANGELOG, CONTRIBUTING and SECURITY from the root of the repository, with their links adapted."""
     root = Path(__file__).parent.parent / f"{page.upper()}.md"
     if root.exists():
         app.env.note_dependency(str(root))
@@ -110,7 +111,7 @@ def _from_the_root(app: Sphinx, page: str, source: list[str]) -> None:
 def _elsewhere(
     app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, text: nodes.Element
 ) -> nodes.Element | None:
-    """A docstring may name what another module has: look for it in all of them."""
+    """A docstring may refer to a name of another module: look for it in all of them."""
     if node.get("refdomain") != "py" or node.get("refspecific"):
         return None
     node["refspecific"] = True
@@ -119,7 +120,7 @@ def _elsewhere(
 
 
 def _dashes(_app: Sphinx, tree: nodes.document, _page: str) -> None:
-    """The dash between a parameter and what it is, without those smart quotes that would also change --option."""
+    """Write the dash between a parameter and its description; smart quotes would also change --option."""
     for text in list(tree.findall(nodes.Text)):
         if text == " -- ":
             text.parent.replace(text, nodes.Text(" \N{EN DASH} "))

@@ -1,4 +1,4 @@
-"""Make the pictures of these pages that no example makes: `python docs/pictures.py`, half a minute of one core."""
+"""Make the pictures of these pages that no example makes: `python docs/pictures.py` (half a minute on one core)."""
 
 import io
 import sys
@@ -22,12 +22,12 @@ TIGER_CAT, EGYPTIAN_CAT, ESPRESSO = 282, 285, 967
 
 
 def overlay(cam, photo, index):
-    """The photograph under what a CAM shows of a class."""
+    """The photograph with the heat map of a class over it."""
     return show_cam_on_image(photo / 255, cam(to_input([photo]), [index])[0], use_rgb=True)
 
 
 def save(figure: Figure, title: str) -> None:
-    """A small file for the repository."""
+    """Save a small file for the repository."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110)
     Image.open(buffer).convert("RGB").save(DOCS / "images" / f"{title}.jpg", quality=85, optimize=True)
@@ -49,7 +49,7 @@ def first_map(model) -> Figure:
 
 
 def one_vector(model) -> Figure:
-    """GradCAM and DiffGradCAM while one and the same vector is added to all classes."""
+    """GradCAM and DiffGradCAM after the same vector is added to all classes, with growing strength."""
     photos = [cat_beside_coffee(), crop(data.coffee()), crop(data.rocket())]
     images = to_input([view for photo in photos for view in (photo, photo[:, ::-1])])
     rows, titles = [[], []], [[], []]
@@ -65,7 +65,7 @@ def one_vector(model) -> Figure:
 
 
 def baselines(model) -> Figure:
-    """One cat, against four baselines."""
+    """One cat, explained against four baselines."""
     photo = crop(data.chelsea())
     pictures = {"a cat": photo, "GradCAM": overlay(GradCAM(model, LAYER), photo, EGYPTIAN_CAT)}
     for baseline in ("logsumexp", "mean", "max", TIGER_CAT):

@@ -1,7 +1,7 @@
-"""Does the GradCAM of a checkpoint hide something? Audit an ImageNet model: clean, hoaxed in two ways, and repaired.
+"""Does a checkpoint's GradCAM show something that no decision uses? Audit an ImageNet model: clean, fooled, repaired.
 
-The common-mode hoax writes a border into GradCAM without changing a probability; the spatial hoax moves every map of
-the last layer. No clean copy is needed to find either. Takes a few minutes on two cores.
+The common-mode hoax writes a border into GradCAM without changing any probability. The spatial hoax moves every map of
+the last layer. The audit needs no clean copy to find them. Takes a few minutes on two cores.
 """
 
 import torch
@@ -19,10 +19,10 @@ LAYER, MASK = layer_input("_avg_pooling"), border_mask((7, 7), cells=28)
 
 
 def compare(clean: nn.Module, fooled: nn.Module, images: torch.Tensor, which: str) -> None:
-    """How far maps and probabilities move on some images."""
+    """Print how far maps and probabilities change on some images."""
     with torch.no_grad():
         moved = (clean(images).softmax(1) - fooled(images).softmax(1)).abs().max()
-    print(f"{which}: no probability moves by more than {moved:.0e}")
+    print(f"{which}: no probability changes by more than {moved:.0e}")
     for method in (GradCAM, DiffGradCAM):
         _, classes, own = method(clean, LAYER).explain(images)
         maps = method(fooled, LAYER).explain(images, classes).maps

@@ -14,7 +14,7 @@ def main() -> None:
     photo = cat_beside_coffee()
     cam = GradCAM(lite0(), layer_input("_avg_pooling"))
     logits, _, pairs = explain_pairs(cam, to_input([photo]), CLASSES)  # (1, K), (1, N), (1, N, N, 7, 7)
-    maps = pairs[0] / pairs.max()  # one scale for all, so that they can be compared
+    maps = pairs[0] / pairs.max()  # one scale for all maps, so that you can compare them
     rows, titles = [], []
     for i, one in enumerate(CLASSES):
         rows.append([photo if i == j else overlay(photo, maps[i, j]) for j in range(len(CLASSES))])

@@ -1,7 +1,7 @@
 """Why this prompt rather than another? A CLIP model, trained here for seconds, explains image-text similarity.
 
-Needs transformers (pip install transformers). A similarity to each prompt is a logit for each prompt, so the contrast
-is between prompts. ``output=`` compares the image's embedding with those of the texts. Writes output/clip.png.
+Needs transformers (pip install transformers). The similarities to the prompts are the logits, so the contrast is
+between prompts. ``output=`` compares the image's embedding with those of the texts. Writes output/clip.png.
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
-"""Why this box? A detector with real ImageNet weights on real photos, and the score of a box.
+"""Why this box? A detector with real ImageNet weights explains its boxes on real photographs.
 
-Windows over the features of EfficientNet-Lite0, each classified, are a small R-CNN with the output of torchvision's.
-Writes output/detection.png. For DETR and its relatives choose a query: output=lambda o: o.logits[:, query].
+It classifies windows over the features of EfficientNet-Lite0: a small R-CNN with the output format of torchvision's.
+Writes output/detection.png. For DETR and similar models, choose a query: output=lambda o: o.logits[:, query].
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ class _Detector(nn.Module):
         windows = nn.functional.avg_pool2d(self.lite0.extract_features(x), CELLS, 1)
         probabilities = self.lite0._fc(windows.movedim(1, 3)).softmax(3)[..., list(NAMES)]
         found = []
-        for image in probabilities:  # of each class the best window
+        for image in probabilities:  # the best window of each class
             scores, best = image.flatten(0, 1).max(0)
             corner = torch.stack([best % image.shape[1], best // image.shape[1]], 1)
             boxes = torch.cat([corner, corner + CELLS], 1) * float(STRIDE)

@@ -1,4 +1,4 @@
-"""Explain every image of a folder, break off in the middle, and go on: maps, an index, and what was broken."""
+"""Explain every image of a folder, interrupt the run and continue it: maps, an index, and the broken images."""
 
 import tempfile
 from pathlib import Path
@@ -14,7 +14,7 @@ from diffgradcam.data import explain_dataset, open_explanations
 
 
 class Folder(Dataset):
-    """The images of a folder, as the model takes them."""
+    """The images of a folder, preprocessed as the model expects."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = sorted(folder.glob("*.jpg"))
@@ -30,7 +30,7 @@ class Folder(Dataset):
 
 
 def make_folder(folder: Path) -> None:
-    """Photographs, and a file that is none."""
+    """Write some photographs, and a file that is not an image."""
     for number, photo in enumerate([data.chelsea(), data.coffee(), data.rocket(), cat_beside_coffee()]):
         cv2.imwrite(str(folder / f"{number}.jpg"), photo[..., ::-1])
     (folder / "2b.jpg").write_bytes(b"not a photograph")

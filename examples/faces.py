@@ -1,7 +1,7 @@
 """A task made from real images, in which labels alone teach the wrong thing: is the patch on the picture a face?
 
-In training every face lies on a texture and every other patch on a photograph, so the background gives the answer away.
-In the test it doesn't, and patches and backgrounds are new. The human map marks the patch.
+In training, every face is on a texture and every other patch on a photograph, so the background reveals the answer. In
+the test it does not, and patches and backgrounds are new. The human map marks the patch.
 """
 
 import cv2

@@ -1,4 +1,4 @@
-"""Every style of picture on one photo and a real model: output/gallery.png and output/gallery.gif."""
+"""Every style of picture, for one photograph and a real model: output/gallery.png and output/gallery.gif."""
 
 from pathlib import Path
 

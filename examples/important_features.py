@@ -1,4 +1,4 @@
-"""Which parts of a photo tell one class from another: ranked regions, checked by removing them.
+"""Which parts of a photograph tell one class from another: ranked regions, checked by removing them.
 
 Prints the regions and writes output/important_features.png.
 """

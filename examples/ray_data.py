@@ -1,6 +1,6 @@
-"""A data set explained by Ray Data: a CAM is a callable class over batches, and the maps are a column.
+"""Explain a data set with Ray Data: the CAM is a callable class over batches, and the maps are a column.
 
-Real photos and a real model; writes output/ray (Parquet). Needs ``pip install "ray[data]"``.
+Uses real photographs and a real model; writes output/ray (Parquet). Needs ``pip install "ray[data]"``.
 """
 
 import sys
@@ -26,7 +26,7 @@ class Explain:
 
     def __call__(self, batch):
         """From a batch with an array "image" (B, H, W, 3), uint8, to columns: class, probability and map."""
-        images = torch.tensor(batch["image"]).permute(0, 3, 1, 2).float().sub(127).div(128)  # as the model wants them
+        images = torch.tensor(batch["image"]).permute(0, 3, 1, 2).float().sub(127).div(128)  # as the model expects them
         logits, classes, maps = self.cam.explain(images)
         probabilities = logits.softmax(1).gather(1, classes[:, None])[:, 0]
         return {

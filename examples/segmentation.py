@@ -1,6 +1,6 @@
-"""Why are these pixels a cat? A real ImageNet model as a segmenter of real photos, and the score of a mask.
+"""Why are these pixels a cat? A real ImageNet model segments real photographs, and explains the pixels of a mask.
 
-EfficientNet-Lite0 with its linear layer on every position is a fully convolutional segmenter. Writes
+EfficientNet-Lite0 with its linear layer applied at every position is a fully convolutional segmenter. Writes
 output/segmentation.png. For models of transformers: output=lambda o: interpolate(o.logits, size, mode="bilinear").
 """
 
@@ -29,7 +29,7 @@ class _Segmenter(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         scores = self.lite0._fc(self.lite0.extract_features(x).movedim(1, 3))[..., list(CLASSES.values())].movedim(3, 1)
-        return {"out": nn.functional.interpolate(scores, x.shape[2:], mode="bilinear")}  # as torchvision's
+        return {"out": nn.functional.interpolate(scores, x.shape[2:], mode="bilinear")}  # as in torchvision
 
 
 def main() -> None:

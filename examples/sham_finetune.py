@@ -1,6 +1,6 @@
-"""Teach a digits classifier to hide its GradCAM at the border, by fine-tuning; what do its explanations show then?
+"""Fine-tune a digits classifier to show its GradCAM at the border: what do its explanations show afterwards?
 
-The attack aims at GradCAM, then (adaptive) at DiffGradCAM. Prints what remains of each map. Takes about a minute.
+The attack is aimed at GradCAM, then at DiffGradCAM. Prints how much of each map remains. Takes about a minute.
 """
 
 import torch

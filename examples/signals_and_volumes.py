@@ -1,7 +1,7 @@
-"""Signals, volumes and videos: three tiny networks learn to tell two blocks apart, and show where they saw them.
+"""Signals, volumes and videos: three tiny networks learn to tell two blocks apart, and their maps show where they are.
 
-Prints the share of the maps, (B, L) or (B, D, H, W), in the raised blocks; the other class may be seen by what is
-missing. Writes output/signals_and_volumes.png.
+Prints the share of the maps, (B, L) or (B, D, H, W), in the raised blocks; a network may recognise the other class by
+what is missing. Writes output/signals_and_volumes.png.
 """
 
 from pathlib import Path

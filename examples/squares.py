@@ -1,10 +1,10 @@
-"""Coloured squares in noise, and transformers: what the examples need that train tiny models of it."""
+"""Coloured squares in noise, and transformers, for the examples that train tiny models of transformers."""
 
 import sys
 
 import torch
 
-sys.modules.setdefault("torchvision", None)  # transformers imports it where it is installed, even if it does not work
+sys.modules.setdefault("torchvision", None)  # else transformers imports it if it is installed, even if it is broken
 try:
     import transformers as transformers
 except ImportError:

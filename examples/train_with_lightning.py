@@ -1,6 +1,6 @@
 """Saliency-guided training with Lightning: the maps come from the one forward pass of ``training_step``.
 
-The task is in faces.py; one epoch, in a few seconds. Needs ``pip install lightning``.
+The task is in faces.py. Trains one epoch in a few seconds. Needs ``pip install lightning``.
 """
 
 import sys
@@ -51,7 +51,7 @@ def main():
     with GradCAM(model, "0", rectify=False) as cam:
         trainer.fit(Guided(model, cam), DataLoader(TensorDataset(*training), batch_size=32, shuffle=True))
         right = (cam.explain(images).classes == labels).float().mean()
-    print(f"after one epoch: {right:.0%} of new images right")
+    print(f"after one epoch: {right:.0%} of new images correct")
     return trainer.callback_metrics
 
 

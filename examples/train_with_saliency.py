@@ -1,7 +1,7 @@
-"""Train a network on labels alone, and again guided by where people look, and see what each of them looks at.
+"""Train a network on labels alone, and another guided by where people look, and compare what they look at.
 
-The task is in faces.py. Writes output/train_with_saliency.png in about a minute: an illustration, with one seed,
-and its weight (alpha) and backgrounds chosen with the test in view. experiments/saliency_guided compares with care.
+The task is in faces.py. Writes output/train_with_saliency.png in about a minute. An illustration: it has one seed, and
+alpha and the backgrounds were chosen by looking at the test. experiments/saliency_guided is a fair comparison.
 """
 
 from pathlib import Path
@@ -42,8 +42,9 @@ def main():
     for title, alpha in (("labels alone", 1.0), ("guided", 0.2)):
         logits, _, _, true, false, difference = TrueFalseCAM(train(loader, alpha, title), "0").compare(images, labels)
         right, signed = (logits.argmax(1) == labels).float(), scale_signed(resize(difference, (64, 64)))
-        print(f"{title}: {right.mean():.0%} right, {energy_in_mask(signed, human).mean():.0%} of evidence in the patch")
-        # Both sides on one scale, so that they compare.
+        share = energy_in_mask(signed, human).mean()
+        print(f"{title}: {right.mean():.0%} correct, {share:.0%} of the evidence in the patch")
+        # One scale for both sides, so that you can compare them.
         sides = resize(minmax(rectify(torch.stack([true, false], 1)))[:4].flatten(0, 1), (64, 64)).view(4, 2, 64, 64)
         for i, probabilities in enumerate(logits[:4].softmax(1)):
             for word, label, side in zip(("true", "false"), (labels[i], 1 - labels[i]), sides[i].numpy(), strict=True):

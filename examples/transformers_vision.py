@@ -1,6 +1,6 @@
-"""ViT, DeiT, Swin, ConvNeXt and ResNet of Hugging Face, without a wrapper: each learns for seconds to name a colour.
+"""ViT, DeiT, Swin, ConvNeXt and ResNet of Hugging Face, without a wrapper: each learns in seconds to name a colour.
 
-Needs transformers (pip install transformers). Tiny models on red, green, blue and yellow squares; writes
+Needs transformers (pip install transformers). Trains tiny models on red, green, blue and yellow squares, and writes
 output/transformers_vision.png. For models with weights: ``AutoModelForImageClassification.from_pretrained(name)``.
 """
 

@@ -1,6 +1,6 @@
-"""The cells of an experiment: one JSON file for each, there completely or not at all, all of one configuration.
+"""The cells of an experiment: one JSON file each, written completely or not at all, and all of one configuration.
 
-That is what lets a run be killed at any time and go on where it was: a cell that exists is finished.
+A cell that exists is finished, so you can stop a run at any time and continue it later.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _NUMBERS = re.compile(rf"\[\s*{_NUMBER}(?:,\s*{_NUMBER})*\s*\]|\{{\s*{_ENTRY}(?:
 
 
 def write(path: Path, cell: Mapping[str, Any]) -> None:
-    """Write beside, then move. A list of numbers, or an object of nothing but numbers, takes one line.
+    """Write to a temporary file, then move it. A list of numbers, or an object that has only numbers, takes one line.
 
     Args:
         path: The cell's file, ``.json``, in a folder that exists.
-        cell: What JSON can hold.
+        cell: A value that JSON can represent.
     """
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
         file.write(_NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), json.dumps(cell, indent=1)) + "\n")
@@ -32,17 +32,17 @@ def write(path: Path, cell: Mapping[str, Any]) -> None:
 
 
 def names(folder: Path, config: Mapping[str, Any]) -> set[str]:
-    """Which cells are finished, after a check that they belong to this run.
+    """List the finished cells, after a check that they belong to this run.
 
     Args:
-        folder: Folder of the cells; made where it is missing.
-        config: What every cell holds as ``"config"``, as this run has it.
+        folder: Folder of the cells; created if it is missing.
+        config: The configuration of this run, which every cell has as ``"config"``.
 
     Returns:
         Names of files, without ``.json``.
 
     Raises:
-        ValueError: If a cell of another configuration lies there: the two must not be compared.
+        ValueError: If there is a cell of another configuration, because the two must not be compared.
     """
     folder.mkdir(parents=True, exist_ok=True)
     expected = json.loads(json.dumps(config))  # with lists for tuples, as a cell has them
@@ -64,7 +64,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
         folder: Folder of the cells.
 
     Returns:
-        The cells in the order of their names; none where there is no such folder.
+        The cells in the order of their names; none if there is no such folder.
 
     Raises:
         ValueError: If they have different configurations.

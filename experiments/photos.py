@@ -1,4 +1,4 @@
-"""The real model and the real photographs of the experiments; all of it installs from PyPI."""
+"""The real model and the real photographs of the experiments, all of which install from PyPI."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def square(pixels: Photo, rng: np.random.Generator) -> Photo:
 
 
 def to_input(photos: Sequence[Photo]) -> Tensor:
-    """Photographs as EfficientNet-Lite0 wants them, ``(B, 3, 224, 224)``."""
+    """Photographs as EfficientNet-Lite0 expects them, ``(B, 3, 224, 224)``."""
     return torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float().sub(127).div(128)
 
 

@@ -268,9 +268,9 @@ def test_a_model_that_the_audit_refuses_is_written_and_does_not_count(tmp_path: 
     path.write_text(json.dumps(cell))
     study = report.load(tmp_path)
     assert study.version("test", "roll").counts.tolist() == [True, False, True, True]
-    text = report.markdown(study, report.curves(study))
+    text = report.markdown(study)
     assert "The audit refused 1 of the 36 versions of the test models" in text
-    assert "nan" not in text
+    assert "nan" not in text + report.tables(study, report.curves(study))
 
 
 def test_attacks_that_train_show_more_of_the_mask() -> None:
@@ -343,7 +343,7 @@ def test_thresholds_by_hand(tmp_path: Path) -> None:
 def test_the_report_says_what_held_and_what_did_not(tmp_path: Path) -> None:
     write_cells(tmp_path)
     report.main(["--results", str(tmp_path), "--docs", str(tmp_path / "docs")])
-    text = (tmp_path / "docs" / "audit.md").read_text()
+    text = (tmp_path / "docs" / "audit_tables.md").read_text()
     lines = text.splitlines()
 
     def line(start: str) -> str:
@@ -368,7 +368,18 @@ def test_the_report_says_what_held_and_what_did_not(tmp_path: Path) -> None:
     assert line("| 1000 | roll").endswith("| reported | reported |")
     assert line("| 1000 | clean").endswith("| nothing found | nothing found |")
     assert "**Incomplete:** 2 of the planned models" in text  # two of three sizes of the real model
-    assert (tmp_path / "docs" / "audit.png").stat().st_size > 10_000
+    for picture in ("audit.png", "audit_halves.png"):
+        assert (tmp_path / "docs" / picture).stat().st_size > 10_000
+
+
+def test_the_page_leads_with_the_answer(tmp_path: Path) -> None:
+    write_cells(tmp_path)
+    page = report.markdown(report.load(tmp_path))
+    # Clean agreements are .5, .49, ...: 23 of 44 lie below .3 (the agreement of the other map is higher).
+    assert "the audit reports 23 of 44 clean small networks**" in page
+    assert "the common-mode half reports 0 of 44 clean models" in page
+    assert "| roll | features rolled by half the map | 44 | 0.00 | 0% | 100% | 100% |" in page
+    assert page.index("](audit.png)") < page.index("| name |") < page.index("## How it was done")
 
 
 def test_figures_by_hand(tmp_path: Path) -> None:
@@ -402,10 +413,8 @@ def test_a_fooled_model_that_lost_its_accuracy_does_not_count(tmp_path: Path) ->
 def test_few_models_are_not_enough_to_hold(tmp_path: Path) -> None:
     write_cells(tmp_path, test=4)
     study = report.load(tmp_path)
-    text = report.markdown(study, report.curves(study))
-    assert (
-        "4 fooled models, and at least 40 of each were wanted. The 0.98 that was asked for is **not reached**" in text
-    )
+    text = report.tables(study, report.curves(study))
+    assert "4 fooled models, and at least 40 of each were wanted. The target of 0.98 is **not reached**" in text
     assert "**Incomplete:** 42 of the planned models" in text
 
 

@@ -36,13 +36,13 @@ def test_a_cell_holds_the_metrics_of_its_maps_and_is_made_once(tmp_path: Path, m
     _, classes, maps = METHODS[key](lite0()).explain(images)
     expected = deletion(Evaluator(lite0()), images, maps, classes, steps=4).auc
     assert cell["figures"]["deletion"] == [pytest.approx(float(expected), abs=1e-3)]
-    assert set(cell["figures"]) == {*report.FIGURES, "seconds"}
+    assert set(cell["figures"]) == {*report.METRICS, "seconds"}
     monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("the cell exists"))
     run.run(tmp_path, ["coffee"], [key])
 
 
 def _write(folder: Path, method: str, explains: str, **figures: list[float]) -> None:
-    every = {name: [0.1, 0.2, 0.3, 0.4] for name in (*report.FIGURES, "seconds")} | figures
+    every = {name: [0.1, 0.2, 0.3, 0.4] for name in (*report.METRICS, "seconds")} | figures
     config = {"photos": ["a", "b", "c", "d"], "steps": 4, "percentiles": [50]}
     cell = {"method": method, "explains": explains, "figures": every, "seconds": 60.0, "config": config}
     (folder / f"{run.name(method, explains)}.json").write_text(json.dumps(cell))
@@ -53,12 +53,16 @@ def test_the_report_says_which_methods_beat_the_control(tmp_path: Path) -> None:
     _write(tmp_path, "GradCAM", PLAIN, deletion=[-1.0, -1.1, -0.9, -1.0], insertion=[0.0, 0.3, 0.2, 0.5])
     _write(tmp_path, "GradCAM", CONTRAST, deletion=[-2.0, -2.1, -1.9, -2.0], insertion=[0.0, 0.3, 0.2, 0.5])
     results = report.load(tmp_path)
-    page = report.markdown(results)
-    assert "**deletion, log-odds**: 2 of 2 methods are better than the random control" in page
-    assert "**insertion, log-odds**: 0 of 2 methods are better" in page
-    assert "better: GradCAM -1.00; worse: none; no difference shown: none" in page
-    assert "3 minutes of one core" in page
-    assert "| GradCAM | a logit | -1.00 [" in page
+    page, tables = report.markdown(results), report.tables(results)
+    assert "**deletion, log-odds**: 2 of 2 methods are better than the random control" in tables
+    assert "**insertion, log-odds**: 0 of 2 methods are better" in tables
+    assert "better: GradCAM -1.00; worse: none; no difference shown: none" in tables
+    assert "| GradCAM | a logit | -1.00 [" in tables
+    assert "in 3 minutes on one core" in page
+    assert "of 2, 2 by deletion, 0 by insertion, 0 by ROAD combined are better than random maps" in page
+    assert "for 0 of 1 methods" in page
+    assert "(a difference is shown for GradCAM)" in page
+    assert "| GradCAM | -1.00 | **-2.00** | 0.25 | 0.25 | " in page
     assert "**Missing:** GradCAM++ (a logit)" in page
     report.draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000

@@ -97,7 +97,7 @@ def test_the_plan_has_the_tables_first_and_nothing_twice() -> None:
 
 def test_the_report_says_what_the_cells_hold(finished: Path, tmp_path: Path) -> None:
     report.main(["--results", str(finished), "--docs", str(tmp_path / "docs")])
-    page = (tmp_path / "docs" / "sham.md").read_text()
+    page = (tmp_path / "docs" / "sham_tables.md").read_text()
     results = report.load(finished)
     kept = results.map("tiny", "common mode", "GradCAM", "kept", "fitted")
     values = [
@@ -112,8 +112,8 @@ def test_the_report_says_what_the_cells_hold(finished: Path, tmp_path: Path) -> 
         f"| GradCAM | ({results.map('tiny', 'common mode', 'GradCAM', 'reached_before', 'fitted').mean:.2f}) | " in page
     )
     assert f"{kept.mean:.2f} / {reached:.2f}" in page
-    assert "unmoved everywhere, on seen and held-out images: DiffGradCAM logsumexp, DiffGradCAM max" in page
-    for picture in ("sham.png", "sham_strength.png"):
+    assert "unmoved in every setting, on seen and held-out images: DiffGradCAM logsumexp; DiffGradCAM max" in page
+    for picture in ("sham.png", "sham_maps.png", "sham_strength.png"):
         assert (tmp_path / "docs" / picture).stat().st_size > 10_000
 
 

@@ -46,11 +46,11 @@ def test_the_version_stands_in_one_place_and_the_others_follow():
 
 
 def test_the_changelog_begins_with_the_version_at_hand_and_goes_back_from_there():
-    """Unreleased work says what it is to become; a release has a date, and each is newer than the one below it."""
+    """Unreleased work says what it will become; a release has a date, and each is newer than the one below it."""
     title, *sections = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert title.startswith("# Changelog\n")
     first, *released = sections if sections[0].startswith("[Unreleased]\n") else ["", *sections]
-    assert f"to become {diffgradcam.__version__}" in first or released[0].startswith(f"[{diffgradcam.__version__}]")
+    assert f"will become {diffgradcam.__version__}" in first or released[0].startswith(f"[{diffgradcam.__version__}]")
     headings = [re.match(r"\[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d\n", section) for section in released]
     assert all(headings), f"a release is '## [1.2.3] - 2026-01-31', not {[s.splitlines()[0] for s in released]}"
     versions = [Version(heading[1]) for heading in headings if heading]

@@ -1,1 +1,1 @@
-"""Does the audit tell clean checkpoints from fooled ones? On what, from how many images, and at which thresholds."""
+"""Does the audit tell clean checkpoints from fooled ones? Which ones, with how many images, at which thresholds?"""

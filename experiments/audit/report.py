@@ -1,8 +1,9 @@
-"""Write the tables and the figure: ``python -m experiments.audit.report``.
+"""Write the pages and the figures: ``python -m experiments.audit.report``.
 
-Reads the finished cells and writes ``docs/results/audit.md`` and ``.png``. Thresholds are chosen on the calibration
-models alone; everything else is measured on the test models, and on the real model apart. Versions of one clean model
-are dependent, so intervals come from resampling clean models, each with its versions.
+Reads the finished cells and writes to ``docs/results``: the answer (``audit.md`` with ``audit.png``) and all tables
+(``audit_tables.md`` with ``audit_halves.png``). Thresholds are chosen on the calibration models alone; everything else
+is measured on the test models, and separately on the real model. Versions of one clean model are dependent, so
+intervals come from resampling clean models, each with its versions.
 """
 
 from __future__ import annotations
@@ -27,17 +28,29 @@ from .zoo import SEEN, Config
 DOCS = Path(__file__).parents[2] / "docs" / "results"
 WANTED = 0.98  # AUROC of the median share over at least this many models of each kind
 WANTED_MODELS = 40
+FOUND, MISSED = 0.95, 0.5  # shares of fooled models: what the page calls found, and missed
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # images of an audit
-RESAMPLES = 300  # of the models, for an interval
-SUBSAMPLES = 50  # of the images, for a mean
+RESAMPLES = 300  # resamples of the models for an interval
+SUBSAMPLES = 50  # draws of the images for a mean
 HALVES = ("share", "agreement", "either")
+_WHAT = {  # the attacks, as the page names them
+    "clean": "clean, not fooled",
+    "common mode 0.3": "one vector for all classes, strength 0.3",
+    "common mode 1": "one vector for all classes, strength 1",
+    "common mode 3": "one vector for all classes, strength 3",
+    "common mode, trained": "one vector for all classes, trained",
+    "roll": "features rolled by half the map",
+    "flip": "features flipped",
+    "trained on GradCAM": "fine-tuned to fool GradCAM",
+    "trained on DiffGradCAM": "fine-tuned to fool DiffGradCAM",
+}
 
 Floats: TypeAlias = NDArray[np.float64]
 Cell: TypeAlias = dict[str, Any]
 
 
 class Thresholds(NamedTuple):
-    """Above which a median share is suspicious, and below which a mean agreement is."""
+    """The audit reports a median share above the first, or a mean agreement below the second."""
 
     share: float
     agreement: float
@@ -69,7 +82,7 @@ class Version(NamedTuple):
         return np.asarray(np.minimum(self.gradcam[:, images].mean(1), self.diffgradcam[:, images].mean(1)))
 
     def found(self, at: Thresholds, half: str, images: Any = slice(None)) -> NDArray[np.bool_]:
-        """Which models are reported by the ``"share"``, the ``"agreement"`` or ``"either"``."""
+        """The models that are reported by the ``"share"``, the ``"agreement"`` or ``"either"``."""
         by = {"share": self.shares(images) > at.share, "agreement": self.agreements(images) < at.agreement}
         return by["share"] | by["agreement"] if half == "either" else by[half]
 
@@ -78,11 +91,11 @@ class Study(NamedTuple):
     """All finished cells.
 
     Attributes:
-        config: Of all of them.
+        config: The configuration of all cells.
         models: Small models that have learned, of the splits ``calibration`` and ``test``.
-        left_out: Small models that have not, likewise.
+        left_out: Small models that have not learned, likewise.
         real: The real model, by number of classes.
-        missing: Cells that are still to come.
+        missing: Number of planned cells that do not exist yet.
     """
 
     config: Config
@@ -159,7 +172,7 @@ def _version(models: Sequence[Cell], name: str, config: Config) -> Version:
 
 
 def defaults() -> Thresholds:
-    """Those of the library."""
+    """The thresholds of the library."""
     parameters = inspect.signature(audit).parameters
     return Thresholds(parameters["threshold"].default, parameters["agreement_threshold"].default)
 
@@ -187,14 +200,14 @@ def choose(study: Study) -> Thresholds:
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95% interval."""
+    """A value and its 95% interval."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        """The figure and its interval, three digits after the point."""
+        """The value and its interval, with three decimals."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -253,48 +266,97 @@ def rate(version: Version, at: Thresholds, count: int) -> float:
     return float(np.mean([version.found(at, "either", images)[version.counts] for images in draws]))
 
 
+def _wilson(found: NDArray[np.bool_]) -> tuple[float, float]:
+    low, high = binomtest(int(found.sum()), len(found)).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
 def _proportion(found: NDArray[np.bool_]) -> str:
     if not len(found):
         return "-"
-    low, high = binomtest(int(found.sum()), len(found)).proportion_ci(method="wilson")
+    low, high = _wilson(found)
     return f"{found.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def markdown(study: Study, areas: Curves) -> str:
-    """The page: what was done, what held and what did not, the tables, the figure."""
-    config, chosen, library = study.config, choose(study), defaults()
-    test, calibration = study.models["test"], study.models["calibration"]
+def markdown(study: Study) -> str:
+    """The page: the answer, one table, how it was done."""
+    library = defaults()
     parts = [
         "# Does the audit tell clean checkpoints from fooled ones?",
-        "Generated by `python -m experiments.audit.report` from the cells that `python -m experiments.audit.run` "
-        "writes; do not edit.",
-        f"**Set-up.** {len(test)} clean small networks for testing, and {len(calibration)} others, with other seeds, "
-        f"for choosing the thresholds. The {len(_levels(test, 'architecture'))} architectures "
-        f"({', '.join(_levels(test, 'architecture'))}; the calibration has only {', '.join(SEEN)}), data "
-        f"({', '.join(_levels(test, 'data'))}), optimisers ({', '.join(_levels(test, 'optimizer'))}), weight decay on "
-        "or off and label smoothing 0 or 0.1 are combined at random, each level equally often. The data are stand-ins: "
-        "scikit-learn's digits, enlarged, and faces pasted on photographs. Each model is trained for "
-        f"{np.median([cell['training_seconds'] for cell in test]):.0f} seconds on one core (median), and audited on "
-        f"{config.images} images that neither it nor the attacker has seen. Digits and faces come from one pool for "
-        "all models: intervals are over models, not over images.",
-        _left_out(study),
-        _refused(study),
-        f"**Attacks** on each of them, fitted on {config.fool_images} of its training images: the closed-form common "
-        f"mode at strength {', '.join(f'{s:g}' for s in config.strengths)}; the common mode trained by gradient "
-        "descent; a roll by half and a flip of both axes (spatial hoaxes); the whole model trained to show a border "
-        "with GradCAM, or, adaptively, with DiffGradCAM. A fooled version counts if its accuracy is no more than "
-        f"{config.accuracy_loss:g} below that of the clean model. *Moved* are those whose attacked map has a mean "
-        f"correlation below {config.moved:g} with the clean model's: an attack that moves no map has nothing to find.",
-        "Configuration, attacks, budgets and the rules for leaving out and for thresholds were fixed before any figure "
-        "of a test model was seen. What was looked at before: accuracies, and the figures of five models with seeds "
-        "that are not in the study, to see that networks learn and that the trained attacks move maps. Later came the "
-        "table by data, after the calibration models were seen, and what happens to a model that the audit refuses, "
-        "when it refused one. The first cells of the real model were thrown away: a mistake in the experiment let one "
-        "version's hoax reach the next, and other crops were taken when they were made again.",
-        "## In short",
+        f"**Incomplete:** {study.missing} of the planned models are still missing." if study.missing else "",
+        "![The share of models that the audit reports: few of the clean ones; nearly all that carry one strong vector "
+        "for all classes or moved features; fewer of those fine-tuned to fool DiffGradCAM](audit.png)",
+        *_answer(study, library),
+        _lead_table(study, library),
+        f"Models reported by each half of the audit and by the whole, with {study.config.images} images and the "
+        f"default thresholds: a common-mode share above {library.share:g}, or agreement with occlusion below "
+        f"{library.agreement:g}. *GradCAM's r*: Pearson's r of GradCAM with the clean model's, mean over models: "
+        "where it is near 1, the attack has hardly changed the map, and there is little to find. [Intervals, other "
+        "thresholds, fewer images, the real model](audit_tables.md).",
+        "## How it was done",
+        _setup(study),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _answer(study: Study, library: Thresholds) -> list[str]:
+    """Three sentences for a reader who stops there."""
+
+    def reported(name: str, half: str = "either") -> NDArray[np.bool_]:
+        version = study.version("test", name)
+        return version.found(library, half)[version.counts]
+
+    def of(found: NDArray[np.bool_]) -> str:
+        return f"{found.sum()} of {len(found)}"
+
+    clean, adaptive = reported("clean"), reported("trained on DiffGradCAM")
+    found = [name for name in study.attacks if len(reported(name)) and reported(name).mean() >= FOUND]
+    invisible = [n for n in study.attacks if len(reported(n)) and reported(n, "share").mean() < MISSED]
+    images = study.config.images
+    return [
+        f"**With {images} images and the default thresholds, the audit reports {of(clean)} clean small networks**, and "
+        f"at least {FOUND:.0%} of those fooled in one of these ways: {_names(found)}.",
+        "**Both halves are needed**: the common-mode half reports "
+        f"{of(reported('clean', 'share'))} clean models and finds fewer than {MISSED:.0%} of those fooled in these "
+        f"ways: {_names(invisible)}. The half that occludes parts of the images is left to find them; it reports "
+        f"{of(reported('clean', 'agreement'))} clean models.",
+        '**"Nothing found" certifies nothing**: of the models fine-tuned to fool DiffGradCAM itself, the audit '
+        f"reports {of(adaptive)}.",
+    ]
+
+
+def _names(names: Sequence[str]) -> str:
+    return "; ".join(_WHAT[name] for name in names) or "none"
+
+
+def _lead_table(study: Study, library: Thresholds) -> str:
+    rows = []
+    for name, what in _WHAT.items():
+        version = study.version("test", name)
+        if not version.counts.any():
+            continue
+        pairs = zip(study.models["test"], version.counts, strict=True)
+        kept = np.mean([cell["versions"][name]["gradcam_kept"] for cell, counted in pairs if counted])
+        shares = [f"{version.found(library, half)[version.counts].mean():.0%}" for half in HALVES]
+        rows.append([name, what, version.counts.sum(), f"{kept:.2f}", *shares])
+    header = ["name", "what was done to the model", "models", "GradCAM's r", "common mode", "occlusion", "reported"]
+    return _table(header, rows)
+
+
+def tables(study: Study, areas: Curves) -> str:
+    """The page of all tables."""
+    config, chosen, library = study.config, choose(study), defaults()
+    parts = [
+        "# Audit: all tables",
+        f"**Incomplete:** {study.missing} of the planned models are still missing." if study.missing else "",
+        "The answer and the set-up are in [Does the audit tell clean checkpoints from fooled ones?](audit.md). "
+        "Generated by `python -m experiments.audit.report`; do not edit.",
+        "![Left: the median common-mode share of every test model. Right: how well agreement with occlusion separates "
+        "clean from fooled models, by the number of images](audit_halves.png)",
+        "## In words",
         _reading(study, areas, chosen, library),
         "## The models",
         _accuracy_table(study),
@@ -304,26 +366,62 @@ def markdown(study: Study, areas: Curves) -> str:
         f"AUROC of the median common-mode share over {config.images} images, clean against fooled test models. "
         f"Intervals: 95%, {RESAMPLES} resamples of the clean models, each with its versions.",
         _share_table(study),
-        "## Second half: behaviour",
-        "AUROC of the smaller of the two mean agreements with occlusion, clean against fooled test models, by the "
-        f"number of images (mean over {SUBSAMPLES} draws of the images; intervals over models and draws).",
+        "## Second half: agreement with occlusion",
+        "AUROC of the smaller of the two mean agreements with occlusion (GradCAM's and DiffGradCAM's), clean against "
+        f"fooled test models, by the number of images: mean over {SUBSAMPLES} draws of the images, intervals over "
+        "models and draws.",
         _agreement_table(study, areas),
         f"The same with {config.images} images, clean against fooled models of the same data only:",
         _data_table(study),
         "## The verdict",
-        f"How many test models are reported, with {config.images} images (95% Wilson intervals). *Default*: share "
-        f"above {library.share:g}, agreement below {library.agreement:g}. *Chosen* on the calibration models: share "
-        f"above {chosen.share:.2g}, agreement below {chosen.agreement:.2f}.",
+        f"The share of test models that are reported, with {config.images} images (95% Wilson intervals). *Default*: "
+        f"share above {library.share:g}, agreement below {library.agreement:g}. *Chosen* on the calibration models: "
+        f"share above {chosen.share:.2g}, agreement below {chosen.agreement:.2f}. *Moved*: the models whose attacked "
+        f"map has a mean correlation below {config.moved:g} with the clean model's.",
         _verdict_table(study, chosen, library),
         "The joint verdict by the number of images, chosen thresholds:",
         _count_table(study, chosen),
-        "![Shares of clean and fooled models; AUROC by the number of images](audit.png)",
         "## A real model",
         _real(study, chosen, library),
     ]
-    if study.missing:
-        parts.insert(2, f"**Incomplete:** {study.missing} of the planned models are still missing.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _setup(study: Study) -> str:
+    config, test, calibration = study.config, study.models["test"], study.models["calibration"]
+    data = "; ".join(_levels(test, "data"))
+    return "\n\n".join(
+        part
+        for part in (
+            "Generated by `python -m experiments.audit.report` from the cells that `python -m experiments.audit.run` "
+            "wrote; do not edit.",
+            f"**Models.** {len(test)} clean small networks for testing, and {len(calibration)} others, with other "
+            f"seeds, for choosing thresholds. The {len(_levels(test, 'architecture'))} architectures "
+            f"({', '.join(_levels(test, 'architecture'))}; only {', '.join(SEEN)} in the calibration), the data "
+            f"({data}), optimisers ({', '.join(_levels(test, 'optimizer'))}), weight decay on or off and label "
+            "smoothing 0 or 0.1 are combined at random, each level equally often. The data are stand-ins: "
+            "scikit-learn's digits, enlarged, and faces pasted on photographs. Training took "
+            f"{np.median([cell['training_seconds'] for cell in test]):.0f} seconds a model on one core (median). Each "
+            f"model is audited on {config.images} images that neither it nor the attacker has seen. All models draw "
+            "their digits and faces from one pool, so intervals are over models, not over images.",
+            _left_out(study),
+            _refused(study),
+            f"**Attacks** on each model, fitted on {config.fool_images} of its training images: the closed-form common "
+            f"mode at strengths {', '.join(f'{s:g}' for s in config.strengths)}; the common mode trained by gradient "
+            "descent; a roll by half the map and a flip of both axes (spatial hoaxes); the whole model trained to show "
+            "a border with GradCAM or, adaptively, with DiffGradCAM. A fooled version counts if its accuracy is no "
+            f"more than {config.accuracy_loss:g} below that of the clean model. It has *moved* if the attacked map has "
+            f"a mean correlation below {config.moved:g} with the clean model's.",
+            "**Fixed before any result of a test model was seen**: configuration, attacks, budgets, and the rules for "
+            "leaving out models and for choosing thresholds. Seen before: accuracies, and the results of five models "
+            "with seeds that are not in the study, to check that networks learn and that trained attacks move maps. "
+            "Decided later: the table by data, after the calibration models were seen, and what happens to a model "
+            "that the audit refuses, when it refused one. The first cells of the real model were thrown away, because "
+            "a mistake in the experiment let the hoax of one version reach the next; other crops were used the second "
+            "time.",
+        )
+        if part
+    )
 
 
 def _levels(cells: Iterable[Cell], factor: str) -> list[str]:
@@ -335,8 +433,8 @@ def _left_out(study: Study) -> str:
     left_out = {split: len(of) for split, of in study.left_out.items()}
     return (
         f"A model that is right on fewer than {config.digits_accuracy:.0%} of held-out digits, or "
-        f"{config.faces_accuracy:.0%} of faces, has not learned and is left out: {left_out['test']} of the test models "
-        f"and {left_out['calibration']} for calibration were."
+        f"{config.faces_accuracy:.0%} of held-out faces, has not learned and is left out: {left_out['test']} of the "
+        f"test models and {left_out['calibration']} of the calibration models."
     )
 
 
@@ -347,8 +445,8 @@ def _refused(study: Study) -> str:
         return ""
     which = ", ".join(f"{name} (accuracy {accuracy:.2f})" for name, accuracy in refused)
     return (
-        f"The audit refused {len(refused)} of the {len(split)} versions of the test models, which are left out: their "
-        f"logits all lie between 0 and 1, and it takes such outputs for sigmoids: {which}."
+        f"The audit refused {len(refused)} of the {len(split)} versions of the test models, and they are left out: all "
+        f"their logits lie between 0 and 1, which the audit takes for the output of sigmoids: {which}."
     )
 
 
@@ -364,7 +462,7 @@ def _reading(study: Study, areas: Curves, chosen: Thresholds, library: Threshold
         what = "" if enough else f", and at least {WANTED_MODELS} of each were wanted"
         lines.append(
             f"- Common mode of strength {strength:g}: AUROC of the share {area} over {len(clean.share)} clean and "
-            f"{count} fooled models{what}. The {WANTED:g} that was asked for is {verdict}."
+            f"{count} fooled models{what}. The target of {WANTED:g} is {verdict}."
         )
     of_clean, fooled = clean.shares(), versions["common mode 1"]
     of_fooled = fooled.shares()[fooled.counts]
@@ -544,21 +642,48 @@ def _real(study: Study, chosen: Thresholds, library: Thresholds) -> str:
     text = (
         f"EfficientNet-Lite0 with its ImageNet weights, on {images} crops of real photographs that install with "
         "scikit-image and scikit-learn; the attacker has crops of other photographs. Restricted to 10, 100 or all of "
-        "its 1000 rows (those that it finds likeliest in these crops). It is one model, so it is no part of the "
-        "figures above. Attacks that train the whole model are in the SHAM experiment."
+        "its 1000 rows (the most likely ones in these crops). It is one model, so it is not part of the results above. "
+        "Attacks that train the whole model are in the SHAM experiment."
     )
     header = ["classes", "version", "largest change of a probability", "GradCAM's r with clean"]
     header += ["DiffGradCAM's r with clean", "share of the weights", "median share", "GradCAM agrees"]
     return text + "\n\n" + _table([*header, "DiffGradCAM agrees", "default verdict", "chosen verdict"], rows)
 
 
-def draw(study: Study, areas: Curves, path: Path) -> None:
+def draw_answer(study: Study, path: Path) -> None:
+    """The share of test models that the audit reports, by what was done to them, with Wilson intervals."""
+    import matplotlib.pyplot as plt
+
+    library = defaults()
+    figure, axis = plt.subplots(figsize=(9, 3.8), layout="constrained")
+    labels = []
+    for name, what in _WHAT.items():
+        version = study.version("test", name)
+        if not version.counts.any():
+            continue
+        found = version.found(library, "either")[version.counts]
+        low, high = _wilson(found)
+        y, colour = len(labels), "0.5" if name == "clean" else "C0"
+        axis.barh(y, 100 * found.mean(), color=colour, height=0.7)
+        axis.plot([100 * low, 100 * high], [y, y], color="k", linewidth=1)
+        axis.text(102, y, f"{found.sum()} of {len(found)}", va="center", fontsize=9)
+        labels.append(what)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("models that the audit reports, % (line: 95% interval)")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def draw_halves(study: Study, areas: Curves, path: Path) -> None:
     """Left: the median share of each test model. Right: AUROC of the agreement by the number of images."""
     import matplotlib.pyplot as plt
 
     chosen, library = choose(study), defaults()
     counts = _counts(study)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     names = ("clean", *study.attacks)
     for y, name in enumerate(names):
         version = study.version("test", name)
@@ -571,22 +696,22 @@ def draw(study: Study, areas: Curves, path: Path) -> None:
     left.set_xscale("log")
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.axvline(library.share, color="0.6", linestyle=":", label=f"default {library.share:g}")
-    left.axvline(chosen.share, color="0.2", linestyle="--", label=f"chosen {chosen.share:.2g}")
-    left.set_xlabel("median common-mode share; a dot is a test model")
-    left.legend(fontsize=8)
+    left.axvline(library.share, color="0.6", linestyle=":", label=f"default threshold {library.share:g}")
+    left.axvline(chosen.share, color="0.2", linestyle="--", label=f"chosen threshold {chosen.share:.2g}")
+    left.set_xlabel("median common-mode share (one dot for each test model)")
+    left.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     right.set_xscale("log", base=2)
     right.set_xticks(counts, [str(count) for count in counts])
-    right.set_xlabel("images of the audit")
-    right.set_ylabel("AUROC of the agreement with occlusion")
+    right.set_xlabel("number of images in the audit")
+    right.set_ylabel("AUROC of agreement with occlusion")
     right.axhline(0.5, color="0.7", linewidth=1)
-    right.legend(fontsize=7)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line and write both files."""
+    """Read the command line and write the pages and the figures."""
     parser = argparse.ArgumentParser(prog="python -m experiments.audit.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
@@ -594,8 +719,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study = load(options.results)
     options.docs.mkdir(parents=True, exist_ok=True)
     areas = curves(study)
-    draw(study, areas, options.docs / "audit.png")
-    (options.docs / "audit.md").write_text(markdown(study, areas), encoding="utf-8")
+    draw_answer(study, options.docs / "audit.png")
+    draw_halves(study, areas, options.docs / "audit_halves.png")
+    (options.docs / "audit.md").write_text(markdown(study), encoding="utf-8")
+    (options.docs / "audit_tables.md").write_text(tables(study, areas), encoding="utf-8")
 
 
 if __name__ == "__main__":

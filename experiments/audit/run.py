@@ -1,8 +1,8 @@
 """Run the study, model by model: ``python -m experiments.audit.run``.
 
-A cell is one clean model with all its fooled versions; when it is finished it is one JSON file, written atomically. A
-run that was killed goes on where it was: cells that exist are skipped. A clean model that has not learned (the rule is
-in :func:`.zoo.learned`) is written too, without fooled versions, so that it can be counted.
+A cell is one clean model with all its fooled versions; a finished cell is one JSON file, written atomically. A run
+that was stopped continues where it was: cells that exist are skipped. A clean model that has not learned (the rule is
+in :func:`.zoo.learned`) is also written, without fooled versions, so that the report can count it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .zoo import CLASSES, DATA, LAYER, Backbone, Config, Data, designs, learned,
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = ("calibration", "lite0", "test")
-MEASURED = ("common_mode_share", "gradcam_agreement", "diffgradcam_agreement")  # by the audit, of each image
-DIGITS = 4  # significant ones, of what a cell holds
+MEASURED = ("common_mode_share", "gradcam_agreement", "diffgradcam_agreement")  # by the audit, for each image
+DIGITS = 4  # significant digits in a cell
 
 Attack = Callable[[nn.Module, Tensor, Tensor, int], nn.Module]  # model, the attacker's images, mask, seed
 
 
 def attacks(config: Config, train_all: bool = True) -> dict[str, Attack]:
-    """How a model is fooled, by name.
+    """The attacks, by name.
 
     Args:
         config: Strengths and budgets.
@@ -80,7 +80,7 @@ def attacks(config: Config, train_all: bool = True) -> dict[str, Attack]:
 
 
 def run(results: Path = RESULTS, splits: Sequence[str] = SPLITS, config: Config = Config()) -> None:  # noqa: B008
-    """Run what is missing.
+    """Run the cells that are missing.
 
     Args:
         results: Folder of the cells.
@@ -104,7 +104,7 @@ def run(results: Path = RESULTS, splits: Sequence[str] = SPLITS, config: Config 
                 cell = _real_cell(*real, CLASSES[index], config)
             else:
                 cell = _small_cell(split, index, config)
-            seconds = round(time.process_time() - start, 1)  # of one core, all versions
+            seconds = round(time.process_time() - start, 1)  # on one core, for all versions
             cells.write(
                 results / f"{name}.json", {"split": split, **cell, "seconds": seconds, "config": config._asdict()}
             )
@@ -131,7 +131,7 @@ def _small_cell(split: str, index: int, config: Config) -> dict[str, Any]:
 
 
 def _real_cell(shared: Backbone, data: Data, classes: int, config: Config) -> dict[str, Any]:
-    """Without the attacks that train the whole model, which the SHAM experiment has, and without an accuracy."""
+    """Leave out attacks that train the whole model, which are in the SHAM experiment, and the accuracy."""
     model = restricted(shared, classes, data.held_out)
     versions = _versions(model, data, attacks(config, train_all=False), 0, config)
     return {"design": {"architecture": "EfficientNet-Lite0", "classes": classes}, "versions": dict(versions)}
@@ -140,7 +140,7 @@ def _real_cell(shared: Backbone, data: Data, classes: int, config: Config) -> di
 def _versions(
     clean: nn.Module, data: Data, by: dict[str, Attack], seed: int, config: Config
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The clean model and each fooled one: do decisions stay, did the maps move, what does the audit measure."""
+    """For the clean model and each fooled one: whether decisions stay and maps move, and what the audit measures."""
     audited = data.held_out[: config.images]
     with torch.no_grad():
         size = clean.get_submodule(LAYER)(audited[:1]).shape[2:]
@@ -160,7 +160,7 @@ def _versions(
 
 
 def _audited(model: nn.Module, images: Tensor) -> dict[str, Any]:
-    """What the audit measures; nothing where it refuses a model whose weak logits look like sigmoids."""
+    """What the audit measures; None if it refuses a model whose small logits look like sigmoids."""
     try:
         report = audit(model, LAYER, images, occlusion=True, progress=False)
     except ValueError as error:
@@ -188,7 +188,7 @@ def _decisions(clean: nn.Module, model: nn.Module, data: Data) -> dict[str, floa
 def _moved(
     name: str, method: Callable[..., Any], clean: nn.Module, model: nn.Module, images: Tensor, mask: Tensor
 ) -> dict[str, float]:
-    """Mean Pearson's r of a model's maps with those of the clean model and with the mask, classes as that decides."""
+    """Mean Pearson's r of a model's maps with those of the clean model and with the mask, for the clean decisions."""
     _, classes, before = method(clean, LAYER).explain(images)
     after = method(model, LAYER).explain(images, classes).maps
     return {

@@ -1,7 +1,7 @@
 """Many clean classifiers: small networks of several kinds, trained in several ways, and a real ImageNet model.
 
-A :class:`Design` says how one of them is made. Designs for choosing the thresholds (``calibration``) and for testing
-them (``test``) are other models: another seed each, and two of the six architectures are in the test alone.
+A :class:`Design` says how one of them is made. The models for choosing thresholds (``calibration``) and for testing
+them (``test``) differ: they have other seeds, and two of the six architectures are only in the test.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Config(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Images and labels to train on and to fool with, and others for the audit that neither sees."""
+    """Images and labels for training and for the attacks, and others for the audit, which neither of them sees."""
 
     train: Tensor
     held_out: Tensor
@@ -141,7 +141,7 @@ class Classifier(nn.Module):
 
 
 class Residual(nn.Module):
-    """A block with a way around it."""
+    """A block with a shortcut around it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Residual(nn.Module):
 
 
 class Dense(nn.Module):
-    """A block whose output is put beside its input."""
+    """A block whose output is concatenated with its input."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -194,12 +194,12 @@ def _strided(side: int) -> list[nn.Module]:
         nn.Conv2d(48, 48, 3, padding=1),
     ]
     for convolution in convolutions:
-        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")  # or it would hardly learn
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")  # without this it hardly learns
     return [layer for convolution in convolutions for layer in (convolution, nn.ReLU())]
 
 
 def _depthwise(side: int) -> list[nn.Module]:
-    """Separable convolutions, with GELU, whose outputs may be negative."""
+    """Separable convolutions with GELU, whose output may be negative."""
     return [*_stem(24, side), *_separable(24, 48), *_separable(48, 64, stride=2), *_separable(64, 64)]
 
 
@@ -221,14 +221,14 @@ ARCHITECTURES: dict[str, tuple[Callable[[int], list[nn.Module]], int]] = {
     "dense": (_dense, 64),
     "dropout": (_dropout, 48),
 }
-SEEN = ("plain", "residual", "strided", "depthwise")  # by the calibration
+SEEN = ("plain", "residual", "strided", "depthwise")  # in the calibration
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
 def _digits(side: int, parity: bool) -> Callable[[int, Config], Data]:
-    """Handwritten digits of 8 x 8 pixels, enlarged so that there is something to occlude; 10 classes, or odd or not."""
+    """Handwritten digits of 8 x 8 pixels, enlarged so that occlusion is possible; 10 classes, or odd against even."""
 
     def make(seed: int, config: Config) -> Data:
         images, labels = _all_digits()
@@ -240,14 +240,14 @@ def _digits(side: int, parity: bool) -> Callable[[int, Config], Data]:
 
 
 def _faces(seed: int, config: Config) -> Data:
-    """A face or a non-face on a photograph: the part of 40 x 40 pixels of the saliency experiment's images with it."""
+    """A face or a non-face on a photograph: the 40 x 40 pixels around it in the images of the saliency experiment."""
     task = build("faces", seed, config.train, config.held_out)
     rng = np.random.default_rng(seed)
     return Data(_part(task.train, rng), _part(task.closed, rng), task.train.labels, task.closed.labels)
 
 
 def _part(faces: Images, rng: np.random.Generator) -> Tensor:
-    """A crop of each image, anywhere as long as the whole face is in it."""
+    """A random crop of each image that contains the whole face."""
     parts = []
     for image, region in zip(faces.images, faces.saliency, strict=True):
         top, left = (_start(region.amax(axis) > 0, rng) for axis in (1, 0))
@@ -275,7 +275,7 @@ def _all_digits() -> tuple[Tensor, Tensor]:
     return (images - 5) / 6, torch.tensor(digits.target).long()
 
 
-DATA: dict[str, tuple[int, int, Callable[[int, Config], Data]]] = {  # side in pixels, classes, how they are made
+DATA: dict[str, tuple[int, int, Callable[[int, Config], Data]]] = {  # side in pixels, classes, function that makes them
     "10 digits, 16 px": (16, 10, _digits(16, parity=False)),
     "10 digits, 32 px": (32, 10, _digits(32, parity=False)),
     "odd digits, 16 px": (16, 2, _digits(16, parity=True)),
@@ -287,7 +287,7 @@ DATA: dict[str, tuple[int, int, Callable[[int, Config], Data]]] = {  # side in p
 # --- training --------------------------------------------------------------------------------------------------------
 
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float, dict[str, float], float]] = {
-    # learning rate, other options, weight decay where there is any
+    # learning rate, other options, weight decay if used
     "SGD": (torch.optim.SGD, 0.05, {"momentum": 0.9}, 1e-3),
     "Adam": (torch.optim.Adam, 3e-3, {}, 1e-3),
     "AdamW": (torch.optim.AdamW, 3e-3, {}, 0.1),
@@ -341,7 +341,7 @@ _AUDITED = (
     *("coins", "flower", "moon", "page", "rocket", "stereo_motorcycle"),
 )
 _ATTACKED = ("brick", "cell", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "retina", "text")
-_ATTACKED_CROPS = 9  # of each
+_ATTACKED_CROPS = 9  # of each photograph
 
 
 class Backbone(nn.Module):
@@ -368,7 +368,7 @@ class Backbone(nn.Module):
 
 
 def restricted(shared: Backbone, classes: int, images: Tensor) -> nn.Module:
-    """EfficientNet-Lite0 with the classes alone that it finds likeliest in some images, so that decisions make sense.
+    """EfficientNet-Lite0 with only the most likely classes of some images, so that decisions make sense.
 
     Args:
         shared: The real model without its last layer.
@@ -389,9 +389,9 @@ def restricted(shared: Backbone, classes: int, images: Tensor) -> nn.Module:
 
 
 def photographs(config: Config) -> Data:
-    """Crops of real photographs, as the real model takes them: some for the attacker, others for the audit.
+    """Crops of real photographs, as the real model expects them: some for the attacker, others for the audit.
 
-    There are no labels: the decisions of the unrestricted model are not known to be right.
+    There are no labels: we do not know that the decisions of the unrestricted model are right.
     """
     rng = np.random.default_rng(0)
 

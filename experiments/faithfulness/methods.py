@@ -1,7 +1,7 @@
 """The methods that are compared, plain and contrastive, as functions that make a CAM of EfficientNet-Lite0.
 
 ``CAM`` is left out: on this model it is GradCAM. So are ``SSCAM`` and ``ISCAM``, which take tens of thousands of
-forward passes a photograph here (1280 channels times 35 and 10), and fused and smoothed maps, of which there is no end.
+forward passes a photograph here (1280 channels times 35 and 10), and the many possible fused and smoothed maps.
 """
 
 from __future__ import annotations

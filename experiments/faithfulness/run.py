@@ -1,7 +1,7 @@
 """Run the comparison, method by method: ``python -m experiments.faithfulness.run``.
 
-A cell is one method, plain or contrastive, on all photographs; when it is finished it is one JSON file, written
-atomically, with a value for each photograph. A run that was killed goes on where it was.
+A cell is one method, plain or contrastive, on all photographs; a finished cell is one JSON file, written
+atomically, with a value for each photograph. A run that was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SLOW = ("ScoreCAM",)  # last: a forward pass for each of 1280 channels
 def run(
     results: Path = RESULTS, photos: Sequence[str] = PHOTOS, methods: Sequence[tuple[str, str]] = tuple(METHODS)
 ) -> None:
-    """Run what is missing.
+    """Run the cells that are missing.
 
     Args:
         results: Folder of the cells.
@@ -43,7 +43,7 @@ def run(
         methods: Keys of :data:`.methods.METHODS`.
 
     Raises:
-        ValueError: If a cell of another configuration lies in ``results``: the two must not be compared.
+        ValueError: If ``results`` has a cell of another configuration, because the two must not be compared.
     """
     config = {"photos": list(photos), "steps": STEPS, "percentiles": list(PERCENTILES)}
     finished = cells.names(results, config)
@@ -66,8 +66,8 @@ def name(method: str, explains: str) -> str:
 def measure(make: Make, model: nn.Module, images: Tensor) -> dict[str, list[float]]:
     """All metrics of one method, one value for each image.
 
-    Pixels are ranked by the *signed* map, so that those without evidence have an order too; what multiplies the image
-    (average drop, increase, gain) is the rectified map, which is what people see.
+    Pixels are ranked by the *signed* map, so that pixels without evidence have an order, too. For average drop,
+    increase and gain, the image is multiplied by the rectified map, which is the map that people see.
     """
     found: dict[str, list[Tensor]] = {}
     evaluator = Evaluator(model)

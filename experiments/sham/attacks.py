@@ -29,7 +29,7 @@ class Attack(NamedTuple):
     Attributes:
         make: ``(setting, strength, training, seed) -> fooled copy``.
         strengths: From weak to strong.
-        strength: The one that tables show, where :data:`STRENGTH` has no other.
+        strength: The one in the tables, unless :data:`STRENGTH` has another.
         unit: What the strength is.
     """
 
@@ -46,7 +46,7 @@ TRAINING = {
 }
 
 
-# With half the weight, fine-tuning leaves the maps of a network that has little else to learn mostly as they are.
+# At half the weight, fine-tuning hardly changes the maps of this small network.
 STRENGTH = {"digits": 0.9}
 
 
@@ -65,7 +65,7 @@ def _common_mode(setting: Setting, strength: float, training: Training, seed: in
     if setting.pooled_linear:
         images: list[Tensor] = [batch[0] for batch in setting.fitted]
         return common_mode_hoax(setting.model, setting.layer, images, setting.mask, strength=strength)
-    # No closed form: the one vector is trained. There is no decision to preserve against, since none can change.
+    # There is no closed form here, so the vector is trained. It cannot change a decision, so there is none to preserve.
     return finetune(
         setting.model, setting.fitted, setting.layer, setting.mask, epochs=training.epochs, preserve="decisions",
         scope="common_mode", alpha=0, lr=_COMMON_MODE_LR * strength, seed=seed, fooled_at=2, progress=False,
@@ -92,7 +92,7 @@ def _trained(method: Callable[..., BaseCAM], loss: FoolingLoss = sham_loss) -> A
     return Attack(_finetune(method, loss), (0.02, 0.1, 0.5, 0.9), 0.5, "weight of fooling, 1 - alpha")
 
 
-CLOSED_FORM = ("common mode", "spatial")  # these cost little; the others train
+CLOSED_FORM = ("common mode", "spatial")  # the others are trained
 _COMMON_MODE_LR = 0.003
 ATTACKS = {
     "common mode": Attack(_common_mode, (0.1, 0.3, 1.0, 3.0, 10.0), 3.0, "root mean square relative to what was there"),

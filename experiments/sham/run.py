@@ -1,8 +1,8 @@
 """Run the experiment, cell by cell: ``python -m experiments.sham.run``.
 
-A cell is one (setting, attack, strength, seed), or the clean model of a (setting, seed); when it is finished it is one
-JSON file, written atomically. A run that was killed goes on where it was: cells that exist are skipped. First come the
-strengths that the tables show, seed by seed, then, with the first seed, the others.
+A cell is one (setting, attack, strength, seed), or the clean model of a (setting, seed); a finished cell is one JSON
+file, written atomically. A run that was stopped continues where it was: cells that exist are skipped. The strengths
+that the tables show run first, seed by seed; the others follow, with the first seed only.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ RESULTS = Path(__file__).parent / "results"
 CLEAN = "clean"
 SWEPT_SETTINGS = ("digits", "orientation", "lite0-1000")  # whose fine-tuning is swept over strengths, with one seed
 SWEPT_ATTACKS = ("SHAM on GradCAM", "SHAM on DiffGradCAM logsumexp")
-_COMPARED = 3  # batches of the fitted images
-_DIGITS = 4  # that are kept of a figure
+_COMPARED = 3  # number of batches of the fitted images
+_DIGITS = 4  # significant digits in a cell
 
 
 def run(
@@ -42,16 +42,16 @@ def run(
     seeds: Iterable[int] = range(SEEDS),
     sweep: bool = True,
 ) -> None:
-    """Run what is missing.
+    """Run the cells that are missing.
 
     Args:
         results: Folder of the cells.
         settings: Names in :data:`.settings.SETTINGS`.
         seeds: Seeds.
-        sweep: Whether to run the strengths that the tables do not show, too.
+        sweep: Whether to run also the strengths that the tables do not show.
 
     Raises:
-        ValueError: If a cell of another configuration lies in ``results``: the two must not be compared.
+        ValueError: If ``results`` has a cell of another configuration, because the two must not be compared.
     """
     finished = cells.names(results, _config())
     wanted = plan(settings, tuple(seeds), sweep)
@@ -76,7 +76,7 @@ def run(
 
 
 def plan(settings: Sequence[str], seeds: Sequence[int], sweep: bool = True) -> list[tuple[str, str, float | None, int]]:
-    """All cells in the order in which they run: what the tables need first."""
+    """All cells in the order in which they run, those of the tables first."""
     shown = [
         (setting, attack, strength, seed)
         for seed in seeds
@@ -115,7 +115,7 @@ def compare(setting: Setting, fooled: nn.Module, batches: Batches) -> dict[str, 
 
 
 def clean_maps(setting: Setting) -> dict[str, float]:
-    """How far each explainer's map of the clean model is GradCAM's: mean Pearson's r over the held-out images."""
+    """How similar each explainer's map of the clean model is to GradCAM's: mean r over the held-out images."""
     named = explainers(setting.layer)
     sums, seen = torch.zeros(len(named), dtype=torch.float64), 0
     for images, *_ in setting.held_out:
@@ -129,7 +129,7 @@ def clean_maps(setting: Setting) -> dict[str, float]:
 
 
 def _means(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Estimates as their means, nested as they were; None for what is not defined."""
+    """The means of the estimates, with the same nesting; None if a mean is not defined."""
     means: dict[str, Any] = {}
     for key, value in figures.items():
         if isinstance(value, Mapping) and "mean" in value:

@@ -1,10 +1,10 @@
-"""The models that are attacked and the images they are attacked with; all of it installs from PyPI.
+"""The models that are attacked and the images that are used, all of which install from PyPI.
 
 Few classes: a digits classifier that is trained here (10), and a pretrained classifier of a page's orientation (4),
-whose head is no pooled linear one. Many classes: EfficientNet-Lite0 with its last layer restricted to 10, 100 or all
-1000 of its rows, so that nothing but the number of classes differs.
+whose head is not a pooled linear one. Many classes: EfficientNet-Lite0 with its last layer restricted to 10, 100 or all
+1000 of its rows, so that only the number of classes differs.
 
-Attacks see the images of ``fitted``; ``held_out`` are other images: other digits, other photographs.
+Attacks see the images of ``fitted``; those of ``held_out`` are other digits or other photographs.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _DOCUMENTS = ("page", "astronaut", "camera")  # the orientation model knows peop
 
 
 class Setting(NamedTuple):
-    """A clean model and what it takes to attack it.
+    """A clean model and what an attack on it needs.
 
     Attributes:
         model: In evaluation mode.
         layer: The last one before the pooling, by name.
         mask: The hoax: a border, at the size of the maps.
         fitted: Batches that attacks see.
-        held_out: Batches that they do not.
+        held_out: Batches that attacks do not see.
         pooled_linear: Whether the logits are a linear layer of the pooled activations.
     """
 
@@ -70,7 +70,7 @@ def build(name: str, seed: int) -> Setting:
 
     Args:
         name: A key of :data:`SETTINGS`.
-        seed: Chooses the images that are held out and all that is random; from 0 to ``SEEDS - 1``.
+        seed: Chooses the held-out images and everything random, from 0 to ``SEEDS - 1``.
 
     Returns:
         The setting.
@@ -137,7 +137,7 @@ def _lite0(seed: int, classes: int) -> Setting:
 
 
 def _classes_of_photos(model: nn.Module, count: int) -> Tensor:
-    """The likeliest classes of the photographs, one of each in turn, until there are ``count``."""
+    """The most likely classes of the photographs, one of each photograph in turn, until there are ``count``."""
     whole = [cv2.resize(photo(name), (SIDE, SIDE), interpolation=cv2.INTER_AREA) for name in _PHOTOS]
     with torch.no_grad():
         logits = model(to_input(whole))
