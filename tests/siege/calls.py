@@ -24,7 +24,7 @@ from diffgradcam.visualize import report as html
 from tests.models import pooled
 
 Call = tuple[Any, dict[str, Any]]
-OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "Explainer", "Row")
+OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "Explainer", "Row", "Transform")
 """Public names that are no function to call: modules, types and an abstract class."""
 
 
@@ -283,6 +283,7 @@ def calls() -> dict[str, Call]:
         found[name] = getattr(metrics, name), dict(faithful)
     for name, fill in (("deletion", "mean"), ("insertion", "blur")):
         found[name] = getattr(metrics, name), {**faithful, "steps": 3, "fill": fill}
+    found["Evaluator"] = metrics.Evaluator, {"model": model, "score": scores.logit, "batch_size": 4}
     found["road"] = metrics.road, {**faithful, "percentiles": (50,), "noise": 0.01, "seed": 0}
     found["infidelity"] = metrics.infidelity, {
         **faithful, "perturb": metrics.remove_box, "samples": 2, "normalize": True, "seed": 0,

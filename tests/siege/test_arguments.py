@@ -129,7 +129,7 @@ MESSAGES = [
     (
         lambda: heatmaps.resize(MAPS.long(), (3, 3)),
         ValueError,
-        r"of torch.int64 and spatial size \(6, 5\) to \(3, 3\): exp",
+        r"of torch.int64 and spatial size \(6, 5\) to \(3, 3\); exp",
     ),
     (lambda: heatmaps.resize(MAPS, (0, 3)), ValueError, "with at least one position, before and after"),
     (
@@ -226,7 +226,7 @@ MESSAGES = [
     (
         lambda: sham.finetune(pooled(dtype=torch.float32), X, "relu", MASK),
         TypeError,
-        r"loader is a tensor; expected batches of images: a DataLoader, or a list such as \[images\]",
+        r"loader is a tensor; expected batches of images; give a DataLoader, or a list such as \[images\]",
     ),
     (
         lambda: sham.finetune(pooled(dtype=torch.float32), [X], "relu", MASK, lr=-1.0),
