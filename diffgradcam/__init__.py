@@ -1,35 +1,38 @@
-"""Class activation maps that cannot be fooled silently, that train with you, and whose robustness is measured."""
+"""Class activation maps whose explanation cannot be fooled silently, that you can train with, and that are measured.
 
-from . import losses, scores, sham
-from ._core.base import BaseCAM
-from ._core.forward import Explanation
+The methods and what most scripts need are here; the rest is found by submodule, such as
+``diffgradcam.losses``, ``diffgradcam.sham`` or ``diffgradcam.metrics``, which are imported when they are first used.
+"""
+
+import importlib
+from types import ModuleType
+
+from ._core.base import BaseCAM, TrainableCAM
+from ._core.explanation import Explanation
 from ._core.layers import layer_input
 from .analysis.comparisons import explain_pairs, explain_together
-from .analysis.concepts import DeepFeatureFactorization, factorize
-from .analysis.guided import GuidedBackpropReLUModel, guided_gradcam, guided_gradients
-from .analysis.regions import Region, important_features
+from .analysis.concepts import DeepFeatureFactorization
+from .analysis.guided import GuidedBackpropReLUModel
+from .analysis.regions import important_features
 from .methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
-from .methods.contrastive import TrueFalseCAM, TrueFalseMaps
+from .methods.contrastive import DiffGradCAM, DiffGradCAMPlusPlus, FinerCAM, TrueFalseCAM
 from .methods.fullgrad import FullGrad
-from .methods.fusion import RefineCAM
 from .methods.gradient import (
     CAM,
-    DiffGradCAM,
-    DiffGradCAMPlusPlus,
     EigenGradCAM,
-    FinerCAM,
     GradCAM,
     GradCAMElementWise,
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
+    RefineCAM,
     ShapleyCAM,
     SmoothGradCAMPlusPlus,
     XGradCAM,
 )
 from .methods.perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
 from .methods.smoothing import AugSmooth, EigenSmooth, NoiseSmooth
-from .robustness import AuditReport, BenchmarkResult, audit, benchmark, repair
+from .robustness import audit, benchmark, repair
 
 __version__ = "0.1.0"
 
@@ -40,10 +43,8 @@ __all__ = [
     "KPCACAM",
     "SSCAM",
     "AblationCAM",
-    "AuditReport",
     "AugSmooth",
     "BaseCAM",
-    "BenchmarkResult",
     "DeepFeatureFactorization",
     "DiffGradCAM",
     "DiffGradCAMPlusPlus",
@@ -62,24 +63,46 @@ __all__ = [
     "NoiseSmooth",
     "RandomCAM",
     "RefineCAM",
-    "Region",
     "ScoreCAM",
     "ShapleyCAM",
     "SmoothGradCAMPlusPlus",
+    "TrainableCAM",
     "TrueFalseCAM",
-    "TrueFalseMaps",
     "XGradCAM",
     "audit",
     "benchmark",
     "explain_pairs",
     "explain_together",
-    "factorize",
-    "guided_gradcam",
-    "guided_gradients",
     "important_features",
     "layer_input",
-    "losses",
     "repair",
+]
+
+_SUBMODULES = (
+    "analysis",
+    "cli",
+    "data",
+    "heatmaps",
+    "losses",
+    "methods",
+    "metrics",
+    "robustness",
     "scores",
     "sham",
-]
+    "targets",
+    "tokens",
+    "utils",
+    "visualize",
+    "weightings",
+)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a submodule when it is first used."""
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_SUBMODULES])

@@ -103,6 +103,18 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return resized.squeeze(1)
 
 
+def channel_sum(channels: Tensor) -> Tensor:
+    """The sum over the channels: how weighted activations become a map.
+
+    Args:
+        channels: Weighted activations, ``(B, C, *S)``.
+
+    Returns:
+        Maps, ``(B, *S)``.
+    """
+    return channels.sum(1)
+
+
 def average(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """The mean of the maps of several layers, at a common size.
 
@@ -114,7 +126,8 @@ def average(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         Maps, ``(B, *size)``.
     """
     _check_layers(layers)
-    return torch.stack([resize(maps, size) for maps in layers]).mean(0)
+    resized = [resize(maps, size) for maps in layers]
+    return torch.stack(resized).mean(0) if len(resized) > 1 else resized[0]
 
 
 def product(layers: Sequence[Tensor], size: Sequence[int]) -> Tensor:

@@ -1,21 +1,27 @@
-"""WHAT is explained: a score is a function ``(logits (B, K), classes (B,)) -> (B,)``.
+"""What is explained: a score is a function ``(logits (B, K), classes (B,)) -> (B,)``.
 
 Softmax, and with it every decision, probability and loss, sees only *differences* between logits. A score that reads
 one logit therefore contains something that no decision depends on, and a model can be changed to show any map of it. A
 *contrast* ``z_c - baseline(other logits)`` with ``baseline(z + t) = baseline(z) + t`` contains none of it.
 
-Every gradient CAM of the library takes any of these as ``score=``; a score of your own is one function of this form.
+Every gradient and perturbation method takes any score as ``score=``: one of the values below, such as
+``LogitDifference("max")``, or a function of yours of this form.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Score = Callable[[Tensor, Tensor], Tensor]
+from ._core.checks import check_scores, described
+from ._core.tensors import widen
+
+ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 Baseline = Callable[[Tensor], Tensor]
 
 _BASELINES: dict[str, Baseline] = {
@@ -23,6 +29,292 @@ _BASELINES: dict[str, Baseline] = {
     "max": lambda others: others.amax(1),
     "mean": lambda others: others.mean(1),
 }
+
+
+class Score(ABC):
+    """A score as a value: two of the same kind with the same options are equal, and its repr says what it is.
+
+    A subclass is a frozen dataclass with a ``__call__``, and :meth:`combine` where it has a shortcut.
+    """
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """The score of one class of each image.
+
+        Args:
+            logits: ``(B, K)``.
+            classes: Class indices, ``(B,)``.
+
+        Returns:
+            Scores, ``(B,)``.
+        """
+
+    def gradients(self, logits: Tensor, classes: Tensor) -> Tensor | None:  # noqa: ARG002
+        """The gradient of the score with respect to the logits, where it has a simple form.
+
+        Args:
+            logits: ``(B, K)``, float32 or wider.
+            classes: Class indices, ``(B, N)``.
+
+        Returns:
+            ``(B, N, K)``, differentiable where the gradient depends on the logits; None to have autograd find it.
+        """
+        return None
+
+    def combine(self, logit_maps: Tensor, logits: Tensor, classes: Tensor) -> Tensor | None:  # noqa: ARG002
+        """The maps of many classes from the maps of all logits, for a method that is linear in the score.
+
+        Each map is a sum of the logits' maps, weighted by the gradient of the score. In general that is a sum over K
+        classes for each of N. A score that can share this work between the classes overrides this method.
+
+        Args:
+            logit_maps: The map of each logit, ``(B, K, P)`` for ``P`` positions.
+            logits: ``(B, K)``.
+            classes: Class indices, ``(B, N)``.
+
+        Returns:
+            ``(B, N, P)``, or None if there is no shortcut.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Logit(Score):
+    """The logit of the class: what Grad-CAM explains (Selvaraju et al., 2017). See :func:`logit`."""
+
+    def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """See :func:`logit`."""
+        return logit(logits, classes)
+
+    def gradients(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """1 at the class, 0 elsewhere."""
+        return _one_hot(logits, classes)
+
+    def combine(self, logit_maps: Tensor, logits: Tensor, classes: Tensor) -> Tensor:  # noqa: ARG002
+        """The maps of the classes themselves."""
+        return logit_maps[_rows(classes), classes]
+
+
+@dataclass(frozen=True)
+class Counterfactual(Score):
+    """Minus another score: the map shows what speaks *against* the class.
+
+    Grad-CAM's paper calls the maps of ``-z_c`` counterfactual explanations: the regions whose removal would make the
+    model more confident of the class.
+
+    Args:
+        score: The score to negate; the logit by default.
+
+    Reference:
+        Selvaraju et al., "Grad-CAM", ICCV 2017, section 3.3, for the logit. Negating other scores is ours.
+
+    Example:
+        >>> Counterfactual()(torch.tensor([[2.0, -1.0]]), torch.tensor([0]))
+        tensor([-2.])
+    """
+
+    score: Score = field(default_factory=Logit)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "score", as_score(self.score))
+
+    def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Minus the score."""
+        return -self.score(logits, classes)
+
+    def combine(self, logit_maps: Tensor, logits: Tensor, classes: Tensor) -> Tensor | None:
+        """Minus the maps of the score."""
+        maps = self.score.combine(logit_maps, logits, classes)
+        return None if maps is None else -maps
+
+
+@dataclass(frozen=True)
+class Probability(Score):
+    """The softmax probability of the class. See :func:`probability`."""
+
+    def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """See :func:`probability`."""
+        return probability(logits, classes)
+
+
+@dataclass(frozen=True)
+class LogProbability(Score):
+    """The log of the softmax probability of the class, in nats. See :func:`log_probability`."""
+
+    def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """See :func:`log_probability`."""
+        return log_probability(logits, classes)
+
+
+@dataclass(frozen=True)
+class LogitDifference(Score):
+    """The logit of the class minus a baseline of the other logits: the score of DiffGradCAM.
+
+    See :func:`logit_difference` for the baselines and their meaning.
+
+    Args:
+        baseline: ``"logsumexp"``, ``"max"``, ``"mean"``, a class index, or a callable.
+
+    Raises:
+        ValueError: If the baseline is something else.
+
+    Example:
+        >>> LogitDifference("max")(torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([0]))
+        tensor([1.])
+        >>> LogitDifference("max") == LogitDifference("max"), LogitDifference()
+        (True, LogitDifference(baseline='logsumexp'))
+    """
+
+    baseline: str | int | Baseline = "logsumexp"
+
+    def __post_init__(self) -> None:
+        if not _is_class(self.baseline):
+            baseline_function(self.baseline)
+
+    def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """See :func:`logit_difference`."""
+        return logit_difference(logits, classes, self.baseline)
+
+    def gradients(self, logits: Tensor, classes: Tensor) -> Tensor | None:
+        """For the log-odds, 1 at the class and minus the softmax of the other logits elsewhere."""
+        if self.baseline != "logsumexp":
+            return None
+        check_contrast(logits)
+        own = _one_hot(logits, classes)
+        return own - logits.unsqueeze(1).masked_fill(own.bool(), -torch.inf).softmax(2)
+
+    def combine(self, logit_maps: Tensor, logits: Tensor, classes: Tensor) -> Tensor | None:
+        """All N maps from one weighted sum of the logits' maps, for a named baseline.
+
+        The gradient of each named baseline over *all* classes is weights ``w`` with the sum 1: the softmax
+        probabilities for ``"logsumexp"``, equal shares of the largest logits for ``"max"``, equal shares of all for
+        ``"mean"``. The baseline of the *others* of class ``c`` has the same weights without that of ``c``, divided by
+        what is left, ``1 - w_c``. So one sum serves all classes, but the one class that may have more than half of the
+        weight: there the difference would cancel, and its own gradient is taken.
+        """
+        if not isinstance(self.baseline, str):
+            return None
+        check_contrast(logits)
+        weights = self.weights(logits)
+        own, share = logit_maps[_rows(classes), classes], weights.gather(1, classes).unsqueeze(2)
+        maps = own - (weights.unsqueeze(1) @ logit_maps - share * own) / (1 - share)
+        heaviest = weights.argmax(1, keepdim=True)
+        return torch.where(share > 0.5, score_gradients(self, logits, heaviest) @ logit_maps, maps)
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """The weight that each logit has in the baseline of all logits.
+
+        Args:
+            logits: ``(B, K)``.
+
+        Returns:
+            ``(B, K)``, each row with the sum 1, not in the graph of the logits.
+
+        Raises:
+            ValueError: If the baseline has no name.
+        """
+        with torch.enable_grad():
+            source = logits.detach().requires_grad_()
+            (weights,) = torch.autograd.grad(baseline_function(self.baseline)(source).sum(), source)
+        return weights
+
+
+@dataclass(frozen=True)
+class Finer(Score):
+    """The score of Finer-CAM: the class against its nearest classes. See :func:`finer`.
+
+    Args:
+        alpha: Strength of the comparison.
+        comparisons: How many classes to compare with.
+
+    Raises:
+        ValueError: For fewer than one comparison.
+    """
+
+    alpha: float = 1.0
+    comparisons: int = 3
+
+    def __post_init__(self) -> None:
+        _check_comparisons(self.comparisons)
+
+    def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """See :func:`finer`."""
+        return finer(logits, classes, self.alpha, self.comparisons)
+
+
+@dataclass(frozen=True)
+class CustomScore(Score):
+    """A function of yours as a score. :func:`as_score` makes it.
+
+    Args:
+        function: ``(logits (B, K), classes (B,)) -> (B,)``.
+    """
+
+    function: ScoreFunction
+
+    def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """What the function returns."""
+        return self.function(logits, classes)
+
+
+def as_score(score: ScoreFunction) -> Score:
+    """A score as a value, whatever form it was given in.
+
+    Args:
+        score: A :class:`Score`, which is returned as it is; a function of this module such as
+            :func:`logit_difference`, which becomes the value of the same name; or any other function of logits and
+            classes.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: If it is no function, or a class of score instead of a score.
+
+    Example:
+        >>> as_score(logit_difference), as_score(LogitDifference("max"))
+        (LogitDifference(baseline='logsumexp'), LogitDifference(baseline='max'))
+    """
+    if isinstance(score, Score):
+        return score
+    if isinstance(score, type) or not callable(score):
+        hint = f"; did you mean {score.__name__}()?" if isinstance(score, type) else ""
+        raise TypeError(f"score is {score!r}; expected a function of logits and classes, or a score value{hint}")
+    for function, value in _VALUES:
+        if score is function:
+            return value
+    return CustomScore(score)
+
+
+def score_gradients(score: ScoreFunction, logits: Tensor, classes: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Gradient of the score of each class with respect to the logits.
+
+    Args:
+        score: What is explained, ``(logits (M, K), classes (M,)) -> (M,)``.
+        logits: ``(B, K)``.
+        classes: Class indices, ``(B, N)``.
+        create_graph: Keep the graph, so that the result can be differentiated through the logits.
+
+    Returns:
+        Cotangents, ``(B, N, K)``.
+
+    Raises:
+        ValueError: If the score returns another shape than one value per image, or does not depend on the logits.
+    """
+    source = widen(logits if create_graph else logits.detach())
+    known = score.gradients(source, classes) if isinstance(score, Score) else None
+    if known is not None:
+        return known
+    batch, count = classes.shape
+    with torch.enable_grad():
+        source = source if create_graph else source.requires_grad_()
+        rows = source.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)
+        values = score(rows, classes.reshape(-1))
+        check_scores(values, rows)
+        if not values.requires_grad:
+            raise ValueError("the score does not depend on the logits, so there is nothing to explain")
+        (gradients,) = torch.autograd.grad(values.sum(), rows, create_graph=create_graph)
+    return gradients.view(batch, count, logits.shape[1])
 
 
 def logit(logits: Tensor, classes: Tensor) -> Tensor:
@@ -96,7 +388,9 @@ def logit_difference(logits: Tensor, classes: Tensor, baseline: str | int | Base
             baseline that returns something else than ``(B,)``.
 
     Reference:
-        Our reading of Piland, Sweet, Czajka, "DiffGradCAM", 2025 (arXiv 2506.08514).
+        Our reading of Piland, Sweet, Czajka, "DiffGradCAM", 2025 (arXiv 2506.08514). Wang and Wang, "Why Not Other
+        Classes?", NeurIPS 2022, compare mean, max and weighted contrasts before; their weighted contrast is exactly
+        the gradient of ``"logsumexp"``. Prabhushankar et al., 2020, ask "why P rather than Q" of Grad-CAM.
 
     Example:
         >>> z = torch.tensor([[2.0, 1.0, -1.0]])
@@ -111,9 +405,8 @@ def logit_difference(logits: Tensor, classes: Tensor, baseline: str | int | Base
         return logit(logits, classes) - _contrast_logit(logits, classes, baseline)
     values = baseline_function(baseline)(_others(logits, classes))
     if not isinstance(values, Tensor) or values.shape != classes.shape:
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"the baseline returned {got}; expected one value per image, {tuple(classes.shape)}, "
+            f"the baseline returned {described(values)}; expected one value per image, {tuple(classes.shape)}, "
             f"from the other logits of shape {(logits.shape[0], logits.shape[1] - 1)}"
         )
     return logit(logits, classes) - values
@@ -141,8 +434,7 @@ def finer(logits: Tensor, classes: Tensor, alpha: float = 1.0, comparisons: int 
         Zhang et al., "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation", CVPR 2025.
     """
     check_contrast(logits)
-    if comparisons < 1:
-        raise ValueError(f"comparisons is {comparisons}; expected at least 1 class to compare with")
+    _check_comparisons(comparisons)
     own = logit(logits, classes)
     others = _others(logits, classes)
     distance = (others - own.unsqueeze(1)).abs().detach()
@@ -210,36 +502,6 @@ def baseline_function(baseline: object) -> Baseline:
     return _BASELINES[baseline]
 
 
-def baseline_weights(score: Score, logits: Tensor) -> Tensor | None:
-    """The weight that each logit has in the named baseline of a contrast, over all classes.
-
-    They make the contrasts of all classes cheap. The gradient of each named baseline is weights with the sum 1: the
-    softmax probabilities for ``"logsumexp"``, equal shares of the largest logits for ``"max"``, equal shares of all for
-    ``"mean"``. The baseline of the *others* of class ``c`` has the same weights without that of ``c``, divided by
-    what is left, ``1 - w_c`` (nothing is left for ``"max"`` where ``c`` is the only largest).
-
-    Args:
-        score: Any score.
-        logits: ``(B, K)``.
-
-    Returns:
-        Weights, ``(B, K)``, each row with the sum 1; None for a score that is no :func:`logit_difference` with a named
-        baseline.
-    """
-    if score is logit_difference:
-        baseline = "logsumexp"
-    elif isinstance(score, partial) and score.func is logit_difference and not score.args:
-        baseline = score.keywords.get("baseline", "logsumexp")
-    else:
-        return None
-    if not isinstance(baseline, str):
-        return None
-    with torch.enable_grad():
-        source = logits.detach().requires_grad_()
-        (weights,) = torch.autograd.grad(baseline_function(baseline)(source).sum(), source)
-    return weights
-
-
 def refuse_same(classes: Tensor, contrasts: Tensor | int) -> None:
     """Refuse to contrast a class with itself.
 
@@ -269,3 +531,30 @@ def _others(logits: Tensor, classes: Tensor) -> Tensor:
     """The logits of all classes but the explained one, ``(B, K - 1)``, in class order."""
     index = torch.arange(logits.shape[1] - 1, device=logits.device)
     return logits.gather(1, index + (index >= classes.unsqueeze(1)).long())
+
+
+def _is_class(baseline: object) -> bool:
+    return isinstance(baseline, int) and not isinstance(baseline, bool)
+
+
+def _check_comparisons(comparisons: int) -> None:
+    if comparisons < 1:
+        raise ValueError(f"comparisons is {comparisons}; expected at least 1 class to compare with")
+
+
+def _one_hot(logits: Tensor, classes: Tensor) -> Tensor:
+    zeros = torch.zeros(*classes.shape, logits.shape[1], dtype=logits.dtype, device=logits.device)
+    return zeros.scatter_(2, classes.unsqueeze(2), 1)
+
+
+def _rows(classes: Tensor) -> Tensor:
+    return torch.arange(len(classes), device=classes.device).unsqueeze(1)
+
+
+_VALUES: tuple[tuple[Any, Score], ...] = (
+    (logit, Logit()),
+    (probability, Probability()),
+    (log_probability, LogProbability()),
+    (logit_difference, LogitDifference()),
+    (finer, Finer()),
+)

@@ -13,8 +13,8 @@ from torch.nn.functional import cosine_similarity
 from torch.nn.utils.rnn import pad_sequence
 
 from ._core.checks import described
-from ._core.gradients import widen
-from .scores import Score, logit
+from ._core.tensors import widen
+from .scores import ScoreFunction, logit
 
 OutputTarget = Callable[[Tensor], Tensor]
 
@@ -113,7 +113,7 @@ class SemanticSegmentationTarget:
         tensor(2.)
     """
 
-    def __init__(self, category: int, mask: np.ndarray[Any, Any] | Tensor, score: Score = logit) -> None:
+    def __init__(self, category: int, mask: np.ndarray[Any, Any] | Tensor, score: ScoreFunction = logit) -> None:
         self.category = category
         self.mask = torch.as_tensor(mask)
         self.score = score
@@ -317,6 +317,31 @@ def target_gradients(targets: Sequence[OutputTarget], output: Tensor, *, create_
             torch.stack([value.reshape(()) for value in values]).sum(), source, create_graph=create_graph
         )
     return gradients.unsqueeze(1)
+
+
+def target_values(targets: Sequence[OutputTarget], output: Tensor) -> Tensor:
+    """Each target of the output of its image, without gradients.
+
+    Args:
+        targets: One callable for each row.
+        output: What the model put out, ``(M, *O)``.
+
+    Returns:
+        ``(M, 1)``.
+
+    Raises:
+        ValueError: If a target does not return a single number.
+    """
+    values = []
+    for target, row in zip(targets, widen(output), strict=True):
+        value = target(row)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(
+                f"target {type(target).__name__} returned {described(value)} for an output of shape "
+                f"{tuple(row.shape)}; expected a single number"
+            )
+        values.append(value.reshape(()))
+    return torch.stack(values).unsqueeze(1) if values else output.new_zeros(0, 1)
 
 
 def _category(target: OutputTarget | int) -> int | None:

@@ -1,4 +1,4 @@
-"""HOW the channels are weighted: ``(activations (B, C, *S), gradients (B, C, *S)) -> weights``.
+"""How the channels are weighted: ``(activations (B, C, *S), gradients (B, C, *S)) -> weights``.
 
 The weights broadcast to ``(B, C, *S)``; the map is the sum over the channels of weights times activations. Pure torch,
 differentiable, any number of spatial dimensions. A method of your own is one function of this form.
@@ -6,10 +6,45 @@ differentiable, any number of spatial dimensions. A method of your own is one fu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+Weighting = Callable[[Tensor, Tensor], Tensor]
 
+_LINEAR = "keeps_constant_gradients"
+
+
+def linear(weighting: Weighting) -> Weighting:
+    """Say of a weighting that gradients which are the same at all positions are their own weights.
+
+    For a head that is a mean over the positions and a linear layer, all gradients are of this kind. The maps of all
+    classes then follow from the weights of the head, without a gradient for each class.
+
+    Args:
+        weighting: A weighting with ``weighting(A, G) == G`` for every ``G`` that is constant over the positions.
+
+    Returns:
+        The same function.
+    """
+    setattr(weighting, _LINEAR, True)
+    return weighting
+
+
+def is_linear(weighting: Weighting) -> bool:
+    """Whether a weighting was declared with :func:`linear`.
+
+    Args:
+        weighting: Any weighting.
+
+    Returns:
+        True if so.
+    """
+    return getattr(weighting, _LINEAR, False)
+
+
+@linear
 def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """Grad-CAM: one weight per channel, the mean gradient over the positions.
 
@@ -116,6 +151,7 @@ def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
     return gradients.relu()
 
 
+@linear
 def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
     """HiResCAM: each position of each channel weighted by its own gradient.
 
@@ -148,28 +184,13 @@ def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
     return torch.where(activations * gradients > 0, gradients, 0)
 
 
-def uniform(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Every channel counts alike: Eigen-CAM, whose map is a principal component of the activations as they are.
-
-    Args:
-        activations: ``(B, C, *S)``.
-        gradients: Not used.
-
-    Returns:
-        The weight 1, without dimensions.
-
-    Reference:
-        Muhammad and Yeasin, "Eigen-CAM", 2020 (arXiv 2008.00299).
-    """
-    return activations.new_ones(())
-
-
-def fem(activations: Tensor, gradients: Tensor, k: float = 2.0) -> Tensor:
+def fem(activations: Tensor, k: float = 2.0) -> Tensor:
     """FEM: the share of a channel's positions that are unusually active, above its mean by ``k`` standard deviations.
 
+    It needs no gradients.
+
     Args:
         activations: ``(B, C, *S)``.
-        gradients: Not used.
         k: How many standard deviations (of the population, over the positions).
 
     Returns:

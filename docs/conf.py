@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import re
+import sys
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -14,6 +15,9 @@ from sphinx.environment import BuildEnvironment
 from sphinx.writers.html5 import HTML5Translator
 
 import diffgradcam
+
+sys.path.insert(0, str(Path(__file__).parent))
+from methods_table import methods_table
 
 
 def _types() -> set[str]:
@@ -27,6 +31,9 @@ def _types() -> set[str]:
         if get_origin(value) or getattr(value, "_is_protocol", False)
     }
 
+
+# Generated, for docs/methods.md to include.
+(Path(__file__).parent / "_methods_table.md").write_text(methods_table())
 
 project = "diffgradcam"
 copyright = "diffgradcam contributors"

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from diffgradcam import LayerCAM
 from diffgradcam.scores import logit, logit_difference
+from diffgradcam.tokens import tokens_to_grid
 from diffgradcam.utils.image import show_cam_on_image
-from diffgradcam.utils.reshape_transforms import tokens_to_grid
 from diffgradcam.visualize import grid
 
 LAYER = "encoder.layers.1.layer_norm1"  # before the last attention: after it, only the class token counts

@@ -13,8 +13,8 @@ from squares import NAMES, squares, transformers
 
 from diffgradcam import LayerCAM
 from diffgradcam.scores import logit_difference
+from diffgradcam.tokens import tokens_to_grid
 from diffgradcam.utils.image import show_cam_on_image
-from diffgradcam.utils.reshape_transforms import tokens_to_grid
 from diffgradcam.visualize import grid
 
 TOKENS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 8}

@@ -29,6 +29,7 @@ def lowest(others):
     return others.amin(1)
 
 
+SCORELESS = ("Eigen", "KPCA", "FEM")  # no gradient, no score, nothing to train with
 # name: (class, its options, the score as a loop, the weighting as a loop)
 METHODS = {
     "GradCAM": (GradCAM, {}, oracles.logit, oracles.gradcam),

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffgradcam import DiffGradCAM, GradCAM, TrueFalseCAM, TrueFalseMaps
+from diffgradcam import DiffGradCAM, GradCAM, TrueFalseCAM
 from diffgradcam.heatmaps import scale_signed
+from diffgradcam.methods.contrastive import TrueFalseMaps
 from diffgradcam.utils.model_targets import ClassifierOutputTarget
 from tests import models, oracles
 from tests.methods import exact

@@ -226,11 +226,10 @@ def test_it_shares_no_forward_pass_with_a_cam_of_another_kind():
 # --- errors
 
 
-@pytest.mark.parametrize("arguments", [(["down"],), ([], lambda x: x)])
-def test_target_layers_and_reshape_transform_are_ignored_with_a_warning(arguments):
+def test_target_layers_are_not_used_and_warn():
     model, images = normed(), models.images()
-    with pytest.warns(UserWarning, match="target_layers and reshape_transform are ignored"):
-        cam = FullGrad(model, *arguments)
+    with pytest.warns(UserWarning, match="every bias of the model: target_layers is not used"):
+        cam = FullGrad(model, ["down"])
     exact(cam.explain(images, 1).maps, FullGrad(model).explain(images, 1).maps)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -244,15 +243,6 @@ def test_target_layers_and_reshape_transform_are_ignored_with_a_warning(argument
 def test_statistics_of_the_batch_are_refused(build):
     with pytest.raises(ValueError, match=r"normalises with the statistics of the batch, .* call model\.eval\(\) first"):
         FullGrad(build().double()).explain(models.images())
-
-
-def test_maps_of_a_forward_pass_that_it_did_not_make_are_refused():
-    model = normed()
-    with (
-        FullGrad(model) as cam,
-        pytest.raises(NotImplementedError, match=r"records every bias on the way; use explain"),
-    ):
-        cam.maps(model(models.images()))
 
 
 def test_no_module_at_all_is_refused():

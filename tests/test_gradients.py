@@ -1,22 +1,23 @@
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 
-from diffgradcam import DiffGradCAM, GradCAM, HiResCAM
+from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, scores
 from diffgradcam._core import gradients
-from diffgradcam._core.gradients import class_blocks, linear_maps, pooled_linear_maps, score_gradients
-from diffgradcam._core.layers import Recorder, find_layers
-from diffgradcam.scores import baseline_weights, logit, logit_difference, probability
+from diffgradcam._core.gradients import class_blocks, linear_maps, pooled_linear_maps
+from diffgradcam._core.layers import find_layers
+from diffgradcam._core.recorder import CutRecorder
+from diffgradcam.scores import LogitDifference, Probability, as_score, logit_difference, score_gradients
 from tests import models
 from tests.methods import METHODS, exact, expected_maps
 
 
 def closed_form(model, layer, images):
-    with torch.no_grad(), Recorder(find_layers(model, layer), cut=True) as recorder:
+    """The maps of all logits, or None if the head is of another kind."""
+    with torch.no_grad(), CutRecorder(find_layers(model, layer)) as recorder:
         logits = model(images)
-    return pooled_linear_maps(model, logits, recorder.activations(logits))
+    found = pooled_linear_maps(model, logits, [each.activations for each in recorder.recorded()])
+    return found.maps if found is not None and found.holds else None
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -24,7 +25,7 @@ def closed_form(model, layer, images):
 def test_a_pooled_linear_head_has_a_closed_form(dims, dtype):
     found = closed_form(models.pooled(dims=dims, dtype=dtype), "relu", models.images(dims=dims, dtype=dtype))
     assert found is not None
-    assert found[0].shape == (3, 5, *models.SIZE[dims])
+    assert found.shape == (3, 5, *models.SIZE[dims])
 
 
 def test_the_closed_form_finds_its_layer_among_others_of_the_same_shape():
@@ -110,10 +111,10 @@ def test_blocks_are_small_and_hold_every_class_once_in_order(numbers, largest):
 
 
 CONTRASTS = {
-    "logsumexp": logit_difference,
-    "logsumexp by name": partial(logit_difference, baseline="logsumexp"),
-    "max": partial(logit_difference, baseline="max"),
-    "mean": partial(logit_difference, baseline="mean"),
+    "logsumexp": as_score(logit_difference),
+    "logsumexp by name": LogitDifference("logsumexp"),
+    "max": LogitDifference("max"),
+    "mean": LogitDifference("mean"),
 }
 
 
@@ -141,11 +142,12 @@ def test_the_maps_of_all_contrasts_ask_for_one_gradient_and_not_for_one_each(nam
         asked.append(classes.shape[1])
         return score_gradients(score, logits, classes)
 
-    monkeypatch.setattr(gradients, "score_gradients", counting)
+    for module in (scores, gradients):
+        monkeypatch.setattr(module, "score_gradients", counting)
     logits, maps = torch.randn(2, 70), torch.randn(2, 70, 3)
     linear_maps(maps, CONTRASTS[name], logits, torch.arange(70).expand(2, 70))
     assert asked == [1]
-    linear_maps(maps, probability, logits, torch.arange(70).expand(2, 70))
+    linear_maps(maps, Probability(), logits, torch.arange(70).expand(2, 70))
     assert asked == [1, 64, 6]
 
 
@@ -159,24 +161,11 @@ def test_the_largest_logits_share_the_weight_of_the_maximum(ties):
     torch.testing.assert_close(actual[0, 50], maps[0, 50] - maps[0, :ties].mean(0))
 
 
-@pytest.mark.parametrize(
-    "score",
-    [
-        logit,
-        probability,
-        partial(logit_difference, baseline=3),
-        partial(logit_difference, baseline=torch.numel),
-    ],
-)
-def test_only_a_named_baseline_has_weights(score):
-    assert baseline_weights(score, torch.randn(2, 5)) is None
-
-
 def test_the_weights_of_named_baselines():
     z = torch.tensor([[1.0, 3.0, 3.0, -2.0]])
-    torch.testing.assert_close(baseline_weights(logit_difference, z), z.softmax(1))
-    torch.testing.assert_close(baseline_weights(CONTRASTS["max"], z), torch.tensor([[0, 0.5, 0.5, 0]]))
-    torch.testing.assert_close(baseline_weights(CONTRASTS["mean"], z), torch.full((1, 4), 0.25))
+    torch.testing.assert_close(LogitDifference().weights(z), z.softmax(1))
+    torch.testing.assert_close(CONTRASTS["max"].weights(z), torch.tensor([[0, 0.5, 0.5, 0]]))
+    torch.testing.assert_close(CONTRASTS["mean"].weights(z), torch.full((1, 4), 0.25))
 
 
 def test_the_closed_form_is_for_one_layer_alone():

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, LayerCAM, layer_input
-from diffgradcam._core.layers import LayerInput, Recorder, find_layers, inner_model, is_compiled
+from diffgradcam._core.layers import LayerInput, find_layers
+from diffgradcam._core.recorder import CutRecorder
+from diffgradcam._core.wrappers import inner_model, is_compiled
 from diffgradcam.heatmaps import resize
 
 from .models import CHANNELS, backbone, deep, densenet, flat, images, pooled, seeded, two_sizes
@@ -269,7 +271,7 @@ def test_inner_model_takes_wrappers_off():
 def test_recorder_names_its_layers():
     model = seeded(Blocks)
     targets = [model.block.relu, "alias.relu", layer_input(model.head), layer_input("block")]
-    recorder = Recorder(find_layers(model, targets))
+    recorder = CutRecorder(find_layers(model, targets))
     names = [layer.name for layer in recorder.layers]
     assert names == ["'block.relu'", "'alias.relu'", "layer_input('head')", "layer_input('block')"]
 
@@ -277,11 +279,11 @@ def test_recorder_names_its_layers():
 def test_recorder_hooks_only_while_attached():
     model = pooled()
     before = hooks(model)
-    recorder = Recorder(find_layers(model, ["stem", layer_input("head")]))
+    recorder = CutRecorder(find_layers(model, ["stem", layer_input("head")]))
     assert hooks(model) == before
     with recorder:
         logits = model(X)
-        assert [tuple(tensor.shape) for tensor in recorder.activations(logits)] == [(3, 4, 6, 5), (3, CHANNELS)]
+        assert logits.requires_grad
+        assert [tuple(each.activations.shape) for each in recorder.recorded()] == [(3, 4, 6, 5), (3, CHANNELS)]
         assert hooks(model) != before
     assert hooks(model) == before
-    assert recorder.runs == [1, 1]

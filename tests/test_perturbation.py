@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffgradcam import explain_together, layer_input
+from diffgradcam import TrainableCAM, explain_together, layer_input
 from diffgradcam.heatmaps import minmax, principal_component, resize
 from diffgradcam.methods.perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
 from diffgradcam.scores import log_probability, logit_difference, probability
@@ -478,14 +478,9 @@ def test_no_progress_bar_for_what_is_quick(capfd):
 
 @every_method
 def test_there_are_no_maps_to_train_with(name):
-    model = models.deep()
-    with (
-        ours(name, model, "relu") as cam,
-        pytest.raises(NotImplementedError, match=rf"{name} has no differentiable maps: .*; use explain\(\) for maps"),
-    ):
-        cam.maps(model(models.images()))
-    with pytest.raises(NotImplementedError, match="the weights come from running the model"):
-        cam.weighting(torch.ones(1), torch.ones(1))
+    cam = ours(name, models.deep(), "relu")
+    assert not isinstance(cam, TrainableCAM)
+    assert not hasattr(cam, "maps")
 
 
 @every_method
@@ -516,6 +511,15 @@ class _TakesDictionary(nn.Module):
         return self.inner(inputs["images"])
 
 
+class _TakesNumber(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = models.deep()
+
+    def forward(self, seed):
+        return self.inner(models.images(seed))
+
+
 class _Embeds(nn.Module):
     def __init__(self):
         super().__init__()
@@ -528,8 +532,13 @@ class _Embeds(nn.Module):
 
 @every_method
 def test_inputs_that_cannot_be_perturbed(name):
-    with pytest.raises(TypeError, match=f"{name} runs the model .* argument is dict; expected a tensor with 3 rows"):
-        ours(name, _TakesDictionary(), "inner.relu").explain({"images": models.images()})
+    model = _TakesDictionary()
+    maps = ours(name, model, "inner.relu").explain({"images": models.images()}, [0, 1, 2]).maps
+    exact(maps, ours(name, model.inner, "relu").explain(models.images(), [0, 1, 2]).maps)
+    with pytest.raises(
+        TypeError, match=f"{name} runs the model .* argument is NoneType; expected a tensor with 3 rows"
+    ):
+        ours(name, _TakesNumber(), "inner.relu").explain(3)
     words = torch.tensor([[1, 2, 3, 4]])
     model = models.seeded(_Embeds)
     if name == "AblationCAM":

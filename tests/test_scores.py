@@ -7,14 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffgradcam.scores import (
+    Counterfactual,
+    CustomScore,
+    Finer,
+    Logit,
+    LogitDifference,
+    LogProbability,
+    Probability,
+    as_score,
     baseline_function,
-    baseline_weights,
     check_contrast,
     finer,
     log_probability,
     logit,
     logit_difference,
     probability,
+    score_gradients,
     two_logits,
 )
 from tests import oracles
@@ -253,7 +261,7 @@ def test_the_gradient_of_any_contrast_follows_from_the_weights_of_the_baseline(b
     score = logit_difference if baseline is None else partial(logit_difference, baseline=baseline)
     logits = torch.tensor([[1.0, 3.0, 3.0, -2.0], [0.5, 0.25, 0.0, 0.5]], dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
-        weights = baseline_weights(score, logits)
+        weights = LogitDifference(baseline or "logsumexp").weights(logits)
     assert not weights.requires_grad
     for c in range(4):  # of two equal largest logits one is always among the others
         classes = torch.tensor([c, c])
@@ -263,23 +271,62 @@ def test_the_gradient_of_any_contrast_follows_from_the_weights_of_the_baseline(b
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_only_named_baselines_have_a_shortcut():
+    maps, logits, classes = torch.randn(2, 3, 4), torch.randn(2, 3), torch.tensor([[0, 1], [2, 2]])
+    for score in (Probability(), LogProbability(), Finer(), LogitDifference(1), LogitDifference(torch.mean)):
+        assert score.combine(maps, logits, classes) is None
+    for score in (Logit(), LogitDifference(), LogitDifference("max"), LogitDifference("mean"), Counterfactual()):
+        expected = torch.stack([score_gradients(score, logits, each[:, None]) @ maps for each in classes.T], 2)
+        torch.testing.assert_close(score.combine(maps, logits, classes), expected.squeeze(1))
+
+
+def test_scores_are_values():
+    assert LogitDifference("max") == LogitDifference("max") != LogitDifference("mean")
+    assert len({Logit(), Logit(), LogitDifference(), LogitDifference("logsumexp"), Finer(), Finer(1.0, 3)}) == 3
+    assert repr(LogitDifference("max")) == "LogitDifference(baseline='max')"
+    assert repr(Counterfactual()) == "Counterfactual(score=Logit())"
+
+
 @pytest.mark.parametrize(
-    "score",
+    ("value", "function"),
     [
-        logit,
-        finer,
-        partial(logit, baseline="max"),
-        partial(logit_difference, baseline=1),
-        partial(logit_difference, baseline=oracles.mean),
+        (Logit(), logit),
+        (Probability(), probability),
+        (LogProbability(), log_probability),
+        (LogitDifference(), logit_difference),
+        (LogitDifference("max"), partial(logit_difference, baseline="max")),
+        (LogitDifference(1), partial(logit_difference, baseline=1)),
+        (Finer(0.5, 2), partial(finer, alpha=0.5, comparisons=2)),
+        (Counterfactual(logit_difference), lambda z, c: -logit_difference(z, c)),
     ],
 )
-def test_only_named_baselines_have_weights(score):
-    assert baseline_weights(score, torch.randn(2, 3)) is None
+def test_a_value_is_its_function(value, function):
+    logits, classes = torch.randn(4, 5), torch.tensor([0, 2, 3, 4])
+    assert torch.equal(value(logits, classes), function(logits, classes))
 
 
-def test_a_difference_without_the_word_baseline_has_the_default_weights():
-    logits = torch.randn(2, 3)
-    torch.testing.assert_close(baseline_weights(partial(logit_difference), logits), logits.softmax(1))
+def test_as_score():
+    assert as_score(logit) == Logit()
+    assert as_score(logit_difference) == LogitDifference()
+    assert as_score(Finer(0.5)) == Finer(0.5)
+
+    def own(logits, _classes):
+        return logits[:, 0]
+
+    assert as_score(own) == CustomScore(own)
+    assert as_score(own)(torch.tensor([[3.0, 4.0]]), torch.tensor([1])).tolist() == [3]
+    for wrong in (3, None, "logit"):
+        with pytest.raises(TypeError, match=r"score is .*; expected a function of logits and classes"):
+            as_score(wrong)
+    with pytest.raises(TypeError, match=r"expected a function .*; did you mean LogitDifference\(\)\?"):
+        as_score(LogitDifference)
+
+
+def test_values_refuse_options_that_make_no_sense():
+    with pytest.raises(ValueError, match="'median' is not a baseline; expected one of"):
+        LogitDifference("median")
+    with pytest.raises(ValueError, match="comparisons is 0; expected at least 1"):
+        Finer(comparisons=0)
 
 
 def test_a_callable_baseline_is_taken_as_it_is():

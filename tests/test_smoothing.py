@@ -391,9 +391,9 @@ def test_targets_that_can_be_read_only_once(name):
 def test_inputs_that_have_no_versions(name):
     smooth = WRAPPERS[name](GradCAM(models.deep(), "relu"))
     for ask in (smooth.explain, smooth):
-        with pytest.raises(TypeError, match=r"input_tensor is list; \w+ makes other versions of images and expects"):
+        with pytest.raises(TypeError, match=r"the image is NoneType; \w+ makes other versions of images and expects"):
             ask([1, 2])
-        with pytest.raises(TypeError, match=r"input_tensor is a tensor of torch.uint8 of shape \(1, 3, 6, 5\); "):
+        with pytest.raises(TypeError, match=r"the image is a tensor of torch.uint8 of shape \(1, 3, 6, 5\); "):
             ask(torch.zeros(1, 3, 6, 5, dtype=torch.uint8))
 
 

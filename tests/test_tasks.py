@@ -16,8 +16,8 @@ from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, TrueFalseCAM, layer_inpu
 from diffgradcam.heatmaps import minmax, resize
 from diffgradcam.scores import log_probability, logit_difference
 from diffgradcam.targets import FasterRCNNBoxScoreTarget, SemanticSegmentationTarget, SimilarityTarget, detections
+from diffgradcam.tokens import swinT_reshape_transform, tokens_to_grid, vit_reshape_transform
 from diffgradcam.utils import model_targets
-from diffgradcam.utils.reshape_transforms import swinT_reshape_transform, tokens_to_grid, vit_reshape_transform
 
 from .conftest import import_peer
 from .models import backbone, seeded

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as arrays
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from diffgradcam import Region
+from diffgradcam.analysis import Region
 from diffgradcam.utils import image as drop_in
 from diffgradcam.visualize import (
     Bar,

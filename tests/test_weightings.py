@@ -126,31 +126,26 @@ def test_xgradcam_weighs_a_faint_channel_beside_a_strong_one():
 def test_fem_by_hand():
     # Channel 0: mean 1, standard deviation sqrt(3), so one of four is above 1 + 1.5 * sqrt(3). Channel 1: constant.
     activations = torch.tensor([[[0.0, 0.0, 0.0, 4.0], [0.1, 0.1, 0.1, 0.1]]])
-    assert weightings.fem(activations, activations, k=1.5).tolist() == [[[0.25], [0.0]]]
-    assert weightings.fem(activations, activations, k=2.0).tolist() == [[[0.0], [0.0]]]
-    assert weightings.fem(activations, activations).tolist() == [[[0.0], [0.0]]]
+    assert weightings.fem(activations, k=1.5).tolist() == [[[0.25], [0.0]]]
+    assert weightings.fem(activations, k=2.0).tolist() == [[[0.0], [0.0]]]
+    assert weightings.fem(activations).tolist() == [[[0.0], [0.0]]]
 
 
 def test_fem_looks_at_each_channel_of_each_image_alone_and_at_two_standard_deviations():
     # One of seven: (7 - 1) / sqrt(6) = 2.4 standard deviations above the mean; one of four only 1.7.
     spike, small = torch.tensor([7.0, 0, 0, 0, 0, 0, 0]), torch.tensor([100.0, 0, 0, 0, 100, 0, 0])
     activations = torch.stack([torch.stack([spike, small]), torch.stack([small, spike + 1000])]).double()
-    weights = weightings.fem(activations, activations)
+    weights = weightings.fem(activations)
     assert weights.tolist() == [[[pytest.approx(1 / 7)], [0.0]], [[0.0], [pytest.approx(1 / 7)]]]
-    assert weightings.fem(torch.eye(4)[:1].unsqueeze(0), activations).tolist() == [[[0.0]]]
+    assert weightings.fem(torch.eye(4)[:1].unsqueeze(0)).tolist() == [[[0.0]]]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -1.0, 1e-30])
 def test_fem_of_constants_is_zero(value):
     activations = torch.full((2, 3, 7, 5), value, requires_grad=True)
-    weights = weightings.fem(activations, activations)
+    weights = weightings.fem(activations)
     assert not weights.any()
     assert not weights.requires_grad
-
-
-def test_every_channel_alike():
-    activations = torch.randn(2, 3, 4)
-    assert torch.equal(weightings.uniform(activations, activations) * activations, activations)
 
 
 def test_smooth_plus_plus_by_hand():

@@ -26,8 +26,8 @@ from diffgradcam import (
     XGradCAM,
     layer_input,
 )
-from diffgradcam._core.layers import eagerly
 from diffgradcam._core.outputs import find_logits
+from diffgradcam._core.wrappers import eagerly
 from diffgradcam.scores import two_logits
 
 from .models import CHANNELS, backbone, deep, densenet, flat, images, pooled, seeded, two_sizes

@@ -1,51 +1,74 @@
-"""ENGINE: joins score, layer, weighting and map."""
+"""The classes that explain: a score, a layer, a weighting and a map, joined."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import is_lazy
+from typing_extensions import Unpack
 
-from .. import heatmaps, scores, weightings
-from ..methods.smoothing import AugSmooth
-from ..targets import OutputTarget, read_targets, target_gradients
-from .forward import Explanation, Pass, columns, rows_of
-from .gradients import activation_gradients, class_blocks, linear_maps, pooled_linear_maps, score_gradients, widen
-from .layers import Recorder, Target, changed_meanwhile, eagerly, find_layers, inner_model
-from .outputs import Classes, check_finite, check_grid, class_index, find_logits
+from .. import heatmaps
+from ..scores import Logit, Score, ScoreFunction, as_score
+from ..targets import OutputTarget, read_targets
+from ..weightings import Weighting, is_linear
+from .explanation import Explanation
+from .forward import ForwardPass, LayerReader, Output, Recording, ReshapeTransform
+from .gradients import linear_maps
+from .inputs import ImageOf, Inputs
+from .layers import LayerSpec, Run
+from .naming import callable_name
+from .outputs import Classes, class_index, find_logits
+from .recorder import GraphRecorder
+from .requests import ClassRequest, Request, TargetRequest
+from .tensors import columns
+from .versions import Array, Augmentations, averaged_call
+from .wrappers import inner_model
 
 _FEW_CLASSES = 64  # so many vector-Jacobian products cost less than asking whether there is a closed form
 
 _Self = TypeVar("_Self", bound="BaseCAM")
+_Trainable = TypeVar("_Trainable", bound="TrainableCAM")
 Reduction = Callable[[Tensor], Tensor]
 Fusion = Callable[[list[Tensor], Sequence[int]], Tensor]
-Cotangents = Callable[..., Tensor]
 
 
-def channel_sum(channels: Tensor) -> Tensor:
-    """The sum over the channels, ``(B, C, *S) -> (B, *S)``."""
-    return channels.sum(1)
+class CAMOptions(TypedDict, total=False):
+    """The options of every method, see :class:`BaseCAM`."""
+
+    reduction: Reduction
+    fusion: Fusion
+    rectify: bool
+    output: Output
+    image: ImageOf
+    run: Run
+
+
+class ScoredOptions(CAMOptions, total=False):
+    """The options of a method that explains a score, see :class:`ScoredCAM`."""
+
+    score: ScoreFunction
+
+
+class TrainableOptions(CAMOptions, total=False):
+    """The options of a method from gradients whose score is chosen, see :class:`TrainableCAM`."""
+
+    weighting: Weighting
 
 
 class BaseCAM(ABC):
-    """A class activation map: a weighted sum of the activations of a layer, explaining a score.
+    """A class activation map: a weighted sum of the activations of a layer.
 
-    Three ways of use: call it for NumPy heat maps at input size, :meth:`explain` for tensors at layer resolution, or
-    attach it (``with``) and take differentiable :meth:`maps` of your own forward pass. The model is never altered: no
-    change of weights or mode, no ``.grad``, no hook that outlives the call or the ``with`` block. In training mode its
+    Call it for NumPy heat maps at input size, or use :meth:`explain` for tensors at layer resolution. The model is
+    never altered: no change of weights or mode, no ``.grad``, no hook that outlives the call. In training mode its
     forward pass updates the statistics of batch norm, as any does.
 
     Args:
@@ -54,82 +77,163 @@ class BaseCAM(ABC):
         target_layers: One or several layers: modules, dotted names, or :func:`~diffgradcam.layer_input` of either. Maps
             of several layers are resized to the largest of them and averaged.
         reshape_transform: Brings activations into the form ``(B, C, *S)``, as for the tokens of a vision transformer.
-        score: What is explained: ``(logits (B, K), classes (B,)) -> (B,)``, see :mod:`diffgradcam.scores`.
+        reduction: From the weighted activations of a layer to its map, ``(B, C, *S) -> (B, *S)``; by default their sum
+            over the channels.
+        fusion: From the maps of several layers, ``(M, *S)`` each, to one of a given size; by default
+            :func:`diffgradcam.heatmaps.average`.
         rectify: Keep only the evidence for the class (ReLU). With False the map is signed.
         output: Takes the logits out of what the model returns. By default the tensor itself, or its ``logits``.
+        image: Which argument of the model is the image: a position, a keyword, or a function of ``(args, kwargs)`` that
+            returns it. By default the first floating-point tensor that can be images.
+        run: Which run is meant of a layer that runs several times in a forward pass: ``"first"``, ``"last"``, a number,
+            or ``"all"``, whose maps are fused as those of several layers are.
 
     Raises:
         ValueError: If a target layer is not a layer of the model; the message suggests names.
-        TypeError: If the model or a target layer is of the wrong kind.
+        TypeError: If the model, a target layer or an option is of the wrong kind.
     """
+
+    score: Score = Logit()
+    """What is explained. A method without a score is asked about the logit, and shows the same map for every class."""
+
+    reduction: Reduction = staticmethod(heatmaps.channel_sum)
+    fusion: Fusion = staticmethod(heatmaps.average)
+
+    needs_graph: ClassVar[bool] = True
+    """Whether gradients from the logits to the layers are needed."""
+
+    choices: ClassVar[tuple[str, ...]] = ("reduction", "fusion", "rectify")
 
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Target | Sequence[Target],
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
         *,
-        score: scores.Score = scores.logit,
+        reduction: Reduction | None = None,
+        fusion: Fusion | None = None,
         rectify: bool = True,
-        output: Callable[[Any], Tensor] = find_logits,
+        output: Output = find_logits,
+        image: ImageOf = None,
+        run: Run = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
-        for name, function in (("score", score), ("output", output)):
-            if not callable(function):
-                raise TypeError(f"{name} is {function!r}; expected a function")
-        if reshape_transform is not None and not callable(reshape_transform):
-            raise TypeError(f"reshape_transform is {reshape_transform!r}; expected a function or None")
         self.model = model
         self.target_layers = target_layers
         self.reshape_transform = reshape_transform
-        self.score = score
-        self.rectify = rectify
         self.output = output
+        self.image = image
+        self.run = run
+        self.rectify = rectify
         self.outputs: Tensor | None = None
+        self._choose(reduction=reduction, fusion=fusion)
         self._prepare()
 
+    def _choose(self, **functions: Callable[..., Any] | None) -> None:
+        """Take options that are functions; None leaves what the class has."""
+        for name, function in functions.items():
+            if function is None:
+                continue
+            if not callable(function):
+                raise TypeError(f"{name} is {function!r}; expected a function")
+            setattr(self, name, as_score(function) if name == "score" else function)
+
     def _prepare(self) -> None:
-        model = inner_model(self.model)
-        self._recorder = Recorder(find_layers(model, self.target_layers), model)
-        weakref.finalize(self, self._recorder.detach)
+        self._reader = self._make_reader()
+
+    def _make_reader(self) -> LayerReader:
+        return LayerReader(
+            self.model,
+            self.target_layers,
+            self.reshape_transform,
+            self.output,
+            image=self.image,
+            run=self.run,
+            graph=self.needs_graph,
+        )
+
+    @property
+    def reader(self) -> LayerReader:
+        """What runs the model and reads its layers."""
+        return self._reader
+
+    def replace(self: _Self, **changes: Any) -> _Self:
+        """A copy with other choices.
+
+        Args:
+            **changes: Of ``score``, ``weighting``, ``reduction``, ``fusion`` and ``rectify``, those that this method
+                has.
+
+        Returns:
+            The copy, which is not attached.
+
+        Raises:
+            TypeError: If the method has no such choice, or a value is of the wrong kind.
+
+        Example:
+            >>> from diffgradcam import GradCAM
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> GradCAM(model, "0").replace(rectify=False).rectify
+            False
+        """
+        unknown = [name for name in changes if name not in self.choices]
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no choice of {unknown[0]!r}; expected one of {self.choices}")
+        other = copy.copy(self)
+        if "rectify" in changes:
+            other.rectify = changes.pop("rectify")
+        other._choose(**changes)
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_recorder"}
+        return {name: value for name, value in vars(self).items() if name not in ("_reader", "_recorder")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._prepare()  # a copy is not attached
 
-    reduction: Reduction = staticmethod(channel_sum)
-    """From the weighted activations of a layer to its map, ``(B, C, *S) -> (B, *S)``."""
+    def __enter__(self: _Self) -> _Self:
+        """Nothing to begin; scripts for pytorch-grad-cam use CAMs in a ``with`` block."""
+        return self
 
-    fusion: Fusion = staticmethod(heatmaps.average)
-    """From the maps of the layers, ``(M, *S)`` each, to one of a given size, as
-    :func:`diffgradcam.heatmaps.average` does."""
+    def __exit__(
+        self, exception: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing to end."""
+        return
 
-    @abstractmethod
-    def weighting(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """Weights of the activations: a static function of :mod:`diffgradcam.weightings`, or a method with options.
+    def __repr__(self) -> str:
+        """What the method explains, where, and how."""
+        chosen = ", ".join(f"{name}={value}" for name, value in self._described().items())
+        layers = ", ".join(layer.name for layer in self._reader.layers)
+        return f"{type(self).__name__}({type(inner_model(self.model)).__name__}, [{layers}], {chosen})"
 
-        Args:
-            activations: ``(B, C, *S)``.
-            gradients: Gradient of the score with respect to them, ``(B, C, *S)``.
+    def _described(self) -> dict[str, str]:
+        """The choices, for the repr: the functions by their names, and what differs from the usual."""
+        found = {}
+        if self.reduction is not BaseCAM.reduction:
+            found["reduction"] = callable_name(self.reduction)
+        if self.fusion is not BaseCAM.fusion:
+            found["fusion"] = callable_name(self.fusion)
+        return {**found, "rectify": str(self.rectify)}
 
-        Returns:
-            Weights that broadcast to ``(B, C, *S)``.
-        """
-
-    def explain(self, input_tensor: Any, classes: Classes = None, *args: Any, **kwargs: Any) -> Explanation:
+    def explain(
+        self,
+        input_tensor: Any = None,
+        classes: Classes | Sequence[OutputTarget | int] = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Explanation:
         """Decide and explain in one forward pass, at about the price of inference.
 
         Nothing is back-propagated below the target layer. Works under ``no_grad`` and ``inference_mode`` and for frozen
         models.
 
         Args:
-            input_tensor: The input of the model, usually images ``(B, 3, H, W)``.
+            input_tensor: The first argument of the model, usually images ``(B, 3, H, W)``. Leave it out for a model
+                that is called with keyword arguments alone: ``cam.explain(**processor(...))``.
             classes: None (argmax), an int or ``(B,)`` for one map an image, ``(B, N)`` for several, ``"top5"`` for the
-                five with the largest logits (or any other number), ``"all"`` for all.
+                five with the largest logits (or any other number), ``"all"`` for all. Or what the call takes as
+                ``targets``: a list with a target for each image.
             *args: Further arguments of the model.
             **kwargs: Further keyword arguments of the model.
 
@@ -140,10 +244,273 @@ class BaseCAM(ABC):
             TypeError: If the model returns no tensor of logits, or classes are not integers.
             ValueError: If classes are out of range or of the wrong shape, an activation or a logit is NaN or infinite,
                 the layer has no spatial dimensions, or the model has lazy layers that never ran.
-            RuntimeError: If a layer did not run, ran more than once, or the output does not depend on it.
+            RuntimeError: If no layer ran, a layer ran more than once, or the output does not depend on any.
         """
-        with self._forward(input_tensor, args, kwargs) as forward:
-            return self._explanation(forward, classes)
+        first = () if input_tensor is None and kwargs and not args else (input_tensor,)
+        with self._reader.run(*first, *args, **kwargs) as forward:
+            return forward.settle(lambda: self.explanation(forward, classes))
+
+    def __call__(
+        self,
+        input_tensor: Any = None,
+        targets: Sequence[OutputTarget | int] | None = None,
+        aug_smooth: bool = False,
+        eigen_smooth: bool = False,
+        *,
+        size: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> Array:
+        """Heat maps at input size: the call of pytorch-grad-cam.
+
+        Args:
+            input_tensor: The first argument of the model, usually images ``(B, C, H, W)``, on any device. Leave it out
+                for a model that is called with keyword arguments alone.
+            targets: One target for each image, see :mod:`diffgradcam.utils.model_targets`, or class indices; None is
+                the class with the largest logit.
+            aug_smooth: Average over six versions of each image, mirrored or not, times 0.9, 1 and 1.1: as
+                :class:`~diffgradcam.AugSmooth`.
+            eigen_smooth: First principal component of the weighted activations instead of their sum: as
+                :class:`~diffgradcam.EigenSmooth`.
+            size: The size of the heat maps, as many numbers as a map has dimensions; by default the spatial size of the
+                images, where that is certain.
+            **kwargs: Further keyword arguments of the model.
+
+        Warns:
+            UserWarning: If batch norm or dropout is in training mode: the maps are then of this batch and this draw.
+
+        Returns:
+            float32, ``(B, H, W)``, each map scaled to [0, 1]; signed maps to [-1, 1] with 0 kept at 0. The logits of
+            the call are in ``outputs``.
+
+        Raises:
+            TypeError: As :meth:`explain`.
+            ValueError: As :meth:`explain`; for a wrong number of targets; for a target that is a score of its own where
+                this CAM has chosen another score; if the size of the heat maps is not certain.
+            RuntimeError: As :meth:`explain`.
+        """
+        cam = self.summed_by_principal_component() if eigen_smooth else self
+        first = () if input_tensor is None and kwargs else (input_tensor,)
+        inputs = Inputs(first, kwargs, self.image)
+        if inputs.image is None:
+            raise TypeError(
+                f"input_tensor is {type(input_tensor).__name__}; expected a tensor of images (B, C, H, W), such as "
+                "diffgradcam.utils.image.preprocess_image makes it, or what else the model takes"
+            )
+        if aug_smooth:
+            smoothed, self.outputs = averaged_call(cam, Augmentations(), inputs, targets, size=size)
+            return smoothed
+        _warn_of_training_mode(self.model)
+        parameter = next(self.model.parameters(), None)
+        if parameter is not None:
+            inputs = inputs.to(parameter.device)
+        with cam._reader.run_on(inputs) as forward:
+            self.outputs = cam.outputs = forward.logits.detach()
+            return forward.settle(lambda: cam._heatmaps(forward, targets, size)).cpu().numpy()
+
+    def summed_by_principal_component(self: _Self) -> _Self:
+        """A copy that takes the first principal component of weighted channels, where this one takes their sum."""
+        return self.replace(reduction=heatmaps.principal_component) if self._sums_channels() else self
+
+    def explanation(self, forward: ForwardPass, classes: Classes | Sequence[OutputTarget | int]) -> Explanation:
+        """Explain a forward pass that was made for this CAM, or for another one that reads the same layers.
+
+        Args:
+            forward: The forward pass, not yet checked, see :meth:`ForwardPass.settle`.
+            classes: As :meth:`explain`.
+
+        Returns:
+            As :meth:`explain`.
+        """
+        index, request = self._request(forward, classes)
+        maps = self.fuse(self.layer_maps(forward, request), index)
+        forward.checks.require_finite("the map", maps)  # gradients overflow in half precision where logits do not
+        return Explanation(forward.logits.detach(), index, maps)
+
+    @abstractmethod
+    def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:
+        """Signed maps of each layer.
+
+        Args:
+            forward: The forward pass.
+            request: What is asked for, ``N`` things of each image.
+
+        Returns:
+            ``(B, N, *S)`` for each layer.
+        """
+
+    def layer_map(self, activations: Tensor, weights: Tensor) -> Tensor:
+        """The signed map of one layer: the reduction of weights times activations.
+
+        Args:
+            activations: ``(B, C, *S)``.
+            weights: Broadcast to them.
+
+        Returns:
+            ``(B, *S)``.
+
+        Raises:
+            ValueError: If the weights do not broadcast to the activations.
+        """
+        weighted = weights * activations
+        if weighted.shape != activations.shape:
+            raise ValueError(
+                f"the weighting returned shape {tuple(weights.shape)}, which does not broadcast to the activations "
+                f"{tuple(activations.shape)}"
+            )
+        return self.reduction(weighted)
+
+    def fuse(self, layers: Sequence[Tensor], classes: Tensor) -> Tensor:
+        """Rectify the maps of the layers, if asked for, and fuse them at the size of the largest.
+
+        Args:
+            layers: Signed maps ``(B, N, *S)`` of each layer.
+            classes: ``(B,)`` or ``(B, N)``.
+
+        Returns:
+            ``(B, *S)`` or ``(B, N, *S)``, as the classes are.
+        """
+        maps = [self._rectified(layer.flatten(0, 1)) for layer in layers]
+        size = max((layer.shape[1:] for layer in maps), key=torch.Size.numel)
+        return self.fusion(maps, size).reshape(*classes.shape, *size)
+
+    def _request(self, forward: ForwardPass, classes: Classes | Sequence[OutputTarget | int]) -> tuple[Tensor, Request]:
+        """Classes, or targets as the call takes them, as class indices and what is asked for."""
+        if isinstance(classes, Sequence) and not isinstance(classes, str) and any(map(callable, classes)):
+            named, callables = read_targets(classes, len(forward.logits))
+            if callables is not None:
+                self._check_own_score(callables)
+                return forward.logits.new_full((len(callables),), -1, dtype=torch.long), TargetRequest(callables)
+            classes = named
+        index = forward.classes(classes)  # type: ignore[arg-type]
+        return index, ClassRequest(self.score, columns(index))
+
+    def _check_own_score(self, targets: Sequence[OutputTarget]) -> None:
+        if self.score != Logit():
+            raise ValueError(
+                f"target {type(targets[0]).__name__} is a score of its own, but this {type(self).__name__} "
+                "explains another score; give ClassifierOutputTarget(class), or explain this target with GradCAM"
+            )
+
+    def _heatmaps(
+        self, forward: ForwardPass, targets: Sequence[OutputTarget | int] | None, size: Sequence[int] | None
+    ) -> Tensor:
+        named, callables = read_targets(targets, len(forward.logits))
+        _, request = self._request(forward, named if callables is None else callables)
+        scale = heatmaps.minmax if self.rectify else heatmaps.scale_signed
+        layers = [scale(self._rectified(layer.squeeze(1))) for layer in self.layer_maps(forward, request)]
+        if size is None:
+            size = forward.inputs.spatial_size(layers[0].ndim - 1)
+        found = scale(self.fusion(layers, size)).float()
+        forward.checks.require_finite("the map", found)
+        return found
+
+    def _rectified(self, maps: Tensor) -> Tensor:
+        return heatmaps.rectify(maps) if self.rectify else maps
+
+    def _sums_channels(self) -> bool:
+        return self.reduction is BaseCAM.reduction
+
+
+class ScoredCAM(BaseCAM):
+    """A class activation map of a score.
+
+    Args:
+        model: As :class:`BaseCAM`.
+        target_layers: As :class:`BaseCAM`.
+        reshape_transform: As :class:`BaseCAM`.
+        score: What is explained: a score of :mod:`diffgradcam.scores`, or a function ``(logits (B, K), classes (B,)) ->
+            (B,)``.
+        **options: As :class:`BaseCAM`.
+
+    Raises:
+        ValueError: As :class:`BaseCAM`.
+        TypeError: As :class:`BaseCAM`.
+    """
+
+    choices: ClassVar[tuple[str, ...]] = ("score", *BaseCAM.choices)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
+        *,
+        score: ScoreFunction | None = None,
+        **options: Unpack[CAMOptions],
+    ) -> None:
+        self._choose(score=score)
+        super().__init__(model, target_layers, reshape_transform, **options)
+
+    def _described(self) -> dict[str, str]:
+        return {"score": callable_name(self.score), **super()._described()}
+
+
+class TrainableCAM(ScoredCAM):
+    """A class activation map from gradients: weights of the activations that are a function of their gradients.
+
+    A published method is a choice of score, weighting, reduction and fusion with a name. Each is an argument, and a
+    subclass sets it as a class attribute. Three ways of use: the call and :meth:`explain` of :class:`BaseCAM`, and
+    attached (``with``) for differentiable :meth:`maps` of your own forward pass, to train with.
+
+    Args:
+        model: As :class:`BaseCAM`.
+        target_layers: As :class:`BaseCAM`.
+        reshape_transform: As :class:`BaseCAM`.
+        score: As :class:`ScoredCAM`.
+        weighting: From activations and gradients, both ``(B, C, *S)``, to weights that broadcast to them, see
+            :mod:`diffgradcam.weightings`.
+        **options: As :class:`BaseCAM`.
+
+    Raises:
+        ValueError: As :class:`BaseCAM`.
+        TypeError: As :class:`BaseCAM`; if there is no weighting.
+    """
+
+    weighting: Weighting
+
+    choices: ClassVar[tuple[str, ...]] = ("score", "weighting", *BaseCAM.choices)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
+        *,
+        weighting: Weighting | None = None,
+        **options: Unpack[ScoredOptions],
+    ) -> None:
+        self._choose(weighting=weighting)
+        if not callable(getattr(self, "weighting", None)):
+            raise TypeError(
+                f"{type(self).__name__} has no weighting; pass weighting= a function of diffgradcam.weightings, or set "
+                "weighting = staticmethod(...) in the class"
+            )
+        super().__init__(model, target_layers, reshape_transform, **options)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._image_dims = 1
+        self._recorder = GraphRecorder(self._reader.layers, inner_model(self.model), _Note(weakref.ref(self)))
+        weakref.finalize(self, self._recorder.detach)
+
+    def attach(self: _Trainable) -> _Trainable:
+        """Record every forward pass from now on, until :meth:`detach`; ``with`` does both."""
+        self._recorder.attach()
+        return self
+
+    def detach(self) -> None:
+        """Stop recording: remove the hooks."""
+        self._recorder.detach()
+
+    def __enter__(self: _Trainable) -> _Trainable:
+        """Attach."""
+        return self.attach()
+
+    def __exit__(
+        self, exception: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Detach."""
+        self.detach()
 
     def maps(self, logits: Tensor, classes: Classes = None) -> Tensor:
         """Differentiable maps of the forward pass that you already made, for a loss on them.
@@ -162,262 +529,71 @@ class BaseCAM(ABC):
         Raises:
             RuntimeError: Before any recorded forward pass, if it ran without gradients, or if the logits do not come
                 from it.
-            ValueError: As in :meth:`explain`.
-            TypeError: As in :meth:`explain`.
+            ValueError: As :meth:`explain`.
+            TypeError: As :meth:`explain`.
         """
         if not isinstance(logits, Tensor):
             raise TypeError(f"maps() takes the logits tensor of your forward pass, not {type(logits).__name__}")
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
             index = class_index(logits, classes)
-            forward = Pass(logits, self._recorder.activations(logits))
-            self._check_positions(self._recorder, forward, self._recorder.image_dims)
-            return self._fuse(self._class_maps(forward, columns(index), create_graph=True), index)
+            recorded = self._recorder.recorded(logits)
+            recording = Recording(logits, recorded, self.reshape_transform, self._image_dims)
+            request = ClassRequest(self.score, columns(index))
+            return self.fuse(self._in_blocks(recording, request, create_graph=True), index)
 
-    def attach(self: _Self) -> _Self:
-        """Record every forward pass from now on, until :meth:`detach`; ``with`` does both."""
-        self._recorder.attach()
-        return self
+    def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:
+        """See :meth:`BaseCAM.layer_maps`."""
+        if isinstance(request, ClassRequest) and request.classes.shape[1] > _FEW_CLASSES and self._has_closed_form():
+            maps = forward.logit_maps()
+            if maps is not None:
+                return forward.every_layer([linear_maps(maps, request.score, forward.logits, request.classes)])
+        return self._in_blocks(forward, request)
 
-    def detach(self) -> None:
-        """Stop recording: remove the hooks."""
-        self._recorder.detach()
+    def gradients(self, recording: Recording, request: Request, *, create_graph: bool = False) -> list[Tensor]:
+        """What the weighting is given: the gradients ``(B, N, ...)`` of each layer, in the form of its activations."""
+        return recording.gradients(request, create_graph=create_graph)
 
-    def __enter__(self: _Self) -> _Self:
-        return self.attach()
+    def _in_blocks(self, recording: Recording, request: Request, *, create_graph: bool = False) -> list[Tensor]:
+        """Signed maps ``(B, N, *S)`` of each layer, so many of the ``N`` at once as memory allows."""
+        numbers = sum(tensor.shape[1:].numel() for tensor in (recording.logits, *recording.activations))
+        grids = recording.grids()
+        done = []
+        for block in request.blocks(numbers):
+            gradients = self.gradients(recording, block, create_graph=create_graph)
+            done.append([self._weighted(recording, *layer) for layer in zip(grids, gradients, strict=True)])
+        layers = done[0] if len(done) == 1 else [torch.cat(layer, 1) for layer in zip(*done, strict=True)]
+        return recording.every_layer(layers)
 
-    def __exit__(
-        self, exception: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.detach()
+    def _weighted(self, recording: Recording, grid: Tensor, gradients: Tensor) -> Tensor:
+        rows = [recording.to_grid(row) for row in gradients.unbind(1)]
+        return torch.stack([self.layer_map(grid, self.weighting(grid, row)) for row in rows], 1)
 
-    def __call__(
-        self,
-        input_tensor: Tensor,
-        targets: Sequence[OutputTarget | int] | None = None,
-        aug_smooth: bool = False,
-        eigen_smooth: bool = False,
-        **kwargs: Any,
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Heat maps at input size: the call of pytorch-grad-cam.
+    def _has_closed_form(self) -> bool:
+        """Whether nothing that a subclass or an argument changed stands between the logits' maps and this one's."""
+        kind = type(self)
+        unchanged = (
+            kind.layer_map is BaseCAM.layer_map
+            and kind.gradients is TrainableCAM.gradients
+            and kind._in_blocks is TrainableCAM._in_blocks
+            and kind._weighted is TrainableCAM._weighted
+        )
+        return unchanged and self._sums_channels() and is_linear(self.weighting)
 
-        Args:
-            input_tensor: Images, ``(B, C, H, W)`` (or with one or three spatial dimensions), on any device.
-            targets: One target for each image, see :mod:`diffgradcam.utils.model_targets`, or class indices; None is
-                the class with the largest logit.
-            aug_smooth: Average over six versions of each image, mirrored or not, times 0.9, 1 and 1.1: as
-                :class:`~diffgradcam.AugSmooth`.
-            eigen_smooth: First principal component of the weighted activations instead of their sum: as
-                :class:`~diffgradcam.EigenSmooth`.
-            **kwargs: Further keyword arguments of the model.
-
-        Warns:
-            UserWarning: If batch norm or dropout is in training mode: the maps are then of this batch and this draw.
-
-        Returns:
-            float32, ``(B, H, W)``, each map scaled to [0, 1]; signed maps to [-1, 1] with 0 kept at 0. The logits of
-            the call are in ``outputs``.
-
-        Raises:
-            TypeError: As :meth:`explain`.
-            ValueError: As :meth:`explain`; for a wrong number of targets; for a target that is a score of its own where
-                this CAM has chosen another score.
-            RuntimeError: As :meth:`explain`.
-        """
-        if not isinstance(input_tensor, Tensor):
-            raise TypeError(
-                f"input_tensor is {type(input_tensor).__name__}; expected a tensor of images (B, C, H, W), such as "
-                "diffgradcam.utils.image.preprocess_image makes it (explain() takes whatever the model takes)"
-            )
-        cam = self.with_reduction(heatmaps.principal_component) if eigen_smooth else self
-        if aug_smooth:
-            augmented = AugSmooth(cam)
-            smoothed = augmented(input_tensor, targets, **kwargs)
-            self.outputs = augmented.outputs
-            return smoothed
-        _warn_of_training_mode(self.model)
-        images = input_tensor.to(next(self.model.parameters(), input_tensor).device)
-        found = cam._heatmaps(images, targets, kwargs).numpy()
-        self.outputs = cam.outputs
-        return found
-
-    def with_score(self: _Self, score: scores.Score) -> _Self:
-        """A copy that explains another score."""
-        other = copy.copy(self)
-        other.score = score
-        return other
-
-    def with_reduction(self: _Self, reduction: Reduction) -> _Self:
-        """A copy that collapses weighted channels in another way than to their sum, if it sums them."""
-        if self.reduction is not channel_sum:
-            return self
-        other = copy.copy(self)
-        other.reduction = reduction
-        return other
-
-    def _heatmaps(
-        self, input_tensor: Tensor, targets: Sequence[OutputTarget | int] | None, kwargs: dict[str, Any]
-    ) -> Tensor:
-        with self._forward(input_tensor, (), kwargs) as forward:
-            self.outputs = forward.logits.detach()
-            scale = heatmaps.minmax if self.rectify else heatmaps.scale_signed
-            layers = [scale(self._rectified(layer.squeeze(1))) for layer in self._asked_maps(forward, targets)]
-            fused = scale(self.fusion(layers, input_tensor.shape[2:])).float().cpu()
-            check_finite("the map", fused)
-            return fused
-
-    def _asked_maps(self, forward: Pass, targets: Sequence[OutputTarget | int] | None) -> list[Tensor]:
-        """Signed maps of the targets of the call: one tensor ``(B, 1, *S)`` for each layer."""
-        classes, callables = read_targets(targets, len(forward.logits))
-        if callables is None:
-            return self._class_maps(forward, class_index(forward.logits, classes).unsqueeze(1))
-        if self.score is not scores.logit:
-            raise ValueError(
-                f"target {type(callables[0]).__name__} is a score of its own, but this {type(self).__name__} "
-                "explains another score; give ClassifierOutputTarget(class), or explain this target with GradCAM"
-            )
-        return self._target_maps(forward, callables)
-
-    def _how_it_runs(self) -> object:
-        """Equal for CAMs that can share a forward pass, if they also explain the same layers of one model."""
-        return type(self)._forward
-
-    @contextlib.contextmanager
-    def _forward(self, input_tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Pass]:
-        """Run the model without gradients up to the first target layer, and with them from there to the logits."""
-        model = inner_model(self.model)
-        with torch.inference_mode(False), torch.no_grad(), _no_autocast_cache(), contextlib.ExitStack() as stack:
-            modules = list(model.modules())
-            stack.enter_context(eagerly(modules))
-            recorder = stack.enter_context(Recorder(self._recorder.layers, cut=True))
-            inputs = [_normal(value) for value in (input_tensor, *args)]
-            options = {name: _normal(value) for name, value in kwargs.items()}
-            weights = _counted_weights(modules)
-            versions = [weight._version for weight in weights]
-            logits = self.output(model(*inputs, **options))
-            recorder.detach()
-            if not isinstance(logits, Tensor):
-                raise TypeError(f"output= returned {type(logits).__name__}; expected the tensor of logits")
-            if logits.ndim == 0:
-                raise ValueError(
-                    "the model's output is a single number for the whole batch; expected a row for each image"
-                )
-            device = logits.device.type
-            mixed = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-            stack.enter_context(torch.autocast(device, enabled=False))
-            torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
-            check_finite("the output", logits)
-
-            def run(others: Tensor, rows: Tensor) -> Tensor:
-                further = [rows_of(value, rows, len(logits)) for value in inputs[1:]]
-                named = {name: rows_of(value, rows, len(logits)) for name, value in options.items()}
-                with torch.no_grad(), torch.autocast(device, mixed[1], mixed[0], cache_enabled=False):
-                    return self.output(model(others, *further, **named))
-
-            @contextlib.contextmanager
-            def again(images: Any) -> Iterator[Pass]:
-                with (
-                    torch.autocast(device, mixed[1], mixed[0], cache_enabled=False),
-                    self._forward(images, args, kwargs) as other,
-                ):
-                    yield other
-
-            forward = Pass(logits, recorder.activations(logits), run, inputs[0], again)
-            for layer, activations in zip(recorder.layers, forward.activations, strict=True):
-                check_finite(f"the activation of layer {layer.name}", activations)
-            dims = input_tensor.ndim - 2 if isinstance(input_tensor, Tensor) else 1
-            self._check_positions(recorder, forward, dims)
-            yield forward
-            # Another thread trains it: what was made is of no one state.
-            if [weight._version for weight in weights] != versions:
-                raise RuntimeError(changed_meanwhile())
-
-    def _explanation(self, forward: Pass, classes: Classes) -> Explanation:
-        index = class_index(forward.logits, classes)
-        maps = self._fuse(self._class_maps(forward, columns(index)), index)
-        check_finite("the map", maps)  # gradients overflow in half precision where activations and logits do not
-        return Explanation(forward.logits.detach(), index, maps)
-
-    def _check_positions(self, recorder: Recorder, forward: Pass, image_dims: int) -> None:
-        for layer, activations in zip(recorder.layers, forward.activations, strict=True):
-            check_grid(layer.name, self._grid(activations), forward.logits, image_dims)
-
-    def _class_maps(self, forward: Pass, classes: Tensor, *, create_graph: bool = False) -> list[Tensor]:
-        """Signed maps of each class ``(B, N)``: one tensor ``(B, N, *S)`` for each layer."""
-        return self._score_maps(forward, self.score, classes, create_graph=create_graph)
-
-    def _target_maps(self, forward: Pass, targets: Sequence[OutputTarget]) -> list[Tensor]:
-        """Signed maps of one target for each image: one tensor ``(B, 1, *S)`` for each layer."""
-        return self._cotangent_maps(forward, partial(target_gradients, targets))
-
-    def _score_maps(
-        self, forward: Pass, score: scores.Score, classes: Tensor, *, create_graph: bool = False
-    ) -> list[Tensor]:
-        if classes.shape[1] > _FEW_CLASSES and not create_graph:
-            closed = self._closed_form(forward)
-            if closed is not None:
-                return [linear_maps(closed, score, forward.logits, classes)]
-        numbers = sum(tensor.shape[1:].numel() for tensor in (forward.logits, *forward.activations))
-        done = [
-            self._cotangent_maps(forward, partial(score_gradients, score, classes=block), create_graph=create_graph)
-            for block in class_blocks(classes, numbers)
-        ]
-        return [torch.cat(layer, 1) for layer in zip(*done, strict=True)]
-
-    def _closed_form(self, forward: Pass) -> Tensor | None:
-        """The maps of all logits, ``(B, K, *S)``, where a map is linear in the score and the head pooled and linear."""
-        mean_gradient = self.weighting in (weightings.gradcam, weightings.hirescam)
-        plain = type(self)._gradients is BaseCAM._gradients and self.reduction is channel_sum
-        if not (mean_gradient and plain):
-            return None
-        maps = pooled_linear_maps(inner_model(self.model), forward.logits, forward.activations, self._grid)
-        return None if maps is None else maps[0]
-
-    def _cotangent_maps(self, forward: Pass, cotangents: Cotangents, *, create_graph: bool = False) -> list[Tensor]:
-        """Signed maps of what ``cotangents(logits, create_graph=) -> (B, N, *O)`` differentiates."""
-        gradients = self._gradients(forward, cotangents, create_graph=create_graph)
-        return [self._layer_maps(*layer) for layer in zip(forward.activations, gradients, strict=True)]
-
-    def _gradients(self, forward: Pass, cotangents: Cotangents, *, create_graph: bool = False) -> list[Tensor]:
-        """Gradients ``(B, N, ...)`` of each layer."""
-        vectors = cotangents(forward.logits, create_graph=create_graph)
-        return activation_gradients(forward.logits, forward.activations, vectors, create_graph=create_graph)
-
-    def _layer_maps(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        grid = self._grid(activations)
-        maps = [self._layer_map(grid, self.weighting(grid, self._grid(gradient))) for gradient in gradients.unbind(1)]
-        return torch.stack(maps, 1)
-
-    def _layer_map(self, grid: Tensor, weights: Tensor) -> Tensor:
-        weighted = weights * grid
-        if weighted.shape != grid.shape:
-            raise ValueError(
-                f"the weighting returned shape {tuple(weights.shape)}, which does not broadcast to the activations "
-                f"{tuple(grid.shape)}"
-            )
-        return self.reduction(weighted)
-
-    def _grid(self, tensor: Tensor) -> Tensor:
-        return widen(tensor if self.reshape_transform is None else self.reshape_transform(tensor))
-
-    def _rectified(self, maps: Tensor) -> Tensor:
-        return heatmaps.rectify(maps) if self.rectify else maps
-
-    def _fuse(self, layers: list[Tensor], classes: Tensor) -> Tensor:
-        """Fuse the layers' maps ``(B, N, *S)`` at the size of the largest, in the shape of the classes."""
-        maps = [self._rectified(layer.flatten(0, 1)) for layer in layers]
-        size = max((layer.shape[1:] for layer in maps), key=torch.Size.numel)
-        return self.fusion(maps, size).reshape(*classes.shape, *size)
+    def _described(self) -> dict[str, str]:
+        described = super()._described()
+        return {"score": described.pop("score"), "weighting": callable_name(self.weighting), **described}
 
 
-@contextlib.contextmanager
-def _no_autocast_cache() -> Iterator[None]:
-    """Autocast keeps the weights that it casts, in PyTorch 2.6 also without their graph, for the caller's next step."""
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)
+class _Note:
+    """Notes of each forward pass of the caller how many spatial dimensions its image has."""
+
+    def __init__(self, cam: weakref.ref[TrainableCAM]) -> None:
+        self._cam = cam
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cam = self._cam()
+        if cam is not None:
+            cam._image_dims = Inputs(args, kwargs, cam.image).image_dims
 
 
 def _warn_of_training_mode(model: nn.Module) -> None:
@@ -429,16 +605,3 @@ def _warn_of_training_mode(model: nn.Module) -> None:
                 stacklevel=3,
             )
             return
-
-
-def _counted_weights(modules: list[nn.Module]) -> list[nn.Parameter]:
-    """Those whose changes in place autograd counts: all but those made in inference mode."""
-    weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
-    if any(map(is_lazy, weights)):
-        raise ValueError("the model has lazy layers without parameters yet; run it once, on any batch, first")
-    return [weight for weight in weights if not weight.is_inference()]
-
-
-def _normal(value: Any) -> Any:
-    """A tensor that autograd may save, also where the caller made it under ``inference_mode``."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value

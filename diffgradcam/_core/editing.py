@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .layers import LayerInput, Target, find_layers, inner_model
+from .layers import LayerInput, LayerSpec, find_layers
 from .outputs import find_logits
+from .wrappers import inner_model
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -53,7 +54,7 @@ def in_training(model: nn.Module) -> bool:
     return any(module.training for module in model.modules())
 
 
-def by_name(model: nn.Module, target_layers: Target | Sequence[Target]) -> list[Target]:
+def by_name(model: nn.Module, target_layers: LayerSpec | Sequence[LayerSpec]) -> list[LayerSpec]:
     """Name the layers of a model, so that they are found again in a copy of it.
 
     Args:
@@ -74,7 +75,7 @@ def by_name(model: nn.Module, target_layers: Target | Sequence[Target]) -> list[
     """
     model = _inner(model)
     find_layers(model, target_layers)  # refuses what is not a layer of the model
-    targets = [target_layers] if isinstance(target_layers, Target) else target_layers
+    targets = [target_layers] if isinstance(target_layers, LayerSpec) else target_layers
     return [_named(model, target) for target in targets]
 
 
@@ -217,9 +218,9 @@ def _last_linear(model: nn.Module) -> str:
     return linear[-1]
 
 
-def _named(model: nn.Module, target: Target) -> Target:
+def _named(model: nn.Module, target: LayerSpec) -> LayerSpec:
     if isinstance(target, LayerInput):
-        return LayerInput(_layer_name(model, target.layer))
+        return LayerInput(_layer_name(model, target.layer), target.argument)
     return _layer_name(model, target)
 
 

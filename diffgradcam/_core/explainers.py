@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .forward import ModelExplainer
+from .explanation import ModelExplainer
 
 MakeCAM = Callable[[nn.Module], ModelExplainer]
 """A function that makes a CAM of the model it is given, such as ``lambda model: GradCAM(model, "layer4")``."""

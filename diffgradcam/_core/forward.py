@@ -1,76 +1,366 @@
-"""One forward pass: what is known of it, what explains it, and the explanation."""
+"""One forward pass that reads layers: the only one of the library."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from .outputs import Classes
+from . import messages
+from .deferred import DeferredChecks
+from .errors import HeadIsNotPooledLinear
+from .gradients import PooledLinearMaps, activation_gradients, pooled_linear_maps
+from .inputs import ImageOf, Inputs, following_rows
+from .layers import Layer, LayerSpec, Run, find_layers
+from .outputs import Classes, check_grid, class_index, find_logits
+from .recorder import CutRecorder, Recorded
+from .requests import Request
+from .tensors import outside_inference_mode, widen
+from .wrappers import eagerly, inner_model
+
+_T = TypeVar("_T")
+Output = Callable[[Any], Tensor]
+ReshapeTransform = Callable[[Tensor], Tensor]
 
 
-class Explanation(NamedTuple):
-    """What a model decided and why.
+class Recording:
+    """Logits, and the activations of layers that they were computed from.
 
-    Attributes:
-        logits: ``(B, K)``, detached.
-        classes: The explained classes, ``(B,)``, or ``(B, N)`` where several were asked for.
-        maps: One map for each class at the resolution of the layer, ``(B, h, w)`` or ``(B, N, h, w)``, detached.
+    Args:
+        logits: ``(B, K)``, or whatever the model puts out, with the graph down to the activations.
+        recorded: What was recorded of each layer.
+        reshape_transform: Brings activations into the form ``(B, C, *S)``.
+        image_dims: How many spatial dimensions the image has; 1 where that is not known.
+
+    Raises:
+        ValueError: If the activations of a layer are no grid of positions for each image.
     """
 
-    logits: Tensor
-    classes: Tensor
-    maps: Tensor
-
-
-Run = Callable[[Tensor, Tensor], Tensor]
-
-
-class Pass(NamedTuple):
-    """One forward pass, and what it takes to make others like it.
-
-    Attributes:
-        logits: ``(B, K)``, with their graph down to the activations.
-        activations: Of each target layer, ``(B, ...)``.
-        run: ``(inputs (M, ...), rows (M,)) -> logits (M, K)``: the model, without gradients, on other inputs in place
-            of the first argument. Further arguments that are tensors with ``B`` rows follow ``rows``, the number of the
-            image that each input was made from. None for a forward pass that the library did not make.
-        images: The first argument of the model; None where ``run`` is.
-        again: ``images -> Pass``, a context manager: the model once more, with gradients, on other images in place of
-            the first argument. None where ``run`` is.
-    """
-
-    logits: Tensor
-    activations: list[Tensor]
-    run: Run | None = None
-    images: Any = None
-    again: Callable[[Any], AbstractContextManager[Pass]] | None = None
-
-
-class Explainer(Protocol):
-    """Whatever explains a batch of images: every CAM and wrapper of this library, or an object of yours."""
-
-    def explain(self, input_tensor: Any, classes: Classes = None) -> Explanation:
-        """See :meth:`diffgradcam.BaseCAM.explain`."""
-        ...
-
-
-class ModelExplainer(Explainer, Protocol):
-    """An explainer that says which model it explains."""
+    def __init__(
+        self,
+        logits: Tensor,
+        recorded: Sequence[Recorded],
+        reshape_transform: ReshapeTransform | None,
+        image_dims: int,
+    ) -> None:
+        self.logits = logits
+        self.used = [each.activations is not None for each in recorded]
+        self.layers = [each.layer for each in recorded if each.activations is not None]
+        self.activations = [each.activations for each in recorded if each.activations is not None]
+        self._reshape_transform = reshape_transform
+        for layer, tensor in zip(self.layers, self.activations, strict=True):
+            check_grid(layer.name, self.to_grid(tensor), logits, image_dims)
 
     @property
-    def model(self) -> nn.Module:
-        """What it explains."""
-        ...
+    def names(self) -> str:
+        """The names of the layers, for messages."""
+        return ", ".join(layer.name for layer in self.layers)
+
+    def add(self, layers: Sequence[Layer], activations: Sequence[Tensor]) -> None:
+        """Read more than the layers that were asked for.
+
+        Args:
+            layers: What is read.
+            activations: ``(B, C, *S)`` of each, in the graph of the logits.
+        """
+        self.layers += layers
+        self.activations += activations
+        self.used += [True] * len(layers)
+
+    def to_grid(self, tensor: Tensor) -> Tensor:
+        """Activations of a layer, or their gradients, as ``(B, C, *S)``, in float32 or wider."""
+        return widen(tensor if self._reshape_transform is None else self._reshape_transform(tensor))
+
+    def grids(self) -> list[Tensor]:
+        """The activations of each layer that was used, ``(B, C, *S)``."""
+        return [self.to_grid(tensor) for tensor in self.activations]
+
+    def gradients(self, request: Request, *, create_graph: bool = False) -> list[Tensor]:
+        """The gradients of what is asked for, with respect to the activations of each layer that was used.
+
+        Args:
+            request: What is asked for, ``N`` things of each image.
+            create_graph: Keep the graph, so that the result can be differentiated.
+
+        Returns:
+            ``(B, N, ...)`` for each layer, in the form of its activations.
+        """
+        cotangents = request.cotangents(self.logits, create_graph=create_graph)
+        return activation_gradients(
+            self.logits, self.activations, cotangents, create_graph=create_graph, names=self.names
+        )
+
+    def every_layer(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Add a map of zeros for each layer that was not used.
+
+        Args:
+            maps: Of each layer that was used, ``(B, N, *S)``.
+
+        Returns:
+            Of each layer; zeros have one position.
+        """
+        if all(self.used):
+            return list(maps)
+        given = iter(maps)
+        zeros = maps[0].new_zeros(*maps[0].shape[:2], *[1] * (maps[0].ndim - 2))
+        return [next(given) if used else zeros for used in self.used]
 
 
-def columns(classes: Tensor) -> Tensor:
-    """Classes ``(B,)`` as ``(B, 1)``; ``(B, N)`` stays."""
-    return classes.unsqueeze(1) if classes.ndim == 1 else classes
+class ForwardPass(Recording):
+    """A forward pass that the library made, and what it takes to make others like it.
+
+    Values are checked in one go at the end of the block that :meth:`LayerReader.run` opens, see
+    :class:`~.deferred.DeferredChecks`.
+    """
+
+    def __init__(
+        self,
+        reader: LayerReader,
+        inputs: Inputs,
+        logits: Tensor,
+        recorded: Sequence[Recorded],
+        autocast: tuple[bool, torch.dtype],
+    ) -> None:
+        self._reader = reader
+        self.inputs = inputs
+        self._autocast = autocast
+        self._closed_form_holds = True
+        self._following: tuple[Tensor, ...] | None = None
+        super().__init__(logits, recorded, reader.reshape_transform, inputs.image_dims)
+        self.checks = DeferredChecks()
+        self.checks.require_finite("the output", logits)
+        for layer, tensor in zip(self.layers, self.activations, strict=True):
+            self.checks.require_finite(f"the activation of layer {layer.name}", tensor)
+
+    @property
+    def image(self) -> Any:
+        """The image argument of the model, or None."""
+        return self.inputs.image
+
+    def classes(self, classes: Classes) -> Tensor:
+        """Class indices, ``(B,)`` or ``(B, N)``, see :func:`~.outputs.class_index`."""
+        return class_index(self.logits, classes, self.checks.require)
+
+    def logit_maps(self) -> Tensor | None:
+        """The maps of all logits ``(B, K, *S)`` in closed form, taken for granted until :meth:`settle` has checked it.
+
+        Returns:
+            None if there is no closed form.
+        """
+        found = self.pooled_linear_maps() if self._closed_form_holds else None
+        if found is None:
+            return None
+        self.checks.require(found.holds, HeadIsNotPooledLinear)
+        return found.maps
+
+    def pooled_linear_maps(self) -> PooledLinearMaps | None:
+        """The maps of all logits and whether they hold, see :func:`~.gradients.pooled_linear_maps`."""
+        if not all(self.used):
+            return None
+        return pooled_linear_maps(self._reader.model_to_run(), self.logits, self.activations, self.to_grid)
+
+    def settle(self, compute: Callable[[], _T]) -> _T:
+        """Compute something, then check all that it took for granted, in one wait for the device.
+
+        Args:
+            compute: Is called again where the head turns out to be of another kind than the closed form expects.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            ValueError: If an activation, a logit or a result is not finite.
+        """
+        try:
+            result = compute()
+            self.checks.verify()
+        except HeadIsNotPooledLinear:
+            self._closed_form_holds = False
+            result = compute()
+            self.checks.verify()
+        return result
+
+    def again(self, images: Any) -> contextlib.AbstractContextManager[ForwardPass]:
+        """The same forward pass, with its graph, for other images in place of the image.
+
+        Args:
+            images: As many as the images, in the same order.
+
+        Returns:
+            A context manager, as of :meth:`LayerReader.run`.
+        """
+        return self._again(self.inputs.replaced(images))
+
+    def on_rows(self, images: Tensor, rows: Tensor) -> Tensor:
+        """The model's output for other images, without gradients.
+
+        Args:
+            images: ``(M, ...)``, in place of the image.
+            rows: Which of the images each was made from, ``(M,)``. Arguments that have a row for each image follow.
+
+        Returns:
+            ``(M, K)``.
+        """
+        return self._run_without_graph(self.inputs.replaced(images, rows, self.find_following()))
+
+    def find_following(self) -> tuple[Tensor, ...]:
+        """Other arguments of the model that have a row for each image, found out once: see :func:`.following_rows`."""
+        if self._following is None:
+            self._following = following_rows(self.inputs, self.logits.detach(), self._run_without_graph)
+        return self._following
+
+    def _run_without_graph(self, inputs: Inputs) -> Tensor:
+        with torch.no_grad(), self._mixed_precision():
+            return self._reader.output(self._reader.model_to_run()(*inputs.args, **inputs.kwargs))
+
+    @contextlib.contextmanager
+    def _again(self, inputs: Inputs) -> Iterator[ForwardPass]:
+        with self._mixed_precision(), self._reader.run_on(inputs) as other:
+            yield other
+
+    def _mixed_precision(self) -> torch.autocast:
+        enabled, dtype = self._autocast
+        return torch.autocast(self.logits.device.type, dtype, enabled, cache_enabled=False)
 
 
-def rows_of(value: Any, rows: Tensor, batch: int) -> Any:
-    """The rows of an argument that has one for each image; other arguments stay."""
-    return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
+class LayerReader:
+    """Runs a model and reads what its layers put out.
+
+    Args:
+        model: The model, wrapped or not.
+        target_layers: See :func:`~.layers.find_layers`.
+        reshape_transform: Brings activations into the form ``(B, C, *S)``.
+        output: Takes the logits out of what the model returns.
+        image: Which argument is the image, see :class:`~.inputs.Inputs`.
+        run: Which run of a layer that runs several times.
+        graph: Whether a graph from the layers to the logits is needed.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If a target layer is not a layer of the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
+        output: Output = find_logits,
+        *,
+        image: ImageOf = None,
+        run: Run = None,
+        graph: bool = True,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
+        if not callable(output):
+            raise TypeError(f"output is {output!r}; expected a function")
+        if reshape_transform is not None and not callable(reshape_transform):
+            raise TypeError(f"reshape_transform is {reshape_transform!r}; expected a function or None")
+        self.model = model
+        self.layers = find_layers(inner_model(model), target_layers, run)
+        self.reshape_transform = reshape_transform
+        self.output = output
+        self.image = image
+        self.graph = graph
+
+    def differences(self, other: LayerReader) -> list[str]:
+        """In what another reader differs, so that no forward pass serves both; empty if one does."""
+        same = {
+            "the model": inner_model(self.model) is inner_model(other.model),
+            # One layer may go by several names: what is read counts.
+            "the target layers": [layer[:-1] for layer in self.layers] == [layer[:-1] for layer in other.layers],
+            "how the model runs": type(self) is type(other),
+            "output=": self.output == other.output,
+            "reshape_transform=": self.reshape_transform == other.reshape_transform,
+            "image=": self.image == other.image,
+        }
+        return [what for what, holds in same.items() if not holds]
+
+    def model_to_run(self) -> nn.Module:
+        """The model without what wraps it."""
+        return inner_model(self.model)
+
+    def run(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[ForwardPass]:
+        """Run the model without gradients up to the first layer, and with them from there to the logits.
+
+        Args:
+            *args: Of the model.
+            **kwargs: Of the model.
+
+        Returns:
+            A context manager of the :class:`ForwardPass`. Within its block autocast and gradients are off. At its end
+            values are checked, and that no weight has changed meanwhile.
+
+        Raises:
+            TypeError: If the model returns no tensor of logits.
+            ValueError: If an activation or a logit is not finite, activations are no grid of positions, or the model
+                has lazy layers that never ran.
+            LayerDidNotRun: If no layer ran.
+            RuntimeError: If the logits do not depend on any layer.
+        """
+        return self.run_on(Inputs(args, kwargs, self.image))
+
+    @contextlib.contextmanager
+    def run_on(self, inputs: Inputs) -> Iterator[ForwardPass]:
+        """As :meth:`run`, with arguments that were read before."""
+        model = self.model_to_run()
+        with outside_inference_mode(), torch.no_grad(), contextlib.ExitStack() as stack:
+            if torch.is_autocast_cache_enabled():
+                stack.enter_context(_no_autocast_cache())
+            modules = list(model.modules())
+            stack.enter_context(eagerly(modules))
+            recorder = stack.enter_context(CutRecorder(self.layers, graph=self.graph))
+            weights = _counted_weights(modules)
+            versions = [weight._version for weight in weights]
+            logits = self.output(model(*inputs.args, **inputs.kwargs))
+            recorder.detach()
+            _check_logits(logits)
+            device = logits.device.type
+            autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+            if autocast[0]:
+                stack.enter_context(torch.autocast(device, enabled=False))
+            torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
+            recorded = recorder.recorded()
+            if self.graph and not logits.requires_grad:
+                raise RuntimeError(messages.independent(", ".join(layer.name for layer in self.layers)))
+            forward = ForwardPass(self, inputs, logits, recorded, autocast)
+            try:
+                yield forward
+            except HeadIsNotPooledLinear:
+                raise
+            except Exception:
+                forward.checks.verify()  # the cause, where a value that is not finite made something else fail
+                raise
+            forward.checks.verify()
+            if [weight._version for weight in weights] != versions:
+                raise RuntimeError(messages.changed_meanwhile())  # another thread trains the model
+
+
+def _check_logits(logits: object) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"output= returned {type(logits).__name__}; expected the tensor of logits")
+    if logits.ndim == 0:
+        raise ValueError("the model's output is a single number for the whole batch; expected a row for each image")
+
+
+@contextlib.contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Autocast keeps the weights that it casts, in PyTorch 2.6 also without their graph, for the caller's next step."""
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(True)
+
+
+def _counted_weights(modules: list[nn.Module]) -> list[nn.Parameter]:
+    """Those whose changes in place autograd counts: all but those made in inference mode."""
+    weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
+    if any(map(is_lazy, weights)):
+        raise ValueError("the model has lazy layers without parameters yet; run it once, on any batch, first")
+    return [weight for weight in weights if not weight.is_inference()]

@@ -1,4 +1,4 @@
-"""From a score to the gradients of the activations: one vector-Jacobian product for all classes at once.
+"""The gradients of activations: one vector-Jacobian product for all classes at once.
 
 A score is first differentiated with respect to the logits, ``(B, N, K)`` for ``N`` explained classes of each image.
 What remains is linear, and the same for every score: these cotangents times the Jacobian of the logits.
@@ -6,58 +6,28 @@ What remains is linear, and the same for every score: these cotangents times the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..scores import Score, baseline_weights, logit
-from .checks import check_scores
-from .layers import same_weights
+from ..scores import Score, score_gradients
+from . import messages
+from .recorder import same_weights
+from .tensors import spread, widen
 
 _CLASSES_PER_BLOCK = 64
 _NUMBERS_PER_BLOCK = 2**25  # 128 MiB of float32
 
 
-def widen(tensor: Tensor) -> Tensor:
-    """Half precision to float32; anything wider stays. Sums over positions and exponentials overflow in less."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def score_gradients(score: Score, logits: Tensor, classes: Tensor, *, create_graph: bool = False) -> Tensor:
-    """Gradient of the score of each class with respect to the logits.
-
-    Args:
-        score: What is explained, ``(logits (M, K), classes (M,)) -> (M,)``.
-        logits: ``(B, K)``.
-        classes: Class indices, ``(B, N)``.
-        create_graph: Keep the graph, so that the result can be differentiated through the logits.
-
-    Returns:
-        Cotangents, ``(B, N, K)``.
-
-    Raises:
-        ValueError: If the score returns another shape than one value per image, or does not depend on the logits.
-    """
-    batch, count = classes.shape
-    with torch.enable_grad():
-        source = widen(logits) if create_graph else widen(logits.detach()).requires_grad_()
-        rows = source.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)
-        scores = score(rows, classes.reshape(-1))
-        check_scores(scores, rows)
-        if not scores.requires_grad:
-            raise ValueError("the score does not depend on the logits, so there is nothing to explain")
-        (gradients,) = torch.autograd.grad(scores.sum(), rows, create_graph=create_graph)
-    return gradients.view(batch, count, logits.shape[1])
-
-
 def activation_gradients(
     output: Tensor,
-    activations: list[Tensor],
+    activations: Sequence[Tensor],
     cotangents: Tensor,
     *,
     create_graph: bool = False,
-    unused_is_zero: bool = False,
+    names: str = "of the target",
 ) -> list[Tensor]:
     """Vector-Jacobian products of the output with respect to the activations of each layer.
 
@@ -66,13 +36,13 @@ def activation_gradients(
         activations: One tensor ``(B, ...)`` for each layer.
         cotangents: ``(B, N, *O)``.
         create_graph: Keep the graph, so that the result can be differentiated.
-        unused_is_zero: Activations that the output does not depend on have the gradient 0 instead of raising an error.
+        names: Of the layers, for the message.
 
     Returns:
-        Gradients, ``(B, N, ...)``, for each layer. No ``.grad`` is touched.
+        Gradients, ``(B, N, ...)``, for each layer; 0 where the output does not depend on it. No ``.grad`` is touched.
 
     Raises:
-        RuntimeError: If the output does not depend on the activations.
+        RuntimeError: If the output depends on none of the activations.
     """
     vectors = cotangents.to(output.dtype).movedim(1, 0)
 
@@ -87,16 +57,12 @@ def activation_gradients(
                 create_graph=create_graph,
                 allow_unused=True,
             )
-        if unused_is_zero:
-            return tuple(
-                vector.new_zeros(*vector.shape[:batched], *layer.shape) if gradient is None else gradient
-                for gradient, layer in zip(gradients, activations, strict=True)
-            )
-        if any(gradient is None for gradient in gradients):
-            raise RuntimeError(
-                "the output does not depend on a target layer: the model detaches it; choose a later layer"
-            )
-        return gradients
+        if all(gradient is None for gradient in gradients):
+            raise RuntimeError(messages.independent(names))
+        return tuple(
+            vector.new_zeros(*vector.shape[:batched], *layer.shape) if gradient is None else gradient
+            for gradient, layer in zip(gradients, activations, strict=True)
+        )
 
     if len(vectors) == 1:
         return [gradient.unsqueeze(1) for gradient in product(vectors[0], batched=False)]
@@ -161,13 +127,26 @@ def class_blocks(classes: Tensor, numbers: int) -> tuple[Tensor, ...]:
         Blocks along ``N``: of at most 64 classes, and at most 2**25 numbers unless one class has more.
     """
     most = _NUMBERS_PER_BLOCK // max(len(classes) * numbers, 1)
-    return torch.split(classes, min(max(most, 1), _CLASSES_PER_BLOCK), dim=1)
+    size = min(max(most, 1), _CLASSES_PER_BLOCK)
+    return (classes,) if classes.shape[1] <= size else torch.split(classes, size, dim=1)
+
+
+class PooledLinearMaps(NamedTuple):
+    """All K class activation maps in closed form, if it holds.
+
+    Attributes:
+        maps: Signed maps of all logits, ``(B, K, *S)``.
+        holds: Whether the head is of this kind: one bool, not yet looked at.
+    """
+
+    maps: Tensor
+    holds: Tensor
 
 
 def pooled_linear_maps(
-    model: nn.Module, logits: Tensor, activations: list[Tensor], grid: Callable[[Tensor], Tensor] = widen
-) -> list[Tensor] | None:
-    """All K class activation maps in closed form, if the logits are a linear layer of the mean over the positions.
+    model: nn.Module, logits: Tensor, activations: Sequence[Tensor], to_grid: Callable[[Tensor], Tensor] = widen
+) -> PooledLinearMaps | None:
+    """All K class activation maps in closed form, for logits that are a linear layer of the mean over the positions.
 
     Then the gradient of logit ``k`` is ``weight[k] / number of positions`` everywhere, and the map of any score is its
     cotangents times these maps. Whether the head really is of this kind is not guessed from its structure: one
@@ -176,18 +155,18 @@ def pooled_linear_maps(
     Args:
         model: The model, whose linear layers are the candidates.
         logits: ``(B, K)`` with the graph down to the activations.
-        activations: Of a single layer, ``(B, C, *S)`` after ``grid``; several are never in closed form.
-        grid: Brings activations, and their gradients, into the form ``(B, C, *S)``.
+        activations: Of a single layer, ``(B, C, *S)`` after ``to_grid``; several are never in closed form.
+        to_grid: Brings activations, and their gradients, into the form ``(B, C, *S)``.
 
     Returns:
-        Signed maps of all logits, one tensor ``(B, K, *S)``; None for a head of another kind.
+        The maps, and whether they hold; None if no linear layer fits.
 
     Reference:
         Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016 (CAM).
     """
     if len(activations) != 1 or activations[0].dtype != logits.dtype or widen(logits) is not logits:
         return None
-    features = grid(activations[0].detach())
+    features = to_grid(activations[0].detach())
     shape = (logits.shape[1], features.shape[1])
     weights = [layer.weight.detach() for layer in model.modules() if isinstance(layer, nn.Linear)]
     candidates = [w for w in weights if w.shape == shape and w.dtype == logits.dtype and w.device == logits.device]
@@ -196,26 +175,25 @@ def pooled_linear_maps(
     positions = features.shape[2:].numel()
     vector = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype).to(logits.device)
     with same_weights():
-        actual = grid(torch.autograd.grad(logits, activations, vector, retain_graph=True)[0])
+        actual = to_grid(torch.autograd.grad(logits, activations, vector, retain_graph=True)[0])
     tolerance = torch.finfo(logits.dtype).eps ** 0.5 * actual.abs().amax()
+    fits = []
     for weight in candidates:
-        expected = (vector @ weight / positions).view(*actual.shape[:2], *[1] * (actual.ndim - 2))
-        if bool(((actual - expected).abs() <= tolerance).all()):
-            maps = weight @ features.flatten(2) / positions
-            return [maps.view(*logits.shape, *features.shape[2:])]
-    return None
+        expected = spread(vector @ weight / positions, actual.ndim)
+        fits.append(((actual - expected).abs() <= tolerance).all())
+    # Of several candidates the first that fits, without looking at the flags.
+    which = torch.stack(fits).long().argmax()
+    weight = candidates[0] if len(candidates) == 1 else torch.stack(candidates).index_select(0, which[None])[0]
+    maps = weight @ features.flatten(2) / positions
+    return PooledLinearMaps(maps.view(*logits.shape, *features.shape[2:]), torch.stack(fits).any())
 
 
-def linear_maps(maps: Tensor, score: Score, logits: Tensor, classes: Tensor) -> Tensor:
+def linear_maps(logit_maps: Tensor, score: Score, logits: Tensor, classes: Tensor) -> Tensor:
     """Maps of any score from the maps of the logits, where a map is linear in the score.
 
-    Each is a sum of the logits' maps, weighted by the score's gradient. That is a sum over K classes for each of N; for
-    the contrasts with a named baseline it is one sum for all of them (see
-    :func:`~diffgradcam.scores.baseline_weights`), so that all K maps cost O(K), not O(K**2).
-
     Args:
-        maps: Of all logits, ``(B, K, *S)``.
-        score: What is explained.
+        logit_maps: Of all logits, ``(B, K, *S)``.
+        score: What is explained; its :meth:`~diffgradcam.scores.Score.combine` is used where it has one.
         logits: ``(B, K)``.
         classes: ``(B, N)``.
 
@@ -223,20 +201,11 @@ def linear_maps(maps: Tensor, score: Score, logits: Tensor, classes: Tensor) -> 
         ``(B, N, *S)``.
 
     Raises:
-        ValueError: As :func:`score_gradients`.
+        ValueError: As :func:`~diffgradcam.scores.score_gradients`.
     """
-    rows = torch.arange(len(classes), device=classes.device).unsqueeze(1)
-    if score is logit:
-        return maps[rows, classes]
-    flat = maps.flatten(2)
-    weights = baseline_weights(score, logits)
-    if weights is None:
+    flat = logit_maps.flatten(2)
+    maps = score.combine(flat, logits, classes)
+    if maps is None:
         blocks = class_blocks(classes, logits.shape[1])
-        mixed = torch.cat([score_gradients(score, logits, block) @ flat for block in blocks], 1)
-    else:
-        own, share = flat[rows, classes], weights.gather(1, classes).unsqueeze(2)
-        mixed = own - (weights.unsqueeze(1) @ flat - share * own) / (1 - share)
-        # The difference cancels where one class has nearly all the weight, and only one can have more than half.
-        heaviest = score_gradients(score, logits, weights.argmax(1, keepdim=True)) @ flat
-        mixed = torch.where(share > 0.5, heaviest, mixed)
-    return mixed.view(*classes.shape, *maps.shape[2:])
+        maps = torch.cat([score_gradients(score, logits, block) @ flat for block in blocks], 1)
+    return maps.view(*classes.shape, *logit_maps.shape[2:])

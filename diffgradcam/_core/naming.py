@@ -6,6 +6,8 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+from ..scores import CustomScore
+
 
 def option_name(value: object) -> str | float | list[Any] | None:
     """An option in the form that JSON has for it.
@@ -39,6 +41,8 @@ def callable_name(function: object) -> str:
         options = [str(option_name(value)) for value in function.args]
         options += [f"{name}={option_name(value)}" for name, value in sorted(function.keywords.items())]
         return f"{callable_name(function.func)}({', '.join(options)})"
+    if isinstance(function, CustomScore):
+        return callable_name(function.function)
     if is_dataclass(function) and not isinstance(function, type):
         options = [f"{each.name}={option_name(getattr(function, each.name))}" for each in fields(function)]
         return f"{type(function).__name__}({', '.join(options)})"

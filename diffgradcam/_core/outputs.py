@@ -1,9 +1,9 @@
-"""Find logits in the output of a model, and class indices in what a caller asks for, or raise a clear error."""
+"""Logits and class indices from what a model returns and what a caller asks for, or a clear error."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from .errors import NonFiniteValues
 
 Classes = Tensor | Sequence[int] | int | str | None
+Require = Callable[[Tensor, Callable[[], Exception | None]], None]
 
 _TOP = re.compile(r"top([1-9]\d*)")
 
@@ -53,15 +54,30 @@ def check_finite(name: str, tensor: Tensor) -> None:
     Raises:
         NonFiniteValues: If an image has a value that is not finite. It is a ``ValueError``.
     """
-    if bool(tensor.sum().isfinite()):  # the cheap way; a sum can overflow where no value does
-        return
-    if not bool(tensor.isfinite().all()):
-        rows = (~tensor.isfinite()).reshape(tensor.shape[0] if tensor.ndim else 1, -1)
-        images = rows.any(1).nonzero().flatten().tolist()
-        raise NonFiniteValues(
-            f"{name} of image {images[0]} is NaN or infinite ({len(images)} of {len(rows)} images); check the input "
-            "and the weights, and use bfloat16 or float32 where float16 overflows"
-        )
+    if not bool(tensor.sum().isfinite()):  # the cheap way; a sum can overflow where no value does
+        error = not_finite(name, tensor)
+        if error is not None:
+            raise error
+
+
+def not_finite(name: str, tensor: Tensor) -> NonFiniteValues | None:
+    """The error for values that are not finite, or None after a closer look.
+
+    Args:
+        name: What the tensor is, for the message.
+        tensor: ``(B, ...)``.
+
+    Returns:
+        The error; None if all values are finite.
+    """
+    if bool(tensor.isfinite().all()):
+        return None
+    rows = (~tensor.isfinite()).reshape(tensor.shape[0] if tensor.ndim else 1, -1)
+    images = rows.any(1).nonzero().flatten().tolist()
+    return NonFiniteValues(
+        f"{name} of image {images[0]} is NaN or infinite ({len(images)} of {len(rows)} images); check the input "
+        "and the weights, and use bfloat16 or float32 where float16 overflows"
+    )
 
 
 def check_grid(name: str, activations: Tensor, logits: Tensor, image_dims: int) -> None:
@@ -91,11 +107,11 @@ def check_grid(name: str, activations: Tensor, logits: Tensor, image_dims: int) 
     if len(shape) == 3 and image_dims > 1:
         raise ValueError(
             f"layer {name} gives {shape} for images: tokens, not a grid; pass reshape_transform= a function that "
-            "brings them into the form (B, C, h, w), such as tokens_to_grid of diffgradcam.utils.reshape_transforms"
+            "brings them into the form (B, C, h, w), such as tokens_to_grid of diffgradcam.tokens"
         )
 
 
-def class_index(logits: Tensor, classes: Classes) -> Tensor:
+def class_index(logits: Tensor, classes: Classes, require: Require | None = None) -> Tensor:
     """Read the classes that a caller asks for, in any of their forms.
 
     Args:
@@ -103,6 +119,7 @@ def class_index(logits: Tensor, classes: Classes) -> Tensor:
         classes: None (the class with the largest logit), one class for all images, one for each (``(B,)``), several for
             each (``(B, N)``), ``"all"``, or ``"top5"``, or any other number: those with the largest logits, the largest
             first.
+        require: Takes a condition and its error, to look at later; by default it is looked at now.
 
     Returns:
         Class indices, ``(B,)`` or ``(B, N)``, on the device of the logits.
@@ -129,7 +146,7 @@ def class_index(logits: Tensor, classes: Classes) -> Tensor:
             raise ValueError(f"classes={classes!r}, but the model has {count} classes")
         return logits.argsort(dim=1, descending=True, stable=True)[:, :top]
     try:
-        index = torch.as_tensor(classes, device=logits.device)
+        index = torch.as_tensor(classes)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"classes are {classes!r}; expected integers: one class for all images, ({batch},), or ({batch}, N) with "
@@ -144,10 +161,20 @@ def class_index(logits: Tensor, classes: Classes) -> Tensor:
         )
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise TypeError(f"classes are {index.dtype}; expected integers (class indices, such as labels.long())")
-    if index.numel() and not bool(((index >= 0) & (index < count)).all()):
+    in_range = ((index >= 0) & (index < count)).all()
+
+    def out_of_range() -> ValueError:
         wrong = index[(index < 0) | (index >= count)].flatten().tolist()
-        raise ValueError(f"class {wrong[0]} is out of range; the model has classes 0 to {count - 1}")
-    return index.to(torch.long, copy=True)  # autograd refuses to save classes that were made under inference_mode
+        return ValueError(f"class {wrong[0]} is out of range; the model has classes 0 to {count - 1}")
+
+    if require is None or index.device.type == "cpu":  # no accelerator to wait for
+        if not bool(in_range):
+            raise out_of_range()
+    else:
+        require(in_range, out_of_range)
+        index = index.clamp(0, count - 1)  # an index out of range would end the program on an accelerator
+    # A copy: autograd refuses to save classes that were made under inference_mode.
+    return index.to(logits.device, torch.long, copy=True)
 
 
 def check_class_word(word: str) -> None:

@@ -1,1 +1,20 @@
-"""What people do with maps: compare classes and methods, find regions and concepts."""
+"""What people do with maps: compare classes and methods, find regions and concepts, show edges."""
+
+from .comparisons import explain_pairs, explain_together
+from .concepts import Concepts, DeepFeatureFactorization, Factorization, factorize
+from .guided import GuidedBackpropReLUModel, guided_gradcam, guided_gradients
+from .regions import Region, important_features
+
+__all__ = [
+    "Concepts",
+    "DeepFeatureFactorization",
+    "Factorization",
+    "GuidedBackpropReLUModel",
+    "Region",
+    "explain_pairs",
+    "explain_together",
+    "factorize",
+    "guided_gradcam",
+    "guided_gradients",
+    "important_features",
+]

@@ -1,18 +1,20 @@
-"""COMPARE in one forward pass: several CAMs of one model, or every pair of several classes."""
+"""Several CAMs of one model, or every pair of several classes, in one forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._core.base import BaseCAM
-from .._core.forward import Explanation
-from .._core.layers import inner_model
+from .._core.base import BaseCAM, ScoredCAM
+from .._core.explanation import Explanation
+from .._core.forward import ForwardPass
 from .._core.outputs import Classes, class_index
-from ..scores import logit
+from .._core.requests import ClassRequest
+from ..scores import Score, logit
 
 
 def explain_together(
@@ -41,15 +43,16 @@ def explain_together(
         _check_cam(cam)
     first = cams[0]
     for cam in cams[1:]:
-        if different := [what for what, same in _shared(first, cam).items() if not same]:
-            names = [[layer.name for layer in each._recorder.layers] for each in (first, cam)]
+        if different := first.reader.differences(cam.reader):
+            names = [[layer.name for layer in each.reader.layers] for each in (first, cam)]
             raise ValueError(
                 f"{type(first).__name__} (layers {', '.join(names[0])}) and {type(cam).__name__} (layers "
                 f"{', '.join(names[1])}) differ in {' and '.join(different)}, so no forward pass serves both; give "
                 "them the same, or explain them one after the other"
             )
-    with first._forward(input_tensor, args, kwargs) as forward:
-        return [cam._explanation(forward, classes) for cam in cams]
+    reader = next((cam.reader for cam in cams if cam.reader.graph), first.reader)
+    with reader.run(input_tensor, *args, **kwargs) as forward:
+        return forward.settle(lambda: [cam.explanation(forward, classes) for cam in cams])
 
 
 def explain_pairs(
@@ -87,16 +90,25 @@ def explain_pairs(
         torch.Size([5, 3, 3, 6, 6])
     """
     _check_cam(cam)
-    contrast = cam.with_score(_pair_difference)
-    with contrast._forward(input_tensor, args, kwargs) as forward:
-        index = _compared(forward.logits, classes)
-        count = index.shape[1]
-        first, second = (~torch.eye(count, dtype=torch.bool, device=index.device)).nonzero().unbind(1)
-        pairs = index[:, first] * forward.logits.shape[1] + index[:, second]
-        found = contrast._fuse(contrast._class_maps(forward, pairs), pairs)
-        maps = found.new_zeros(len(index), count, count, *found.shape[2:])
-        maps[:, first, second] = found
-        return Explanation(forward.logits.detach(), index, maps)
+    if not isinstance(cam, ScoredCAM):
+        raise TypeError(
+            f"cam is {type(cam).__name__}, which has no score and so shows the same map for every pair; expected a "
+            "method that explains a score, such as GradCAM"
+        )
+    with cam.reader.run(input_tensor, *args, **kwargs) as forward:
+        return forward.settle(lambda: _pairs(cam, forward, classes))
+
+
+def _pairs(cam: ScoredCAM, forward: ForwardPass, classes: Tensor | Sequence[int] | str) -> Explanation:
+    index = _compared(forward.logits, classes)
+    count = index.shape[1]
+    first, second = (~torch.eye(count, dtype=torch.bool)).nonzero().to(index.device).unbind(1)
+    pairs = index[:, first] * forward.logits.shape[1] + index[:, second]
+    found = cam.fuse(cam.layer_maps(forward, ClassRequest(_PairDifference(), pairs)), pairs)
+    forward.checks.require_finite("the map", found)
+    maps = found.new_zeros(len(index), count, count, *found.shape[2:])
+    maps[:, first, second] = found
+    return Explanation(forward.logits.detach(), index, maps)
 
 
 def _check_cam(cam: BaseCAM) -> None:
@@ -104,10 +116,13 @@ def _check_cam(cam: BaseCAM) -> None:
         raise TypeError(f"cam is {type(cam).__name__}; expected a CAM of this library, such as GradCAM(model, layers)")
 
 
-def _pair_difference(logits: Tensor, pairs: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _PairDifference(Score):
     """The score ``z_i - z_j`` of the pair of classes number ``i * K + j``."""
-    count = logits.shape[1]
-    return logit(logits, pairs // count) - logit(logits, pairs % count)
+
+    def __call__(self, logits: Tensor, pairs: Tensor) -> Tensor:
+        count = logits.shape[1]
+        return logit(logits, pairs // count) - logit(logits, pairs % count)
 
 
 def _compared(logits: Tensor, classes: Classes) -> Tensor:
@@ -128,15 +143,3 @@ def _compared(logits: Tensor, classes: Classes) -> Tensor:
     if bool(twice.any()):
         raise ValueError(f"class {int(ordered[:, 1:][twice][0])} comes twice; give each class of the matrix once")
     return index
-
-
-def _shared(first: BaseCAM, second: BaseCAM) -> dict[str, bool]:
-    # One layer may go by several names: the module and its side are what counts.
-    layers, others = ([layer[:2] for layer in cam._recorder.layers] for cam in (first, second))
-    return {
-        "the model": inner_model(first.model) is inner_model(second.model),
-        "the target layers": layers == others,
-        "how the model runs": first._how_it_runs() == second._how_it_runs(),
-        "output=": first.output == second.output,
-        "reshape_transform=": first.reshape_transform == second.reshape_transform,
-    }

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .. import heatmaps
 from .._core.checks import check_count, check_seed
-from .._core.layers import Target
+from .._core.forward import LayerReader
+from .._core.layers import LayerSpec
 from .._core.optional import import_optional
 from .._core.outputs import check_finite, find_logits
-from ..methods.gradient import GradCAM
 
 _Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -128,7 +128,7 @@ class DeepFeatureFactorization:
     def __init__(
         self,
         model: nn.Module,
-        target_layer: Target,
+        target_layer: LayerSpec,
         reshape_transform: Callable[[Tensor], Tensor] | None = None,
         computation_on_concepts: Callable[[Tensor], Tensor] | None = None,
         *,
@@ -137,7 +137,7 @@ class DeepFeatureFactorization:
         if computation_on_concepts is not None and not callable(computation_on_concepts):
             raise TypeError(f"computation_on_concepts is {computation_on_concepts!r}; expected a function or None")
         self.computation_on_concepts = computation_on_concepts
-        self._reader = GradCAM(model, target_layer, reshape_transform, output=output)
+        self._reader = LayerReader(model, target_layer, reshape_transform, output, graph=False)
 
     def explain(
         self, input_tensor: Any, n_components: int = 16, *args: Any, seed: int = 0, **kwargs: Any
@@ -159,9 +159,9 @@ class DeepFeatureFactorization:
             ValueError: As :func:`factorize` and :meth:`BaseCAM.explain`.
             RuntimeError: As :meth:`BaseCAM.explain`.
         """
-        with self._reader._forward(input_tensor, args, kwargs) as forward:
-            logits = forward.logits.detach()
-            activations = self._reader._grid(forward.activations[0]).detach()
+        with self._reader.run(input_tensor, *args, **kwargs) as forward:
+            forward.checks.verify()
+            logits, activations = forward.logits.detach(), forward.grids()[0]
             vectors, maps = factorize(activations, n_components, seed=seed)
             computed = None
             if self.computation_on_concepts is not None:

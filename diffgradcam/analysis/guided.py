@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .. import heatmaps, scores
-from .._core.base import BaseCAM
-from .._core.forward import columns
-from .._core.gradients import score_gradients, widen
-from .._core.layers import eagerly, inner_model, same_weights
+from .. import heatmaps
+from .._core.base import ScoredCAM
 from .._core.outputs import Classes, check_finite, class_index, find_logits
+from .._core.recorder import same_weights
+from .._core.tensors import columns, widen
+from .._core.wrappers import eagerly, inner_model
+from ..scores import ScoreFunction, logit, score_gradients
 
 _OTHER_ACTIVATIONS = ("Elu", "Gelu", "Hardswish", "Hardtanh", "LeakyRelu", "Mish", "Prelu", "Silu", "Softplus", "Tanh")
 
@@ -29,7 +30,7 @@ def guided_gradients(
     images: Tensor,
     classes: Classes = None,
     *,
-    score: scores.Score = scores.logit,
+    score: ScoreFunction = logit,
     output: Callable[[Any], Tensor] = find_logits,
 ) -> Tensor:
     """Guided backpropagation: the gradient of the score at the input, keeping at each ReLU only what is positive.
@@ -80,13 +81,13 @@ def guided_gradients(
     return torch.stack(gradients, 1) if index.ndim > 1 else gradients[0]
 
 
-def guided_gradcam(cam: BaseCAM, images: Tensor, classes: Classes = None) -> Tensor:
+def guided_gradcam(cam: ScoredCAM, images: Tensor, classes: Classes = None) -> Tensor:
     """Guided Grad-CAM: guided gradients where the map of a class activation method is high.
 
     The map says where, the gradients say which edges. With a contrastive method both explain its contrast.
 
     Args:
-        cam: Any method of the library; its model, score and output are used for the gradients too.
+        cam: A method that explains a score; its model, score and output are used for the gradients too.
         images: ``(B, C, *S)``, as the model takes them.
         classes: As :meth:`diffgradcam.BaseCAM.explain`.
 
@@ -150,7 +151,7 @@ class GuidedBackpropReLUModel:
         return gradients.permute(1, 2, 0).cpu().numpy()
 
 
-def _gradient(logits: Tensor, images: Tensor, score: scores.Score, classes: Tensor) -> Tensor:
+def _gradient(logits: Tensor, images: Tensor, score: ScoreFunction, classes: Tensor) -> Tensor:
     cotangents = score_gradients(score, logits, classes.unsqueeze(1)).squeeze(1).to(logits.dtype)
     with same_weights():
         (gradient,) = torch.autograd.grad(logits, images, cotangents, retain_graph=True, allow_unused=True)

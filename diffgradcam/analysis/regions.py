@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import heatmaps
-from .._core.layers import Target
+from .._core.layers import LayerSpec
 from .._core.outputs import find_logits
 from ..methods.contrastive import TrueFalseCAM
 
@@ -38,7 +38,7 @@ class Region(NamedTuple):
 def important_features(
     model: nn.Module,
     image: Tensor,
-    target_layers: Target | Sequence[Target],
+    target_layers: LayerSpec | Sequence[LayerSpec],
     *,
     true_class: int | None = None,
     false_class: str | int = "runner_up",

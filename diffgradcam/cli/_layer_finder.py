@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._core.layers import LayerInput, Target
+from .._core.layers import LayerInput, LayerSpec
 
 Form = Literal["grid", "channels last", "tokens"]
 
@@ -35,7 +35,7 @@ class Place:
     form: Form
 
     @property
-    def target(self) -> Target:
+    def target(self) -> LayerSpec:
         """As a CAM takes it."""
         return parse_layer(self.name)
 
@@ -66,7 +66,7 @@ class _Event(NamedTuple):
         return Place((_INPUT if self.entering else "") + self.name, tuple(self.tensor.shape[1:]), self.form)
 
 
-def parse_layer(name: str) -> Target:
+def parse_layer(name: str) -> LayerSpec:
     """A layer as written in a shell: a dotted name, or ``input:`` and a dotted name.
 
     Args:

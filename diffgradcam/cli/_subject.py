@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._core.base import BaseCAM
-from .._core.layers import Target, find_layers
+from .._core.layers import LayerSpec, find_layers
 from .._core.outputs import find_logits
 from ..utils.reshape_transforms import tokens_to_grid
 from ._images import BadImage, Picture, Preparation, find_images, read_image
@@ -75,7 +75,7 @@ class Subject:
     """A model and the place in it that is explained."""
 
     loaded: LoadedModel
-    layers: list[Target]
+    layers: list[LayerSpec]
     layer_names: list[str]
     reshape_transform: Any
     size: tuple[int, ...]  # of the maps

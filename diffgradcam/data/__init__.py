@@ -1,6 +1,6 @@
 """Data sets: images with saliency maps to train with, and whole data sets explained into a folder."""
 
-from .._core.forward import Explainer
+from .._core.explanation import Explainer
 from .explain import explain_dataset
 from .saliency import SaliencyDataset, SaliencyItem, Transform, albumentations_style
 from .store import Explanations, Row, open_explanations

@@ -29,17 +29,18 @@ from .._core.checks import check_choice, check_count
 from .._core.common_mode import common_mode_share, invisible_score, visible_score
 from .._core.errors import NonFiniteValues
 from .._core.explainers import check_explains
-from .._core.forward import Explainer, Explanation, columns
-from .._core.gradients import widen
-from .._core.layers import find_layers, inner_model
+from .._core.explanation import Explainer, Explanation
+from .._core.layers import find_layers
 from .._core.naming import option_name
 from .._core.outputs import Classes, check_class_word
 from .._core.persistence import weight_hash
+from .._core.tensors import columns, widen
+from .._core.wrappers import inner_model
 from ..analysis.comparisons import explain_together
 from ..heatmaps import entropy, rectify
 from ..methods.gradient import GradCAM
 from ..methods.smoothing import SmoothedCAM
-from ..scores import Score, logit
+from ..scores import ScoreFunction, logit
 from .store import Explanations, Row, all_shards, load_safetensors, prepare, shard_positions, write_index, write_shard
 
 _ON_ERROR = ("stop", "skip")
@@ -376,7 +377,7 @@ def _shape(item: Any) -> tuple[int, ...]:
     return tuple(image.shape) if isinstance(image, Tensor) else ()
 
 
-def _score_of(cam: object) -> Score:
+def _score_of(cam: object) -> ScoreFunction:
     while isinstance(cam, SmoothedCAM):
         cam = cam.cam
     return cam.score if isinstance(cam, BaseCAM) else logit

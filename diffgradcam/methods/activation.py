@@ -1,49 +1,77 @@
-"""The methods that look at activations alone: no gradient, no score, the same map for every class."""
+"""Methods that look at activations alone: no gradient, no score, the same map for every class."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from .. import heatmaps, weightings
-from .._core.base import BaseCAM
-from .._core.forward import Pass
-from .._core.layers import Target
-from .._core.outputs import find_logits
-from ..targets import OutputTarget, read_targets
+from .._core.base import BaseCAM, CAMOptions
+from .._core.forward import ForwardPass, ReshapeTransform
+from .._core.layers import LayerSpec
+from .._core.naming import callable_name
+from .._core.registry import register
+from .._core.requests import ClassRequest, Request
+from .._core.tensors import spread
+
+ChannelWeighting = Callable[[Tensor], Tensor]
 
 
-class _ActivationCAM(BaseCAM):
-    """A CAM of the activations alone: no score, no gradient, and the same map for every class."""
+class ActivationCAM(BaseCAM):
+    """A CAM of the activations alone: no score, no gradient, and the same map for every class.
+
+    Args:
+        model: As :class:`BaseCAM`.
+        target_layers: As :class:`BaseCAM`.
+        reshape_transform: As :class:`BaseCAM`.
+        weighting: From activations ``(B, C, *S)`` to weights that broadcast to them; by default all are 1.
+        **options: As :class:`BaseCAM`.
+    """
+
+    weighting: ChannelWeighting = staticmethod(torch.ones_like)
+    needs_graph: ClassVar[bool] = False
+    choices: ClassVar[tuple[str, ...]] = ("weighting", *BaseCAM.choices)
 
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Target | Sequence[Target],
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
         *,
-        rectify: bool = True,
-        output: Callable[[Any], Tensor] = find_logits,
+        weighting: ChannelWeighting | None = None,
+        **options: Unpack[CAMOptions],
     ) -> None:
-        super().__init__(model, target_layers, reshape_transform, rectify=rectify, output=output)
+        self._choose(weighting=weighting)
+        super().__init__(model, target_layers, reshape_transform, **options)
 
-    def _class_maps(self, forward: Pass, classes: Tensor, *, create_graph: bool = False) -> list[Tensor]:  # noqa: ARG002
-        grids = [self._grid(activations) for activations in forward.activations]
-        layers = [self._layer_map(grid, self.weighting(grid, torch.zeros_like(grid))) for grid in grids]
-        return [maps.unsqueeze(1).expand(-1, classes.shape[1], *maps.shape[1:]) for maps in layers]
+    def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:
+        """See :meth:`BaseCAM.layer_maps`: the same map for whatever is asked for."""
+        count = request.classes.shape[1] if isinstance(request, ClassRequest) else 1
+        maps = [self.layer_map(grid, self.weighting(grid)) for grid in forward.grids()]
+        return forward.every_layer([each.unsqueeze(1).expand(-1, count, *each.shape[1:]) for each in maps])
 
-    def _asked_maps(self, forward: Pass, targets: Sequence[OutputTarget | int] | None) -> list[Tensor]:
-        read_targets(targets, len(forward.logits))  # for its errors: whatever is asked for, the map is the same
-        return self._class_maps(forward, torch.zeros(len(forward.logits), 1))
+    def _request(self, forward: ForwardPass, classes: Any) -> tuple[Tensor, Request]:
+        if classes is None and forward.logits.ndim != 2:  # no classes to decide on, and none is needed
+            index = torch.zeros(len(forward.logits), dtype=torch.long, device=forward.logits.device)
+            return index, ClassRequest(self.score, index.unsqueeze(1))
+        return super()._request(forward, classes)
+
+    def _check_own_score(self, targets: Sequence[Any]) -> None:
+        """Whatever is asked for, the map is the same."""
+
+    def _described(self) -> dict[str, str]:
+        return {"weighting": callable_name(self.weighting), **super()._described()}
 
 
+@register()
 @final
-class EigenCAM(_ActivationCAM):
-    """Eigen-CAM: the first principal component of the activations, the same for every class: it has no score.
+class EigenCAM(ActivationCAM):
+    """Eigen-CAM: the first principal component of the activations, the same for every class.
 
     The reduction is :func:`diffgradcam.heatmaps.principal_component`, which says how the arbitrary sign is chosen:
     mostly on the side of the sum over the channels, so that after a ReLU the map is positive where the layer is active.
@@ -52,20 +80,19 @@ class EigenCAM(_ActivationCAM):
         model: As :class:`BaseCAM`.
         target_layers: As :class:`BaseCAM`.
         reshape_transform: As :class:`BaseCAM`.
-        rectify: As :class:`BaseCAM`.
-        output: As :class:`BaseCAM`.
+        **options: As :class:`BaseCAM`.
 
     Reference:
         Muhammad and Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", 2020 (arXiv 2008.00299).
     """
 
-    weighting = staticmethod(weightings.uniform)
     reduction = staticmethod(heatmaps.principal_component)
 
 
+@register()
 @final
-class KPCACAM(_ActivationCAM):
-    """KPCA-CAM: the first kernel principal component of the activations, the same for every class: it has no score.
+class KPCACAM(ActivationCAM):
+    """KPCA-CAM: the first kernel principal component of the activations, the same for every class.
 
     The reduction is :func:`diffgradcam.heatmaps.kernel_principal_component`. pytorch-grad-cam calls it ``KPCA_CAM`` and
     leaves the sign to chance.
@@ -76,8 +103,7 @@ class KPCACAM(_ActivationCAM):
         reshape_transform: As :class:`BaseCAM`.
         kernel: ``"sigmoid"``, ``"rbf"``, ``"poly"``, ``"cosine"`` or ``"linear"`` (which is :class:`EigenCAM`).
         gamma: Scale of the kernel; None is one over the number of channels.
-        rectify: As :class:`BaseCAM`.
-        output: As :class:`BaseCAM`.
+        **options: As :class:`BaseCAM`.
 
     Raises:
         ValueError: For another kernel.
@@ -87,27 +113,26 @@ class KPCACAM(_ActivationCAM):
         2410.00267).
     """
 
-    weighting = staticmethod(weightings.uniform)
-
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Target | Sequence[Target],
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
         *,
         kernel: str = "sigmoid",
         gamma: float | None = None,
-        rectify: bool = True,
-        output: Callable[[Any], Tensor] = find_logits,
+        **options: Unpack[CAMOptions],
     ) -> None:
         heatmaps.kernel_function(kernel)
-        super().__init__(model, target_layers, reshape_transform, rectify=rectify, output=output)
-        self.reduction = partial(heatmaps.kernel_principal_component, kernel=kernel, gamma=gamma)
+        component = partial(heatmaps.kernel_principal_component, kernel=kernel, gamma=gamma)
+        options.setdefault("reduction", component)
+        super().__init__(model, target_layers, reshape_transform, **options)
 
 
+@register()
 @final
-class FEM(_ActivationCAM):
-    """FEM: channels weighted by how much of them is unusually active, the same for every class: it has no score.
+class FEM(ActivationCAM):
+    """FEM: channels weighted by how much of them is unusually active, the same for every class.
 
     The weighting is :func:`diffgradcam.weightings.fem`.
 
@@ -116,8 +141,7 @@ class FEM(_ActivationCAM):
         target_layers: As :class:`BaseCAM`.
         reshape_transform: As :class:`BaseCAM`.
         k: How many standard deviations above the mean of its channel a position is unusual.
-        rectify: As :class:`BaseCAM`.
-        output: As :class:`BaseCAM`.
+        **options: As :class:`BaseCAM`.
 
     Reference:
         Fuad et al., "Features Understanding in 3D CNNs for Actions Recognition in Video", IPTA 2020; the formula is
@@ -127,24 +151,20 @@ class FEM(_ActivationCAM):
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Target | Sequence[Target],
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
         *,
         k: float = 2.0,
-        rectify: bool = True,
-        output: Callable[[Any], Tensor] = find_logits,
+        **options: Unpack[CAMOptions],
     ) -> None:
-        super().__init__(model, target_layers, reshape_transform, rectify=rectify, output=output)
-        self.k = k
-
-    def weighting(self, activations: Tensor, gradients: Tensor) -> Tensor:
-        """See :func:`diffgradcam.weightings.fem`."""
-        return weightings.fem(activations, gradients, self.k)
+        weighting = partial(weightings.fem, k=k)
+        super().__init__(model, target_layers, reshape_transform, weighting=weighting, **options)
 
 
+@register()
 @final
-class RandomCAM(_ActivationCAM):
-    """Channels weighted at random: the control that any method has to beat. It has no score.
+class RandomCAM(ActivationCAM):
+    """Random-CAM: channels weighted at random, the control that any method has to beat.
 
     The weights are uniform between -1 and 1. They follow from the seed and the channel, not from the image or the
     class: several seeds are several controls. The global random numbers, which pytorch-grad-cam draws, are left alone.
@@ -154,8 +174,7 @@ class RandomCAM(_ActivationCAM):
         target_layers: As :class:`BaseCAM`.
         reshape_transform: As :class:`BaseCAM`.
         seed: Another seed is another draw.
-        rectify: As :class:`BaseCAM`.
-        output: As :class:`BaseCAM`.
+        **options: As :class:`BaseCAM`.
 
     Reference:
         ``RandomCAM`` of the library pytorch-grad-cam; no paper.
@@ -164,18 +183,18 @@ class RandomCAM(_ActivationCAM):
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Target | Sequence[Target],
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
         *,
         seed: int = 0,
-        rectify: bool = True,
-        output: Callable[[Any], Tensor] = find_logits,
+        **options: Unpack[CAMOptions],
     ) -> None:
-        super().__init__(model, target_layers, reshape_transform, rectify=rectify, output=output)
-        self.seed = seed
+        weighting = partial(_random_weights, seed=seed)
+        super().__init__(model, target_layers, reshape_transform, weighting=weighting, **options)
 
-    def weighting(self, activations: Tensor, gradients: Tensor) -> Tensor:  # noqa: ARG002
-        """Random weights of the channels, ``(1, C, 1, ...)``."""
-        generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.rand((1, activations.shape[1]), generator=generator, dtype=torch.float64).to(activations)
-        return (2 * drawn - 1).view(*drawn.shape, *[1] * (activations.ndim - 2))
+
+def _random_weights(activations: Tensor, seed: int) -> Tensor:
+    """One weight a channel, ``(1, C, 1, ...)``."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand((1, activations.shape[1]), generator=generator, dtype=torch.float64).to(activations)
+    return spread(2 * drawn - 1, activations.ndim)

@@ -1,20 +1,119 @@
-"""COMPARE: the maps of the true and of the false class of one forward pass, and their difference."""
+"""Contrastive methods: they explain differences between logits, which are all that softmax sees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from .. import weightings
-from .._core.base import BaseCAM
-from .._core.forward import columns
-from .._core.layers import Target
-from .._core.outputs import Classes, class_index, find_logits
-from ..scores import check_contrast, logit, logit_difference, refuse_same
+from .._core.base import CAMOptions, TrainableCAM, TrainableOptions
+from .._core.forward import ForwardPass, ReshapeTransform
+from .._core.layers import LayerSpec
+from .._core.outputs import Classes
+from .._core.registry import register
+from .._core.requests import ClassRequest
+from .._core.tensors import columns
+from ..scores import Baseline, Finer, Logit, LogitDifference, Score, check_contrast, logit, refuse_same
+
+
+class _Contrast(TrainableCAM):
+    """A CAM of the difference between a class's logit and a baseline of the others."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
+        *,
+        baseline: str | int | Baseline = "logsumexp",
+        **options: Unpack[TrainableOptions],
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform, score=LogitDifference(baseline), **options)
+
+
+@register()
+@final
+class DiffGradCAM(_Contrast):
+    """DiffGradCAM: Grad-CAM of the difference between a class's logit and a baseline of the others.
+
+    Whatever all logits have in common, which softmax cannot see, is not in the map: a model that was changed only there
+    shows the same DiffGradCAM as before. It is no protection against an attack on DiffGradCAM itself, nor against one
+    that moves the activations.
+
+    Args:
+        model: As :class:`BaseCAM`.
+        target_layers: As :class:`BaseCAM`.
+        reshape_transform: As :class:`BaseCAM`.
+        baseline: ``"logsumexp"`` (the log-odds), ``"max"``, ``"mean"``, a class index, or a callable; see
+            :func:`diffgradcam.scores.logit_difference`.
+        **options: As :class:`TrainableCAM`.
+
+    Raises:
+        ValueError: If the baseline is unknown; when explaining, if there are fewer than two classes.
+
+    Reference:
+        Our reading of Piland, Sweet, Czajka, "DiffGradCAM", 2025 (arXiv 2506.08514).
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> before = DiffGradCAM(model, "0").explain(images, 0).maps
+        >>> _ = model[3].weight.data.add_(torch.randn(4))  # the same vector for every class: no probability changes
+        >>> torch.allclose(before, DiffGradCAM(model, "0").explain(images, 0).maps, atol=1e-6)
+        True
+    """
+
+    weighting = staticmethod(weightings.gradcam)
+
+
+@register()
+@final
+class DiffGradCAMPlusPlus(_Contrast):
+    """DiffGradCAM++: the weighting of Grad-CAM++ for the score of :class:`DiffGradCAM`, whose arguments it takes.
+
+    Reference:
+        Our reading of version 4 of Piland, Sweet, Czajka, "DiffGradCAM", 2025 (arXiv 2506.08514).
+    """
+
+    weighting = staticmethod(weightings.gradcam_plus_plus)
+
+
+@register()
+@final
+class FinerCAM(TrainableCAM):
+    """Finer-CAM: Grad-CAM of the class against its nearest classes.
+
+    Args:
+        model: As :class:`BaseCAM`.
+        target_layers: As :class:`BaseCAM`.
+        reshape_transform: As :class:`BaseCAM`.
+        alpha: Strength of the comparison, see :func:`diffgradcam.scores.finer`.
+        comparisons: How many classes to compare with.
+        **options: As :class:`TrainableCAM`.
+
+    Reference:
+        Zhang et al., "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation", CVPR 2025.
+    """
+
+    weighting = staticmethod(weightings.gradcam)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
+        *,
+        alpha: float = 1.0,
+        comparisons: int = 3,
+        **options: Unpack[TrainableOptions],
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform, score=Finer(alpha, comparisons), **options)
+
 
 _WORDS = ("runner_up", "mean")
 
@@ -39,8 +138,9 @@ class TrueFalseMaps(NamedTuple):
     difference: Tensor
 
 
+@register(command=False)
 @final
-class TrueFalseCAM(BaseCAM):
+class TrueFalseCAM(TrainableCAM):
     """True-vs-false divergence: where the map of the true class differs from that of the false class.
 
     The map of ``explain``, ``maps`` and the call is Difference Salience: the unnormalised Grad-CAM of the true
@@ -54,7 +154,7 @@ class TrueFalseCAM(BaseCAM):
         reshape_transform: As :class:`BaseCAM`.
         false_class: What the true class is compared with: ``"runner_up"`` (the largest logit of another class; of
             two classes the other one), a class index, or ``"mean"`` (the mean logit of all the others).
-        output: As :class:`BaseCAM`.
+        **options: As :class:`TrainableCAM`, but ``score`` and ``rectify``.
 
     Raises:
         ValueError: If ``false_class`` is something else; when explaining, if there are fewer than two classes, or a
@@ -77,17 +177,20 @@ class TrueFalseCAM(BaseCAM):
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Target | Sequence[Target],
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
         *,
         false_class: str | int = "runner_up",
-        output: Callable[[Any], Tensor] = find_logits,
+        **options: Unpack[CAMOptions],
     ) -> None:
         if false_class not in _WORDS and (not isinstance(false_class, int) or isinstance(false_class, bool)):
             raise ValueError(f"false_class is {false_class!r}; expected 'runner_up', 'mean' or a class index")
         # Grad-CAM is linear in the score: the difference of two maps is the map of the difference.
-        score = partial(logit_difference, baseline="max" if false_class == "runner_up" else false_class)
-        super().__init__(model, target_layers, reshape_transform, score=score, rectify=False, output=output)
+        if "rectify" in options:
+            raise TypeError("TrueFalseCAM is signed and takes no rectify=")
+        score = LogitDifference("max" if false_class == "runner_up" else false_class)
+        super().__init__(model, target_layers, reshape_transform, score=score, **options)
+        self.rectify = False
         self.false_class = false_class
 
     def compare(
@@ -111,31 +214,44 @@ class TrueFalseCAM(BaseCAM):
             ValueError: As :meth:`BaseCAM.explain`; if several true classes are given for an image.
             RuntimeError: As :meth:`BaseCAM.explain`.
         """
-        with self._forward(input_tensor, args, kwargs) as forward:
-            logits = forward.logits
-            true = class_index(logits, classes)
-            if true.ndim != 1:
-                shape = tuple(true.shape)
-                raise ValueError(f"classes have shape {shape}; compare() takes one true class for each image")
-            false = self._false_classes(logits, true) if false_classes is None else class_index(logits, false_classes)
-            true_maps = self._fuse(self._score_maps(forward, logit, columns(true)), true)
-            if false is None:
-                false_maps = self._fuse(self._score_maps(forward, _mean_of_others, columns(true)), true)
-            else:
-                refuse_same(columns(true), columns(false))
-                false_maps = self._fuse(self._score_maps(forward, logit, columns(false)), false)
-            reference = true_maps.unsqueeze(1) if false_maps.ndim > true_maps.ndim else true_maps
-            return TrueFalseMaps(logits.detach(), true, false, true_maps, false_maps, reference - false_maps)
+        with self._reader.run(input_tensor, *args, **kwargs) as forward:
+            return forward.settle(lambda: self._compared(forward, classes, false_classes))
 
-    def _false_classes(self, logits: Tensor, true: Tensor) -> Tensor | None:
+    def _compared(self, forward: ForwardPass, classes: Classes, false_classes: Classes) -> TrueFalseMaps:
+        logits = forward.logits
+        true = forward.classes(classes)
+        if true.ndim != 1:
+            shape = tuple(true.shape)
+            raise ValueError(f"classes have shape {shape}; compare() takes one true class for each image")
+        false = self._false_classes(forward, true) if false_classes is None else forward.classes(false_classes)
+        true_maps = self._maps_of(forward, Logit(), true)
+        if false is None:
+            false_maps = self._maps_of(forward, _MeanOfOthers(), true)
+        else:
+            refuse_same(columns(true), columns(false))
+            false_maps = self._maps_of(forward, Logit(), false)
+        reference = true_maps.unsqueeze(1) if false_maps.ndim > true_maps.ndim else true_maps
+        forward.checks.require_finite("the map", true_maps)
+        forward.checks.require_finite("the map", false_maps)
+        return TrueFalseMaps(logits.detach(), true, false, true_maps, false_maps, reference - false_maps)
+
+    def _maps_of(self, forward: ForwardPass, score: Score, classes: Tensor) -> Tensor:
+        return self.fuse(self.layer_maps(forward, ClassRequest(score, columns(classes))), classes)
+
+    def _false_classes(self, forward: ForwardPass, true: Tensor) -> Tensor | None:
         """The class to compare each of the true classes ``(B,)`` with; None for the mean of the others."""
+        logits = forward.logits
         check_contrast(logits)
         if self.false_class == "mean":
             return None
         if self.false_class == "runner_up":
             return logits.detach().scatter(1, columns(true), -torch.inf).argmax(1)
-        return class_index(logits, self.false_class)
+        return forward.classes(self.false_class)
 
 
-def _mean_of_others(logits: Tensor, classes: Tensor) -> Tensor:
-    return (logits.sum(1) - logit(logits, classes)) / (logits.shape[1] - 1)
+@dataclass(frozen=True)
+class _MeanOfOthers(Score):
+    """The mean logit of all classes but one."""
+
+    def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
+        return (logits.sum(1) - logit(logits, classes)) / (logits.shape[1] - 1)

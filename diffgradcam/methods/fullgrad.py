@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from typing_extensions import Unpack
 
-from .. import heatmaps, scores, weightings
-from .._core.base import BaseCAM, Cotangents
-from .._core.forward import Pass
-from .._core.gradients import activation_gradients
-from .._core.layers import Target, inner_model, layer_input
-from .._core.outputs import Classes, check_grid, find_logits
+from .. import heatmaps
+from .._core.base import ScoredCAM, ScoredOptions
+from .._core.forward import ForwardPass, LayerReader
+from .._core.inputs import Inputs
+from .._core.layers import Layer, LayerSpec, layer_input
+from .._core.outputs import check_grid
+from .._core.registry import register
+from .._core.requests import Request
+from .._core.wrappers import inner_model
 
 
 def magnitude(channels: Tensor) -> Tensor:
@@ -34,8 +38,9 @@ def magnitude(channels: Tensor) -> Tensor:
     return heatmaps.minmax(channels.abs()).sum(1)
 
 
+@register(command=False)
 @final
-class FullGrad(BaseCAM):
+class FullGrad(ScoredCAM):
     """FullGrad: input-gradient and bias-gradients, from the whole network, at the size of the input.
 
     ``psi(x dS/dx) + sum_l psi(b_l dS/db_l)``, where ``b_l`` is what layer ``l`` adds at each position of its output:
@@ -51,10 +56,9 @@ class FullGrad(BaseCAM):
 
     Args:
         model: As :class:`BaseCAM`; in evaluation mode where it has batch normalisation.
-        target_layers: Ignored, with a warning: all layers are taken. Here so that calls of pytorch-grad-cam run.
-        reshape_transform: Ignored, with a warning.
-        score: As :class:`BaseCAM`.
-        output: As :class:`BaseCAM`.
+        target_layers: There is no choice of layers: all are taken, and naming some warns. The argument is here so that
+            calls of pytorch-grad-cam run.
+        **options: As :class:`ScoredCAM`, but ``run``.
 
     Raises:
         ValueError: When explaining, if a batch normalisation normalises with the statistics of the batch.
@@ -69,70 +73,63 @@ class FullGrad(BaseCAM):
         torch.Size([5, 8, 8])
     """
 
-    weighting = staticmethod(weightings.hirescam)
     reduction = staticmethod(magnitude)
 
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Target | Sequence[Target] = (),
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
-        *,
-        score: scores.Score = scores.logit,
-        output: Callable[[Any], Tensor] = find_logits,
+        target_layers: LayerSpec | Sequence[LayerSpec] = (),
+        **options: Unpack[ScoredOptions],
     ) -> None:
-        none_given = isinstance(target_layers, Sequence) and not target_layers
-        if not none_given or reshape_transform is not None:
+        if not (isinstance(target_layers, Sequence) and not target_layers):
             warnings.warn(
-                "FullGrad takes the input and every bias of the model: target_layers and reshape_transform are ignored",
-                stacklevel=2,
+                "FullGrad takes the input and every bias of the model: target_layers is not used", stacklevel=2
             )
-        super().__init__(model, layer_input(inner_model(model)), score=score, output=output)
+        super().__init__(model, layer_input(inner_model(model)), **options)
 
-    def maps(self, logits: Tensor, classes: Classes = None) -> NoReturn:
-        """There are none: the biases' part in a forward pass that you made was not recorded.
+    def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:
+        """See :meth:`BaseCAM.layer_maps`: the sum over the input and the biases, at the size of the input."""
+        grids = forward.grids()
+        blocks = []
+        for block in request.blocks(sum(tensor.shape[1:].numel() for tensor in (forward.logits, *grids))):
+            layers = [
+                torch.stack([self.layer_map(grid, row) for row in gradients.unbind(1)], 1)
+                for grid, gradients in zip(grids, forward.gradients(block), strict=True)
+            ]
+            shape = layers[0].shape
+            resized = [heatmaps.resize(maps.flatten(0, 1), shape[2:]) for maps in layers]
+            blocks.append(torch.stack(resized).sum(0).view(shape))
+        return [torch.cat(blocks, 1)]
 
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            "FullGrad has no maps of a forward pass that it did not make: it records every bias on the way; use "
-            "explain() for maps to look at, and a CAM such as HiResCAM for maps to train with"
-        )
+    def _make_reader(self) -> LayerReader:
+        return BiasReader(self.model, self.target_layers, output=self.output, image=self.image)
+
+
+class BiasReader(LayerReader):
+    """Reads the input of a model and every bias on the way to the logits."""
 
     @contextmanager
-    def _forward(self, input_tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Pass]:
-        with (
-            _recorded_biases(inner_model(self.model)) as recorded,
-            super()._forward(input_tensor, args, kwargs) as forward,
-        ):
+    def run_on(self, inputs: Inputs) -> Iterator[ForwardPass]:
+        """See :meth:`LayerReader.run`; the activations are the input and, after it, the biases at each position."""
+        with _recorded_biases(self.model_to_run()) as recorded, super().run_on(inputs) as forward:
             (images,) = forward.activations
-            biases = {name: bias for name, bias in recorded.items() if bias.ndim == images.ndim}
-            for name, bias in biases.items():
-                check_grid(name, bias, forward.logits, image_dims=1)
-            yield forward._replace(activations=[images, *biases.values()])
-
-    def _gradients(self, forward: Pass, cotangents: Cotangents, *, create_graph: bool = False) -> list[Tensor]:
-        vectors = cotangents(forward.logits, create_graph=create_graph)
-        return activation_gradients(
-            forward.logits, forward.activations, vectors, create_graph=create_graph, unused_is_zero=True
-        )
-
-    def _cotangent_maps(self, forward: Pass, cotangents: Cotangents, *, create_graph: bool = False) -> list[Tensor]:
-        layers = super()._cotangent_maps(forward, cotangents, create_graph=create_graph)
-        shape = layers[0].shape
-        resized = [heatmaps.resize(maps.flatten(0, 1), shape[2:]) for maps in layers]
-        return [torch.stack(resized).sum(0).view(shape)]
+            biases = [(name, bias) for name, bias in recorded if bias.ndim == images.ndim]
+            for name, bias in biases:
+                check_grid(repr(name), bias, forward.logits, image_dims=1)
+            modules = dict(self.model_to_run().named_modules())
+            layers = [Layer(modules[name], False, None, None, repr(name)) for name, _ in biases]
+            forward.add(layers, [bias for _, bias in biases])
+            yield forward
 
 
 @contextmanager
-def _recorded_biases(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def _recorded_biases(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
     """Record what every convolution and batch normalisation adds at each position of its output, ``(B, C, *S)``.
 
     The recorded tensor enters the output as ``bias - bias.detach()``, which is 0: the output keeps its values, and its
     gradient with respect to the bias at each position becomes accessible, whatever overwrites the output later.
     """
-    recorded: dict[str, Tensor] = {}
+    recorded: list[tuple[str, Tensor]] = []
     thread = threading.get_ident()
 
     def record(name: str, module: _ConvNd | _BatchNorm, _args: Any, output: Tensor) -> Tensor | None:
@@ -142,7 +139,7 @@ def _recorded_biases(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         if bias is None:
             return None
         everywhere = bias.to(output).view(-1, *[1] * (output.ndim - 2)).expand_as(output).requires_grad_()
-        recorded[f"{name!r}, run {len(recorded)}"] = everywhere
+        recorded.append((name, everywhere))
         return output + (everywhere - everywhere.detach())
 
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""HOW without gradients: the model runs again and again on perturbed inputs, and the change of the score is the weight.
+"""Methods without gradients: the model runs on perturbed inputs, and the change of the score is the weight.
 
 Score-CAM and its relatives mask the image with each channel of the layer; Ablation-CAM takes one channel of the layer
 away at a time. Both obey ``score=``: a contrast there makes a contrastive method. One run on the perturbed inputs
@@ -8,137 +8,135 @@ serves all classes that are explained. The price is a forward pass for each chan
 from __future__ import annotations
 
 import contextlib
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn, final
+from typing import ClassVar, NoReturn, final
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from typing_extensions import Unpack
 
-from .. import heatmaps, scores
-from .._core.base import BaseCAM
-from .._core.checks import check_count, check_scores, check_std, described
-from .._core.forward import Pass
-from .._core.gradients import class_blocks, widen
-from .._core.layers import Layer, Target
-from .._core.outputs import Classes, check_finite, find_logits
-from ..targets import OutputTarget
+from .. import heatmaps
+from .._core.base import ScoredCAM, ScoredOptions
+from .._core.checks import check_count, check_std
+from .._core.forward import ForwardPass, ReshapeTransform
+from .._core.layers import Layer, LayerSpec
+from .._core.outputs import check_finite
+from .._core.recorder import Replacer
+from .._core.registry import register
+from .._core.requests import Request
+from .._core.tensors import spread
 
 _SHOW_AFTER_SECONDS = 2
 
-Measure = Callable[[Tensor, Tensor], Tensor]
 Inputs = Callable[[Tensor, Tensor], Tensor]
 Change = Callable[[Tensor], Tensor]
 
 
-class PerturbationCAM(BaseCAM):
+class PerturbationOptions(ScoredOptions, total=False):
+    """The options of a method that perturbs, see :class:`PerturbationCAM`."""
+
+    batch_size: int
+    progress: bool
+
+
+class PerturbationCAM(ScoredCAM):
     """A CAM whose weights come from running the model on perturbed inputs. It needs no gradient.
 
     Args:
         model: As :class:`BaseCAM`.
         target_layers: As :class:`BaseCAM`. Every layer costs a forward pass for each of its channels.
         reshape_transform: As :class:`BaseCAM`.
-        score: As :class:`BaseCAM`. Scores of perturbed inputs are compared with one another, so its unit matters: see
-            the method.
-        rectify: As :class:`BaseCAM`.
-        output: As :class:`BaseCAM`.
         batch_size: How many perturbed inputs run at once.
         progress: Show a progress bar, for what takes longer than two seconds.
+        **options: As :class:`ScoredCAM`. Scores of perturbed inputs are compared with one another, so the unit of
+            ``score`` matters: see the method.
 
     Raises:
         ValueError: If ``batch_size`` is not at least 1; otherwise as :class:`BaseCAM`.
         TypeError: As :class:`BaseCAM`.
     """
 
+    needs_graph: ClassVar[bool] = False
+
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Target | Sequence[Target],
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
         *,
-        score: scores.Score = scores.logit,
-        rectify: bool = True,
-        output: Callable[[Any], Tensor] = find_logits,
         batch_size: int = 32,
         progress: bool = True,
+        **options: Unpack[ScoredOptions],
     ) -> None:
         check_count("batch_size", batch_size)
-        super().__init__(model, target_layers, reshape_transform, score=score, rectify=rectify, output=output)
+        super().__init__(model, target_layers, reshape_transform, **options)
         self.batch_size = batch_size
         self.progress = progress
 
-    @staticmethod
-    def weighting(activations: Tensor, gradients: Tensor) -> Tensor:
-        """There is none: the weights are no function of gradients."""
-        raise NotImplementedError("the weights come from running the model, not from gradients")
-
-    def maps(self, logits: Tensor, classes: Classes = None) -> NoReturn:
-        """There are none to train with: the model that made the weights ran without gradients.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} has no differentiable maps: its weights come from running the model on perturbed "
-            "inputs, without gradients; use explain() for maps to look at, and a gradient CAM such as GradCAM for maps "
-            "to train with"
-        )
-
     @abstractmethod
-    def _weights(self, forward: Pass, layer: Layer, grid: Tensor, measure: Measure, bar: tqdm[NoReturn]) -> Tensor:
-        """Weights of the channels of one layer, ``(B, N, C)``, from its activations ``(B, C, *S)``."""
+    def channel_weights(
+        self, forward: ForwardPass, layer: Layer, grid: Tensor, request: Request, bar: tqdm[NoReturn]
+    ) -> Tensor:
+        """Weights of the channels of one layer.
 
-    def _runs(self, channels: int) -> int:
-        """How many forward passes an image costs."""
+        Args:
+            forward: The forward pass of the images as they are.
+            layer: The layer.
+            grid: Its activations, ``(B, C, *S)``.
+            request: What is asked for, ``N`` numbers of each image.
+            bar: The progress bar, one step for each forward pass of an image.
+
+        Returns:
+            ``(B, N, C)``.
+        """
+
+    def runs(self, channels: int) -> int:
+        """How many forward passes an image costs, for a layer of so many channels."""
         return channels
 
-    def _class_maps(
-        self,
-        forward: Pass,
-        classes: Tensor,
-        *,
-        create_graph: bool = False,  # noqa: ARG002  (only maps() asks for one)
-    ) -> list[Tensor]:
-        return self._measured_maps(forward, partial(_class_scores, self.score, classes))
-
-    def _target_maps(self, forward: Pass, targets: Sequence[OutputTarget]) -> list[Tensor]:
-        return self._measured_maps(forward, partial(_target_scores, targets))
-
-    def _measured_maps(self, forward: Pass, measure: Measure) -> list[Tensor]:
-        forward = forward._replace(logits=forward.logits.detach())
-        grids = [self._grid(activations.detach()) for activations in forward.activations]
-        total = sum(len(grid) * self._runs(grid.shape[1]) for grid in grids)
+    def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:
+        """See :meth:`BaseCAM.layer_maps`."""
+        forward.checks.verify()  # before many forward passes are made
+        forward.find_following()  # before anything is taken away
+        grids = forward.grids()
+        total = sum(len(grid) * self.runs(grid.shape[1]) for grid in grids)
         maps = []
         with tqdm(total=total, desc=type(self).__name__, disable=not self.progress, delay=_SHOW_AFTER_SECONDS) as bar:
-            for layer, grid in zip(self._recorder.layers, grids, strict=True):
-                weights = self._weights(forward, layer, grid, measure, bar)
-                spread = weights.to(grid).view(*weights.shape, *[1] * (grid.ndim - 2))
-                maps.append(torch.stack([self._layer_map(grid, each) for each in spread.unbind(1)], 1))
-        return maps
+            for layer, grid in zip(forward.layers, grids, strict=True):
+                weights = self.channel_weights(forward, layer, grid, request, bar).to(grid)
+                rows = [self.layer_map(grid, spread(row, grid.ndim)) for row in weights.unbind(1)]
+                maps.append(torch.stack(rows, 1))
+        return forward.every_layer(maps)
 
-    def _each_channel(
-        self, forward: Pass, channels: int, inputs: Inputs, measure: Measure, bar: tqdm[NoReturn]
+    def each_channel(
+        self, forward: ForwardPass, channels: int, inputs: Inputs, request: Request, bar: tqdm[NoReturn]
     ) -> Tensor:
-        """Measure the model on an input for each image and channel, ``(B, N, C)``."""
+        """Measure the model on an input for each image and channel.
+
+        Args:
+            forward: The forward pass of the images as they are.
+            channels: How many, ``C``.
+            inputs: Makes inputs of images and channels, both ``(M,)``.
+            request: What is measured, ``N`` numbers.
+            bar: The progress bar.
+
+        Returns:
+            ``(B, N, C)``.
+        """
         # Indices on the CPU are good for tensors on any device; some inputs may be on another than the logits.
         pairs = torch.arange(len(forward.logits) * channels)
         measured = []
         for block in torch.split(pairs, self.batch_size):
             rows = block // channels
-            measured.append(measure(self._run(forward, inputs(rows, block % channels), rows), rows))
+            measured.append(request.values(forward.on_rows(inputs(rows, block % channels), rows), rows))
             bar.update(len(block))
-        values = torch.cat(measured) if measured else measure(forward.logits, pairs)
+        values = torch.cat(measured) if measured else request.values(forward.logits, pairs)
         result = values.view(len(forward.logits), channels, values.shape[1]).transpose(1, 2)
         check_finite("the score under perturbation", result)
         return result
-
-    @staticmethod
-    def _run(forward: Pass, inputs: Tensor, rows: Tensor) -> Tensor:
-        assert forward.run is not None  # only maps() makes a pass without, and it refuses
-        return forward.run(inputs, rows)
 
 
 class _MaskingCAM(PerturbationCAM):
@@ -146,14 +144,18 @@ class _MaskingCAM(PerturbationCAM):
 
     samples = 1
 
-    def _runs(self, channels: int) -> int:
+    def runs(self, channels: int) -> int:
+        """See :meth:`PerturbationCAM.runs`."""
         return self.samples * channels
 
     def _changes(self, _size: torch.Size) -> Iterator[Change]:
         """What is done to a mask before it multiplies the image, ``samples`` times; their scores are averaged."""
         yield lambda masks: masks
 
-    def _weights(self, forward: Pass, _layer: Layer, grid: Tensor, measure: Measure, bar: tqdm[NoReturn]) -> Tensor:
+    def channel_weights(
+        self, forward: ForwardPass, _layer: Layer, grid: Tensor, request: Request, bar: tqdm[NoReturn]
+    ) -> Tensor:
+        """See :meth:`PerturbationCAM.channel_weights`."""
         images = _images(self, forward)
         total = torch.zeros((), device=grid.device)
         for change in self._changes(images.shape[2:]):
@@ -162,17 +164,18 @@ class _MaskingCAM(PerturbationCAM):
                 masks = change(heatmaps.minmax(heatmaps.resize(grid[rows, channels], images.shape[2:])))
                 return (images[rows] * masks.unsqueeze(1).to(images.device)).to(images.dtype)
 
-            total = total + self._each_channel(forward, grid.shape[1], masked, measure, bar)
+            total = total + self.each_channel(forward, grid.shape[1], masked, request, bar)
         return (total / self.samples).softmax(2)
 
 
+@register()
 @final
 class ScoreCAM(_MaskingCAM):
-    """Score-CAM: channels weighted by the score of the image seen through them. Arguments as :class:`PerturbationCAM`.
+    """Score-CAM: channels weighted by the score of the image seen through them.
 
-    Each channel, enlarged to the image and scaled to [0, 1], multiplies the image; the weights are the softmax, over
-    the channels, of the scores: ``w_k = softmax_k(score(image * mask_k))``. A channel that is constant marks nothing:
-    its mask is 0, the black image.
+    Arguments as :class:`PerturbationCAM`.     Each channel, enlarged to the image and scaled to [0, 1], multiplies
+    the image; the weights are the softmax, over the channels, of the scores: ``w_k = softmax_k(score(image *
+    mask_k))``. A channel that is constant marks nothing: its mask is 0, the black image.
 
     The paper weights by the *increase* of confidence over a baseline image. That is the same number for every channel,
     so it cancels in the softmax; no score needs one, a probability or not. What the score means stays in the weights,
@@ -199,6 +202,7 @@ class ScoreCAM(_MaskingCAM):
     """
 
 
+@register(command=False)
 @final
 class SSCAM(_MaskingCAM):
     """Smoothed Score-CAM: :class:`ScoreCAM` with noise on the masks.
@@ -214,11 +218,7 @@ class SSCAM(_MaskingCAM):
         samples: How many noises; each costs a forward pass for every channel.
         std: Standard deviation of the noise. Masks are in [0, 1], so the usual 2 is a lot.
         seed: Of the noise. The global random numbers are left alone.
-        score: As :class:`ScoreCAM`.
-        rectify: As :class:`BaseCAM`.
-        output: As :class:`BaseCAM`.
-        batch_size: As :class:`PerturbationCAM`.
-        progress: As :class:`PerturbationCAM`.
+        **options: As :class:`PerturbationCAM`.
 
     Raises:
         ValueError: If ``samples`` or ``batch_size`` is not at least 1, or ``std`` is negative or not finite.
@@ -231,30 +231,17 @@ class SSCAM(_MaskingCAM):
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Target | Sequence[Target],
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
         *,
         samples: int = 35,
         std: float = 2.0,
         seed: int = 0,
-        score: scores.Score = scores.logit,
-        rectify: bool = True,
-        output: Callable[[Any], Tensor] = find_logits,
-        batch_size: int = 32,
-        progress: bool = True,
+        **options: Unpack[PerturbationOptions],
     ) -> None:
         check_count("samples", samples)
         check_std(std)
-        super().__init__(
-            model,
-            target_layers,
-            reshape_transform,
-            score=score,
-            rectify=rectify,
-            output=output,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        super().__init__(model, target_layers, reshape_transform, **options)
         self.samples = samples
         self.std = std
         self.seed = seed
@@ -266,6 +253,7 @@ class SSCAM(_MaskingCAM):
             yield lambda masks, noise=noise: masks + noise.to(masks)  # type: ignore[misc]
 
 
+@register(command=False)
 @final
 class ISCAM(_MaskingCAM):
     """Integrated Score-CAM: :class:`ScoreCAM` with the scores averaged over masks that grow step by step.
@@ -279,11 +267,7 @@ class ISCAM(_MaskingCAM):
         target_layers: As :class:`PerturbationCAM`.
         reshape_transform: As :class:`BaseCAM`.
         samples: ``N``; each costs a forward pass for every channel. 1 is Score-CAM.
-        score: As :class:`ScoreCAM`.
-        rectify: As :class:`BaseCAM`.
-        output: As :class:`BaseCAM`.
-        batch_size: As :class:`PerturbationCAM`.
-        progress: As :class:`PerturbationCAM`.
+        **options: As :class:`PerturbationCAM`.
 
     Raises:
         ValueError: If ``samples`` or ``batch_size`` is not at least 1.
@@ -296,27 +280,14 @@ class ISCAM(_MaskingCAM):
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Target | Sequence[Target],
-        reshape_transform: Callable[[Tensor], Tensor] | None = None,
+        target_layers: LayerSpec | Sequence[LayerSpec],
+        reshape_transform: ReshapeTransform | None = None,
         *,
         samples: int = 10,
-        score: scores.Score = scores.logit,
-        rectify: bool = True,
-        output: Callable[[Any], Tensor] = find_logits,
-        batch_size: int = 32,
-        progress: bool = True,
+        **options: Unpack[PerturbationOptions],
     ) -> None:
         check_count("samples", samples)
-        super().__init__(
-            model,
-            target_layers,
-            reshape_transform,
-            score=score,
-            rectify=rectify,
-            output=output,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        super().__init__(model, target_layers, reshape_transform, **options)
         self.samples = samples
 
     def _changes(self, _size: torch.Size) -> Iterator[Change]:
@@ -324,13 +295,15 @@ class ISCAM(_MaskingCAM):
             yield partial(torch.mul, i * (i + 1) / (2 * self.samples))
 
 
+@register()
 @final
 class AblationCAM(PerturbationCAM):
-    """Ablation-CAM: channels weighted by how far the score drops without them. Arguments as :class:`PerturbationCAM`.
+    """Ablation-CAM: channels weighted by how far the score drops without them.
 
-    ``w_k = score - score without channel k``: the channel is set to 0 in the layer's output (or input, for
-    :func:`~diffgradcam.layer_input`) and the model runs again. With ``reshape_transform`` it is set to 0 wherever the
-    grid's channel comes from; a class token, which is no part of the grid, stays.
+    Arguments as :class:`PerturbationCAM`.     ``w_k = score - score without channel k``: the channel is set to 0 in
+    the layer's output (or input, for :func:`~diffgradcam.layer_input`) and the model runs again. With
+    ``reshape_transform`` it is set to 0 wherever the grid's channel comes from; a class token, which is no part of
+    the grid, stays.
 
     The paper divides the drop by the score itself. All channels of a map share that number, so it scales the map and
     nothing else, unless the score is negative, where it would turn evidence for a class into evidence against it, or 0.
@@ -347,96 +320,59 @@ class AblationCAM(PerturbationCAM):
         torch.Size([5, 6, 6])
     """
 
-    def _weights(self, forward: Pass, layer: Layer, grid: Tensor, measure: Measure, bar: tqdm[NoReturn]) -> Tensor:
+    def channel_weights(
+        self, forward: ForwardPass, layer: Layer, grid: Tensor, request: Request, bar: tqdm[NoReturn]
+    ) -> Tensor:
+        """See :meth:`PerturbationCAM.channel_weights`."""
         images, count = _batch(self, forward), len(forward.logits)
         ablated: list[Tensor] = []
+        replacer = Replacer(layer, lambda tensor: _without(forward, tensor, ablated[0]))
+        with contextlib.ExitStack() as stack:
+            stack.callback(replacer.detach)
+            replacer.attach()
 
-        def unchanged(rows: Tensor, channels: Tensor) -> Tensor:
-            ablated[:] = [channels]  # what the hook takes away from these rows
-            return images[rows]
+            def unchanged(rows: Tensor, channels: Tensor) -> Tensor:
+                replacer.start()
+                ablated[:] = [channels]  # what is taken away from these rows
+                return images[rows]
 
-        with _change(layer, lambda tensor: self._without(tensor, ablated[0])):
-            without = self._each_channel(forward, grid.shape[1], unchanged, measure, bar)
-        return measure(forward.logits, torch.arange(count)).unsqueeze(2) - without
-
-    def _without(self, tensor: Tensor, channels: Tensor) -> Tensor:
-        """Set one channel of the grid to 0 in each row of a layer's activations, wherever the grid takes it from."""
-        with torch.enable_grad():
-            source = tensor.detach().requires_grad_()
-            channel = self._grid(source)[torch.arange(len(channels)), channels]
-            if not channel.requires_grad:
-                raise ValueError(
-                    "reshape_transform= detaches the activations, so AblationCAM cannot tell which of them make a "
-                    "channel; use tensor operations (permute, reshape, indexing) in it"
-                )
-            (origin,) = torch.autograd.grad(channel.sum(), source)
-        return tensor.masked_fill(origin != 0, 0)
+            without = self.each_channel(forward, grid.shape[1], unchanged, request, bar)
+        return request.values(forward.logits, torch.arange(count)).unsqueeze(2) - without
 
 
-@contextlib.contextmanager
-def _change(layer: Layer, change: Change) -> Iterator[None]:
-    """Change what leaves (or enters) a layer, in this thread."""
-    thread = threading.get_ident()
-
-    def leaving(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return change(output) if threading.get_ident() == thread else None
-
-    def entering(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return (change(args[0]), *args[1:]) if threading.get_ident() == thread else None
-
-    if layer.entering:
-        handle = layer.module.register_forward_pre_hook(entering)
-    else:
-        handle = layer.module.register_forward_hook(leaving)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _without(forward: ForwardPass, tensor: Tensor, channels: Tensor) -> Tensor:
+    """Set one channel of the grid to 0 in each row of a layer's activations, wherever the grid takes it from."""
+    with torch.enable_grad():
+        source = tensor.detach().requires_grad_()
+        channel = forward.to_grid(source)[torch.arange(len(channels)), channels]
+        if not channel.requires_grad:
+            raise ValueError(
+                "reshape_transform= detaches the activations, so AblationCAM cannot tell which of them make a channel; "
+                "use tensor operations (permute, reshape, indexing) in it"
+            )
+        (origin,) = torch.autograd.grad(channel.sum(), source)
+    return tensor.masked_fill(origin != 0, 0)
 
 
-def _batch(cam: BaseCAM, forward: Pass) -> Tensor:
+def _batch(cam: PerturbationCAM, forward: ForwardPass) -> Tensor:
     """The first argument of the model, if it has a row for each image."""
-    images, count = forward.images, len(forward.logits)
+    images, count = forward.image, len(forward.logits)
     if not isinstance(images, Tensor) or images.ndim == 0 or len(images) != count:
         what = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
-            f"{type(cam).__name__} runs the model on one image at a time in different versions, but the model's first "
-            f"argument is {what}; expected a tensor with {count} rows, one for each row of the logits"
+            f"{type(cam).__name__} runs the model on one image at a time in different versions, but the image "
+            f"argument is {what}; expected a tensor with {count} rows, one for each row of the logits; where another "
+            "argument is the image, name it with image="
         )
     return images
 
 
-def _images(cam: BaseCAM, forward: Pass) -> Tensor:
+def _images(cam: PerturbationCAM, forward: ForwardPass) -> Tensor:
     images = _batch(cam, forward)
     if images.ndim < 3 or not images.is_floating_point():
         raise TypeError(
-            f"{type(cam).__name__} masks images, but the model's first argument is a tensor of {images.dtype} of shape "
+            f"{type(cam).__name__} masks images, but the image argument is a tensor of {images.dtype} of shape "
             f"{tuple(images.shape)}; expected floating-point images (B, C, H, W), or with one or three spatial "
             "dimensions"
         )
     return images
-
-
-def _class_scores(score: scores.Score, classes: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
-    """The score of each class that is explained of image ``rows``, ``(M, K) -> (M, N)``."""
-    values = []
-    for block in class_blocks(classes[rows], logits.shape[1]):
-        repeated = widen(logits).unsqueeze(1).expand(-1, block.shape[1], -1).flatten(0, 1)
-        found = score(repeated, block.reshape(-1))
-        check_scores(found, repeated)
-        values.append(found.view(block.shape))
-    return torch.cat(values, 1)
-
-
-def _target_scores(targets: Sequence[OutputTarget], output: Tensor, rows: Tensor) -> Tensor:
-    """The target of image ``rows`` on each output, ``(M, *O) -> (M, 1)``."""
-    values = []
-    for index, row in zip(rows.tolist(), widen(output), strict=True):
-        value = targets[index](row)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ValueError(
-                f"target {type(targets[index]).__name__} returned {described(value)} for an output of shape "
-                f"{tuple(row.shape)}; expected a single number"
-            )
-        values.append(value.reshape(()))
-    return torch.stack(values).unsqueeze(1) if values else output.new_zeros(0, 1)

@@ -1,4 +1,4 @@
-"""THEN, again and again: the mean map of several versions of an image, as wrappers over any method.
+"""Smoothing: the mean map of several versions of an image, as wrappers over any method.
 
 A wrapper has the ``explain`` and the call of the CAM that it wraps, and can be wrapped itself. The class is decided
 once, on the images as they are, and all versions are explained for it. The versions of all images run together,
@@ -7,78 +7,50 @@ once, on the images as they are, and all versions are explained for it. The vers
 
 from __future__ import annotations
 
-import copy
-import itertools
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple, Protocol, final, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, final, runtime_checkable
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from .. import heatmaps
+from .._core.base import BaseCAM
 from .._core.checks import check_count, check_std
-from .._core.forward import Explanation, ModelExplainer, rows_of
+from .._core.explanation import Explanation, ModelExplainer
+from .._core.inputs import ImageOf, Inputs, following_rows
 from .._core.outputs import Classes
+from .._core.versions import (
+    Array,
+    Augmentations,
+    HeatmapCall,
+    NoisyCopies,
+    Versions,
+    averaged_call,
+    image_argument,
+    mean_of_versions,
+    unchanged,
+    versionable,
+)
 from ..targets import OutputTarget
 
 
-class Version(NamedTuple):
-    """Another version of an image, and the way back.
-
-    Attributes:
-        make: Makes the version, ``(M, C, *S) -> (M, C, *T)``.
-        turn_back: Turns maps of the version to those of the image, ``(M, *S) -> (M, *S)``.
-        size: Versions of one size run together.
-    """
-
-    make: Callable[[Tensor], Tensor]
-    turn_back: Callable[[Tensor], Tensor]
-    size: float = 1.0
-
-
 @runtime_checkable
-class Smoothable(ModelExplainer, Protocol):
+class Smoothable(ModelExplainer, HeatmapCall, Protocol):
     """What can be smoothed: whatever has the two ways of use that the CAMs of this library and their wrappers have.
 
     Attributes:
         outputs: The logits of the last call.
     """
 
-    outputs: Tensor | None
-
-    def explain(self, input_tensor: Any, classes: Classes = None, *args: Any, **kwargs: Any) -> Explanation:
+    def explain(self, input_tensor: Any = None, classes: Any = None, *args: Any, **kwargs: Any) -> Explanation:
         """See :meth:`diffgradcam.BaseCAM.explain`."""
         ...
 
-    def __call__(
-        self,
-        input_tensor: Tensor,
-        targets: Sequence[OutputTarget | int] | None = None,
-        aug_smooth: bool = False,
-        eigen_smooth: bool = False,
-        **kwargs: Any,
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """See the call of :class:`diffgradcam.BaseCAM`."""
-        ...
 
-
-@runtime_checkable
-class Reducible(Smoothable, Protocol):
-    """A CAM that can sum up its channels in another way: all of this library, but no wrapper."""
-
-    def with_reduction(self, reduction: Callable[[Tensor], Tensor]) -> Smoothable:
-        """See :meth:`diffgradcam.BaseCAM.with_reduction`."""
-        ...
-
-
-class SmoothedCAM(ABC):
+class SmoothedCAM:
     """The mean of what a CAM explains for several versions of each image.
 
     Args:
         cam: The CAM, or another wrapper.
+        versions: Which versions.
         batch_size: How many versions of images run at once, beside the images as they are, which run as they come.
 
     Raises:
@@ -86,30 +58,36 @@ class SmoothedCAM(ABC):
         ValueError: If ``batch_size`` is not at least 1.
     """
 
-    def __init__(self, cam: Smoothable, *, batch_size: int = 32) -> None:
-        if not isinstance(cam, Smoothable):
+    def __init__(self, cam: Smoothable, versions: Versions, *, batch_size: int = 32) -> None:
+        if not isinstance(cam, Smoothable) or isinstance(cam, type):
             raise TypeError(_no_cam(self, cam))
         check_count("batch_size", batch_size)
         self.cam = cam
         self.batch_size = batch_size
         self.outputs: Tensor | None = None
+        self._versions = versions
 
     @property
     def model(self) -> nn.Module:
         """The model of the CAM."""
         return self.cam.model
 
-    @abstractmethod
-    def _versions(self, shape: torch.Size, spatial: int) -> tuple[int, list[Version]]:
-        """How often an image ``shape`` counts as it is, and its other versions; maps have ``spatial`` dimensions."""
+    @property
+    def image(self) -> ImageOf:
+        """Which argument of the model is the image, as the CAM says."""
+        return image_argument(self.cam)
 
-    def explain(self, input_tensor: Tensor, classes: Classes = None, *args: Any, **kwargs: Any) -> Explanation:
+    def __repr__(self) -> str:
+        """The wrapper and what it wraps."""
+        return f"{type(self).__name__}({self.cam!r})"
+
+    def explain(self, input_tensor: Any = None, classes: Classes = None, *args: Any, **kwargs: Any) -> Explanation:
         """Decide on the images as they are, and explain all their versions.
 
         Args:
-            input_tensor: Images, ``(B, C, *S)``.
-            classes: As in :meth:`BaseCAM.explain`.
-            *args: Further arguments of the model. Tensors with ``B`` rows follow the images.
+            input_tensor: As in the CAM's own.
+            classes: As in the CAM's own.
+            *args: Further arguments of the model. Those that have a row for each image follow the images.
             **kwargs: Further keyword arguments of the model, likewise.
 
         Returns:
@@ -120,32 +98,42 @@ class SmoothedCAM(ABC):
             ValueError: As the CAM's own.
             RuntimeError: As the CAM's own.
         """
-        images = self._images(input_tensor)
-        first = self.cam.explain(input_tensor, classes, *args, **kwargs)
+        first_argument = () if input_tensor is None and kwargs and not args else (input_tensor,)
+        inputs = Inputs((*first_argument, *args), kwargs, self.image)
+        images = versionable(self, inputs)
+
+        def explained(others: Inputs, chosen: Any) -> Explanation:
+            first, *further = others.args or (None,)
+            return self.cam.explain(first, chosen, *further, **others.kwargs)
+
+        first = explained(inputs, classes)
+        following = following_rows(inputs, first.logits, lambda others: explained(others, None).logits)
+        # Targets that are no class have an index of -1; each version is then explained for the target itself.
+        targets = list(classes) if isinstance(classes, Sequence) and any(map(callable, classes)) else None
 
         def again(versions: Tensor, rows: Tensor) -> Tensor:
-            further = [rows_of(value, rows, len(images)) for value in args]
-            named = {name: rows_of(value, rows, len(images)) for name, value in kwargs.items()}
-            return self.cam.explain(versions, first.classes[rows], *further, **named).maps
+            chosen = first.classes[rows] if targets is None else [targets[row] for row in rows.tolist()]
+            return explained(inputs.replaced(versions, rows, following), chosen).maps
 
-        return first._replace(maps=self._mean(images, first.maps, first.classes.ndim, again))
+        lead = first.classes.ndim
+        return first._replace(maps=mean_of_versions(self._versions, images, first.maps, lead, again, self.batch_size))
 
     def __call__(
         self,
-        input_tensor: Tensor,
+        input_tensor: Any = None,
         targets: Sequence[OutputTarget | int] | None = None,
         aug_smooth: bool = False,
         eigen_smooth: bool = False,
         **kwargs: Any,
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+    ) -> Array:
         """Heat maps at input size, the mean of the versions' heat maps: the call of pytorch-grad-cam.
 
         Args:
-            input_tensor: Images, ``(B, C, *S)``.
+            input_tensor: As in the CAM's own call.
             targets: As in the CAM's own call.
             aug_smooth: As in the CAM's own call, for each version.
             eigen_smooth: As in the CAM's own call, for each version.
-            **kwargs: Further keyword arguments of the model. Tensors with ``B`` rows follow the images.
+            **kwargs: Further keyword arguments of the model. Those that have a row for each image follow the images.
 
         Returns:
             float32, ``(B, H, W)``, in [0, 1], or in [-1, 1] where the CAM is signed: a mean of scaled maps, itself not
@@ -156,81 +144,19 @@ class SmoothedCAM(ABC):
             ValueError: As :meth:`explain`.
             RuntimeError: As :meth:`explain`.
         """
-        images = self._images(input_tensor)
-        if isinstance(targets, Iterable) and not callable(targets):  # an iterator would be used up by the first call
-            targets = list(targets)
-        cam = copy.copy(self.cam)  # other threads may call the CAM too, and its outputs are those of the last call
-        first = torch.from_numpy(cam(input_tensor, targets, aug_smooth, eigen_smooth, **kwargs))
-        outputs = self.outputs = cam.outputs
-        if targets is None and outputs is not None and outputs.ndim == 2:  # others have no classes to hold on to
-            targets = outputs.argmax(1).tolist()
-
-        def again(versions: Tensor, rows: Tensor) -> Tensor:
-            chosen = None if targets is None else [targets[row] for row in rows.tolist()]
-            named = {name: rows_of(value, rows, len(images)) for name, value in kwargs.items()}
-            return torch.from_numpy(cam(versions, chosen, aug_smooth, eigen_smooth, **named))
-
-        return self._mean(images, first, 1, again).numpy()
-
-    def _images(self, input_tensor: object) -> Tensor:
-        if not isinstance(input_tensor, Tensor) or not input_tensor.is_floating_point() or input_tensor.ndim < 3:
-            kind = type(input_tensor).__name__
-            if isinstance(input_tensor, Tensor):
-                kind = f"a tensor of {input_tensor.dtype} of shape {tuple(input_tensor.shape)}"
-            raise TypeError(
-                f"input_tensor is {kind}; {type(self).__name__} makes other versions of images and expects them as "
-                "floating-point numbers (B, C, H, W), or with one or three spatial dimensions"
-            )
-        return input_tensor.detach()
-
-    def _mean(self, images: Tensor, first: Tensor, lead: int, again: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The mean map of all versions; ``first`` are the maps ``(B, [N,] *S)`` of the images as they are."""
-        batch, size = len(images), first.shape[lead:]
-        count, versions = self._versions(images.shape[1:], len(size))
-        total = first * count
-        for _, same in itertools.groupby(versions, key=lambda version: version.size):
-            group = list(same)
-            # Version after version, and of each all images: row r is image r % batch of version r // batch.
-            for start in range(0, len(group) * batch, self.batch_size):
-                stop = min(start + self.batch_size, len(group) * batch)
-                rows = torch.arange(start, stop)
-                parts = [
-                    (group[number], rows[rows // batch == number] % batch)
-                    for number in range(start // batch, (stop - 1) // batch + 1)
-                ]
-                maps = again(torch.cat([version.make(images[part]) for version, part in parts]), rows % batch)
-                for (version, part), own in zip(parts, torch.split(maps, [len(p) for _, p in parts]), strict=True):
-                    back = heatmaps.resize(version.turn_back(own.flatten(0, lead - 1)), size)
-                    total[part] += back.reshape(*own.shape[:lead], *size)
-        return total / (count + len(versions))
-
-
-def noises(shape: torch.Size, samples: int, seed: int) -> Iterator[Tensor]:
-    """Normal noise for images: the same for every image, and on every device.
-
-    Args:
-        shape: Of one image, ``(C, *S)``.
-        samples: How many.
-        seed: Of the noise. The global random numbers are left alone.
-
-    Returns:
-        So many ``(C, *S)``, on the CPU, float64, of the standard deviation 1; each is drawn when it is asked for.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(samples))
-
-
-def pixel_range(images: Tensor) -> Tensor:
-    """What noise is relative to: the largest minus the smallest value of each image.
-
-    Args:
-        images: ``(B, C, *S)``.
-
-    Returns:
-        ``(B, 1, ...)``.
-    """
-    flat = images.flatten(1)
-    return (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (images.ndim - 1))
+        first = () if input_tensor is None and kwargs else (input_tensor,)
+        inputs = Inputs(first, kwargs, self.image)
+        versionable(self, inputs)
+        heatmaps, self.outputs = averaged_call(
+            self.cam,
+            self._versions,
+            inputs,
+            targets,
+            self.batch_size,
+            aug_smooth=aug_smooth,
+            eigen_smooth=eigen_smooth,
+        )
+        return heatmaps
 
 
 @final
@@ -273,33 +199,10 @@ class AugSmooth(SmoothedCAM):
         scales: Sequence[float] = (1.0,),
         batch_size: int = 32,
     ) -> None:
-        super().__init__(cam, batch_size=batch_size)
-        if any(flip >= 0 for flip in flips) or len(set(flips)) < len(flips):
-            raise ValueError(
-                f"flips is {flips!r}; expected different spatial dimensions, counted from the end: -1 for left and "
-                "right, -2 for up and down"
-            )
-        for name, values in (("factors", factors), ("scales", scales)):
-            if not values or not all(0 < value < float("inf") for value in values):
-                raise ValueError(f"{name} is {values!r}; expected at least one number, all of them positive")
+        super().__init__(cam, Augmentations(flips, factors, scales), batch_size=batch_size)
         self.flips = tuple(flips)
         self.factors = tuple(factors)
         self.scales = tuple(scales)
-
-    def _versions(self, shape: torch.Size, spatial: int) -> tuple[int, list[Version]]:
-        if any(-flip > min(spatial, len(shape) - 1) for flip in self.flips):
-            raise ValueError(
-                f"flips is {self.flips} for images {tuple(shape)} whose maps have {spatial} spatial dimensions; "
-                f"expected dimensions that both have, -1 to {-min(spatial, len(shape) - 1)}"
-            )
-        subsets = [flip for n in range(len(self.flips) + 1) for flip in itertools.combinations(self.flips, n)]
-        combinations = list(itertools.product(self.scales, subsets, self.factors))
-        others = [combination for combination in combinations if combination != (1, (), 1)]
-        versions = [
-            Version(partial(_augmented, scale, flip, factor), partial(torch.flip, dims=flip), scale)
-            for scale, flip, factor in others
-        ]
-        return len(combinations) - len(others), versions
 
 
 @final
@@ -338,16 +241,12 @@ class NoiseSmooth(SmoothedCAM):
         seed: int = 0,
         batch_size: int = 32,
     ) -> None:
-        super().__init__(cam, batch_size=batch_size)
         check_count("samples", samples)
         check_std(std)
+        super().__init__(cam, NoisyCopies(samples, std, seed), batch_size=batch_size)
         self.samples = samples
         self.std = std
         self.seed = seed
-
-    def _versions(self, shape: torch.Size, _spatial: int) -> tuple[int, list[Version]]:
-        drawn = noises(shape, self.samples, self.seed)
-        return 0, [Version(partial(_noisy, self.std * noise), lambda maps: maps) for noise in drawn]
 
 
 @final
@@ -369,23 +268,10 @@ class EigenSmooth(SmoothedCAM):
         2008.00299).
     """
 
-    def __init__(self, cam: Reducible) -> None:
-        if not isinstance(cam, Reducible):
+    def __init__(self, cam: BaseCAM) -> None:
+        if not isinstance(cam, BaseCAM):
             raise TypeError(_no_cam(self, cam))
-        super().__init__(cam.with_reduction(heatmaps.principal_component))
-
-    def _versions(self, _shape: torch.Size, _spatial: int) -> tuple[int, list[Version]]:
-        return 1, []
-
-
-def _augmented(scale: float, flip: tuple[int, ...], factor: float, images: Tensor) -> Tensor:
-    size = [max(1, round(scale * length)) for length in images.shape[2:]]
-    resized = heatmaps.resize(images.flatten(0, 1), size).reshape(*images.shape[:2], *size)
-    return factor * torch.flip(resized, flip)
-
-
-def _noisy(noise: Tensor, images: Tensor) -> Tensor:
-    return images + pixel_range(images) * noise.to(images)
+        super().__init__(cam.summed_by_principal_component(), unchanged)
 
 
 def _no_cam(wrapper: SmoothedCAM, cam: object) -> str:

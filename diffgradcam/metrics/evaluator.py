@@ -14,10 +14,10 @@ from diffgradcam._core.batches import check_images
 from diffgradcam._core.checks import check_count, check_scores
 from diffgradcam._core.editing import evaluated
 from diffgradcam._core.explainers import check_explains
-from diffgradcam._core.forward import ModelExplainer
-from diffgradcam._core.gradients import widen
+from diffgradcam._core.explanation import ModelExplainer
 from diffgradcam._core.outputs import Classes, check_finite, class_index, find_logits
-from diffgradcam.scores import Score, logit_difference
+from diffgradcam._core.tensors import widen
+from diffgradcam.scores import ScoreFunction, logit_difference
 
 Maps = Tensor | NDArray[Any]
 Output = Callable[[Any], Tensor]
@@ -50,7 +50,7 @@ class Evaluator:
     """
 
     model: nn.Module = field(repr=False)
-    score: Score = field(default=logit_difference, kw_only=True)
+    score: ScoreFunction = field(default=logit_difference, kw_only=True)
     output: Output = field(default=find_logits, kw_only=True)
     batch_size: int = field(default=64, kw_only=True)
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from diffgradcam._core.outputs import Classes
 from diffgradcam.heatmaps import minmax, resize
-from diffgradcam.scores import Score, probability
+from diffgradcam.scores import ScoreFunction, probability
 
 from .evaluator import Evaluator, Maps, check_evaluator, checked_maps
 from .imputation import Fill, filled_with, noisy_linear_imputation
@@ -208,7 +208,7 @@ def average_drop(
     maps: Maps,
     classes: Classes = None,
     *,
-    confidence: Score = probability,
+    confidence: ScoreFunction = probability,
 ) -> Tensor:
     """Share of the confidence that is lost when the image is multiplied by its map; lower is better.
 
@@ -244,7 +244,7 @@ def average_increase(
     maps: Maps,
     classes: Classes = None,
     *,
-    confidence: Score = probability,
+    confidence: ScoreFunction = probability,
 ) -> Tensor:
     """Is the model more confident when the image is multiplied by its map? Higher is better.
 
@@ -277,7 +277,7 @@ def average_gain(
     maps: Maps,
     classes: Classes = None,
     *,
-    confidence: Score = probability,
+    confidence: ScoreFunction = probability,
 ) -> Tensor:
     """Share of the missing confidence that is gained when the image is multiplied by its map; higher is better.
 
@@ -342,7 +342,7 @@ def _confidences(
     images: Tensor,
     maps: Maps,
     classes: Classes,
-    confidence: Score,
+    confidence: ScoreFunction,
 ) -> tuple[Tensor, Tensor]:
     check_evaluator(evaluator)
     ready, index, whole = replace(evaluator, score=confidence).start(images, classes)

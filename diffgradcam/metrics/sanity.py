@@ -17,7 +17,7 @@ from tqdm import tqdm
 from diffgradcam._core.checks import check_choice, described
 from diffgradcam._core.editing import by_name, copy_model
 from diffgradcam._core.explainers import MakeCAM, check_makes_cams
-from diffgradcam._core.layers import Target
+from diffgradcam._core.layers import LayerSpec
 from diffgradcam._core.outputs import Classes
 
 from .evaluator import explained
@@ -45,7 +45,7 @@ def model_randomization(
     images: Tensor,
     classes: Classes = None,
     *,
-    layers: Target | Sequence[Target] | None = None,
+    layers: LayerSpec | Sequence[LayerSpec] | None = None,
     mode: Mode = "cascading",
     similarity: MapSimilarity = spearman,
     seed: int = 0,
@@ -186,7 +186,7 @@ def _own_parameters(model: nn.Module) -> list[str]:
     return names[::-1]
 
 
-def _named(model: nn.Module, layers: Target | Sequence[Target]) -> list[str]:
+def _named(model: nn.Module, layers: LayerSpec | Sequence[LayerSpec]) -> list[str]:
     names = by_name(model, layers)
     for name in names:
         if not isinstance(name, str):

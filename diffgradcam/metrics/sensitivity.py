@@ -13,7 +13,7 @@ from tqdm import tqdm
 from diffgradcam._core.batches import check_images
 from diffgradcam._core.checks import check_count
 from diffgradcam._core.editing import in_training
-from diffgradcam._core.forward import ModelExplainer
+from diffgradcam._core.explanation import ModelExplainer
 from diffgradcam._core.outputs import Classes
 from diffgradcam.heatmaps import resize
 

@@ -27,11 +27,13 @@ from .._core.batches import check_images
 from .._core.checks import check_share
 from .._core.common_mode import common_mode_share, invisible_score, visible_score
 from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head
-from .._core.layers import Target, inner_model
+from .._core.layers import LayerSpec
 from .._core.outputs import find_logits
+from .._core.wrappers import inner_model
 from ..analysis.comparisons import explain_together
 from ..heatmaps import rectify
-from ..methods.gradient import DiffGradCAM, GradCAM
+from ..methods.contrastive import DiffGradCAM
+from ..methods.gradient import GradCAM
 from ..metrics.similarity import pearson
 from ..scores import logit_difference
 
@@ -113,7 +115,7 @@ class AuditReport:
 
 def audit(
     model: nn.Module,
-    target_layers: Target | Sequence[Target],
+    target_layers: LayerSpec | Sequence[LayerSpec],
     images: Tensor,
     *,
     occlusion: bool = False,

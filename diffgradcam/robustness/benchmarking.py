@@ -19,10 +19,10 @@ from .._core.batches import read_batch
 from .._core.checks import check_choice, check_confidence, check_loader, check_mask_size, check_mask_varies, check_seed
 from .._core.editing import evaluated
 from .._core.explainers import MakeCAM, check_makes_cams
-from .._core.forward import Explanation
-from .._core.layers import inner_model
+from .._core.explanation import Explanation
 from .._core.optional import import_optional
 from .._core.outputs import class_index
+from .._core.wrappers import inner_model
 from ..analysis.comparisons import explain_together
 from ..heatmaps import minmax
 from ..losses import cam_entropy

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from diffgradcam._core.batches import image_batches
 from diffgradcam._core.checks import check_mask_size, check_mask_varies
 from diffgradcam._core.editing import add_to_rows, by_name, copy_model, find_head, linear_head
+from diffgradcam._core.forward import ForwardPass, LayerReader
 from diffgradcam._core.gradients import pooled_linear_maps
-from diffgradcam._core.layers import LayerInput, Recorder, Target, find_layers
-from diffgradcam._core.outputs import check_finite, find_logits
+from diffgradcam._core.layers import LayerInput, LayerSpec
 
 Permutation = Callable[[Tensor], Tensor] | Tensor
 
 
 def common_mode_hoax(
     model: nn.Module,
-    target_layer: Target,
+    target_layer: LayerSpec,
     images: Tensor | Iterable[Any],
     mask: Tensor,
     *,
@@ -71,14 +71,16 @@ def common_mode_hoax(
     """
     _check_options(mask, strength, ridge)
     name = None if head is None else find_head(model, head)
-    reader, fooled = copy_model(model).eval(), copy_model(model)
-    (layer,) = by_name(model, target_layer)
+    copy, fooled = copy_model(model).eval(), copy_model(model)
+    reader = LayerReader(copy, by_name(model, target_layer))
     sums = _Sums.zero()
     for batch in image_batches(images):
-        activations, logits = _read(reader, layer, batch.to(next(reader.parameters(), batch).device))
-        check_mask_size(mask, activations.shape[2:], "the activations of the target layer")
-        maps, name = _class_maps(reader, name, logits, activations)
-        sums = sums.add(activations, maps, logits.argmax(1), mask)
+        with reader.run(batch.to(next(copy.parameters(), batch).device)) as forward:
+            forward.checks.verify()
+            (activations,) = forward.grids()
+            check_mask_size(mask, activations.shape[2:], "the activations of the target layer")
+            maps, name = _class_maps(copy, name, forward)
+            sums = sums.add(activations.detach(), maps, forward.logits.argmax(1), mask)
     if name is None or not sums.gram.ndim:
         raise ValueError("images is empty; expected at least one image to fit the mask on")
     add_to_rows(linear_head(fooled, name), sums.solve(strength, ridge))
@@ -117,7 +119,7 @@ class SpatialHoax:
         return permuted
 
 
-def spatial_hoax(model: nn.Module, target_layer: Target, permutation: Permutation) -> nn.Module:
+def spatial_hoax(model: nn.Module, target_layer: LayerSpec, permutation: Permutation) -> nn.Module:
     """Move every last-layer CAM, DiffGradCAM included, without changing a decision. Contrast gives no protection here.
 
     The copy permutes the positions of the target layer's activations. Where only an average over the positions follows,
@@ -209,22 +211,13 @@ class _Sums:
         return fitted
 
 
-def _read(model: nn.Module, layer: Target, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations and logits, the graph between them kept."""
-    with torch.inference_mode(False), torch.no_grad(), Recorder(find_layers(model, layer), cut=True) as recorder:
-        logits = find_logits(model(images))
-        (activations,) = recorder.activations(logits)
-    check_finite("the activation of the target layer", activations)
-    return activations, logits
-
-
-def _class_maps(model: nn.Module, name: str | None, logits: Tensor, activations: Tensor) -> tuple[Tensor, str]:
+def _class_maps(model: nn.Module, name: str | None, forward: ForwardPass) -> tuple[Tensor, str]:
     """Signed maps ``(B, K, *S)`` of a pooled linear head, and its name."""
     candidates = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)] if name is None else [name]
     for candidate in candidates:
-        maps = pooled_linear_maps(model.get_submodule(candidate), logits, [activations])
-        if maps is not None:
-            return maps[0], find_head(model, candidate)
+        found = pooled_linear_maps(model.get_submodule(candidate), forward.logits, forward.activations)
+        if found is not None and bool(found.holds):
+            return found.maps, find_head(model, candidate)
     which = "a linear layer" if name is None else f"the linear layer {name!r}"
     raise ValueError(
         f"the logits of {type(model).__name__} are not {which} of the mean of the target layer's activations over the "

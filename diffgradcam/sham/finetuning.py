@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # not tqdm.auto, which iterates twice: a loader would draw, and start its workers, twice
 
-from diffgradcam._core.base import BaseCAM
+from diffgradcam._core.base import TrainableCAM
 from diffgradcam._core.batches import read_batch
 from diffgradcam._core.checks import (
     check_choice,
@@ -33,9 +33,10 @@ from diffgradcam._core.checks import (
     described,
 )
 from diffgradcam._core.editing import by_name, check_head_is_last, copy_model, find_head, linear_head
-from diffgradcam._core.layers import Target, inner_model
+from diffgradcam._core.layers import LayerSpec
 from diffgradcam._core.naming import callable_name
 from diffgradcam._core.persistence import atomic_file, weight_hash
+from diffgradcam._core.wrappers import inner_model
 from diffgradcam.heatmaps import rectify
 from diffgradcam.methods.gradient import GradCAM
 from diffgradcam.metrics.similarity import pearson
@@ -81,9 +82,9 @@ class Finetuned(NamedTuple):
 def finetune(
     model: nn.Module,
     loader: Iterable[Any],
-    target_layers: Target | Sequence[Target],
+    target_layers: LayerSpec | Sequence[LayerSpec],
     mask: Tensor,
-    method: Callable[..., BaseCAM] = GradCAM,
+    method: Callable[..., TrainableCAM] = GradCAM,
     epochs: int = 5,
     *,
     loss: FoolingLoss = sham_loss,
@@ -166,7 +167,7 @@ def finetune(
     device, wide = first.device, torch.promote_types(first.dtype, torch.float32)
     layers = by_name(model, target_layers)
     victim, witness = (method(m, layers, rectify=False) for m in (fooled, clean))
-    if not isinstance(victim, BaseCAM):
+    if not isinstance(victim, TrainableCAM):
         raise TypeError(f"method made {type(victim).__name__}; expected a CAM class, such as GradCAM")
     run = _Run(victim, witness, mask.to(device, wide), loss, preserve, classes, alpha, parameters)
     trained = optimizer(parameters, lr=lr)
@@ -211,8 +212,8 @@ def finetune(
 class _Run(NamedTuple):
     """What stays the same from step to step."""
 
-    victim: BaseCAM
-    witness: BaseCAM
+    victim: TrainableCAM
+    witness: TrainableCAM
     mask: Tensor
     fooling: FoolingLoss
     preserve: Preserve

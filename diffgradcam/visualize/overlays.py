@@ -170,7 +170,7 @@ def gradient_map(gradients: MapLike) -> Array:
     For :func:`overlay`, with the map as its own opacity: ``overlay(image, edges, "inferno", alpha=edges)``.
 
     Args:
-        gradients: Signed, ``(C, H, W)``, such as one image of :func:`diffgradcam.guided_gradients`.
+        gradients: Signed, ``(C, H, W)``, such as one image of :func:`diffgradcam.analysis.guided_gradients`.
 
     Returns:
         ``(H, W)``, in [0, 1]: divided by its 99% quantile (by its maximum where that is 0) and cut at 1. Zero gradients

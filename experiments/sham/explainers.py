@@ -17,7 +17,7 @@ from diffgradcam import (
     LayerCAM,
     XGradCAM,
 )
-from diffgradcam._core.layers import Target
+from diffgradcam._core.layers import LayerSpec
 from diffgradcam.robustness import MakeCAM
 from diffgradcam.scores import logit_difference
 
@@ -40,7 +40,7 @@ CONTRASTIVE = {
 }
 
 
-def explainers(layer: Target) -> dict[str, MakeCAM]:
+def explainers(layer: LayerSpec) -> dict[str, MakeCAM]:
     """By name, functions that make the CAM of a model, as :func:`diffgradcam.benchmark` takes them."""
 
     def make(model: nn.Module, method: type[BaseCAM]) -> BaseCAM:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffgradcam import layer_input
-from diffgradcam._core.layers import Target
+from diffgradcam._core.layers import LayerSpec
 from diffgradcam.sham import border_mask
 from experiments.photos import SIDE, lite0, photo, square, to_input
 
@@ -53,7 +53,7 @@ class Setting(NamedTuple):
     """
 
     model: nn.Module
-    layer: Target
+    layer: LayerSpec
     mask: Tensor
     fitted: Batches
     held_out: Batches

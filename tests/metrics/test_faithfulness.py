@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, scores
-from diffgradcam._core.forward import Explanation
+from diffgradcam._core.explanation import Explanation
 from diffgradcam.metrics import (
     Evaluator,
     average_drop,

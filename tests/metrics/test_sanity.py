@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, layer_input
-from diffgradcam._core.forward import Explanation
+from diffgradcam._core.explanation import Explanation
 from diffgradcam.methods.smoothing import NoiseSmooth
 from diffgradcam.metrics import label_randomization, max_sensitivity, model_randomization, pearson, ssim
 from tests import models

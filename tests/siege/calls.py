@@ -18,23 +18,31 @@ import diffgradcam
 from diffgradcam import data as datasets
 from diffgradcam import heatmaps, losses, metrics, scores, sham, targets, visualize, weightings
 from diffgradcam.data import SaliencyDataset, albumentations_style
-from diffgradcam.methods import gradient as cam
+from diffgradcam.methods import registered_methods
 from diffgradcam.utils import reshape_transforms
 from diffgradcam.visualize import report as html
 from tests.models import pooled
 
 Call = tuple[Any, dict[str, Any]]
-OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "Explainer", "Row", "Transform")
+OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "ScoredCAM", "Explainer", "Row", "Transform")
 """Public names that are no function to call: modules, types and an abstract class."""
 
 
 FORMULAS = (
     *(f"scores.{name}" for name in ("logit", "probability", "log_probability", "logit_difference", "finer")),
     *(f"weightings.{name}" for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam")),
-    *(f"weightings.{name}" for name in ("gradcam_elementwise", "uniform", "fem")),
+    *(f"weightings.{name}" for name in ("gradcam_elementwise", "fem")),
     *("sham_loss", "location_loss", "top_k_loss", "centre_mass_loss", "active_loss"),
 )
 """Functions that the engine calls with what it has checked."""
+
+
+OPTIONS = {
+    "baseline": "max", "alpha": 1.0, "comparisons": 2, "samples": 2, "std": 0.1, "seed": 0, "kernel": "rbf",
+    "gamma": 0.5, "k": 1.0, "base_method": diffgradcam.LayerCAM, "batch_size": 4, "progress": False,
+    "false_class": "mean",
+}  # fmt: skip
+"""A value of each option that only some methods have."""
 
 
 def tensors(*shape: int) -> torch.Tensor:
@@ -94,30 +102,20 @@ def calls() -> dict[str, Call]:
     found: dict[str, Call] = {}
 
     # Methods
-    plain = ["GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "HiResCAM", "GradCAMElementWise", "EigenGradCAM"]
-    for name in [*plain, "ShapleyCAM", "CAM"]:
-        found[name] = (
-            getattr(cam, name),
-            {**on_model, "reshape_transform": None, "score": scores.logit, "rectify": True},
-        )
-    for name, options in {
-        "DiffGradCAM": {"baseline": "max"},
-        "DiffGradCAMPlusPlus": {"baseline": 4},
-        "FinerCAM": {"alpha": 1.0, "comparisons": 2},
-        "SmoothGradCAMPlusPlus": {"samples": 2, "std": 0.1, "seed": 0},
-        "EigenCAM": {},
-        "KPCACAM": {"kernel": "rbf", "gamma": 0.5},
-        "FEM": {"k": 1.0},
-        "RandomCAM": {"seed": 0},
-        "RefineCAM": {"base_method": diffgradcam.LayerCAM},
-        "ScoreCAM": {"batch_size": 4, "progress": False},
-        "SSCAM": {"samples": 2, "std": 1.0, "seed": 0, "progress": False},
-        "ISCAM": {"samples": 2, "progress": False},
-        "AblationCAM": {"batch_size": 4, "progress": False},
-        "TrueFalseCAM": {"false_class": "mean"},
-    }.items():
-        found[name] = getattr(diffgradcam, name), {**on_model, **options}
-    found["FullGrad"] = diffgradcam.FullGrad, {"model": model}
+    for method in registered_methods().values():
+        chosen = {"rectify": True, **({"score": scores.logit} if method.has_score else {})}
+        if method.name == "TrueFalseCAM":
+            chosen = {}
+        given = {"model": model} if method.name == "FullGrad" else {**on_model, "reshape_transform": None}
+        own = {name: value for name, value in OPTIONS.items() if name in method.options}
+        fixed = {"baseline", "alpha", "comparisons"} & set(own)  # these are the score
+        found[method.name] = method.make, {
+            **given, **own, **{name: value for name, value in chosen.items() if not (fixed and name == "score")},
+        }  # fmt: skip
+    found["TrainableCAM"] = diffgradcam.TrainableCAM, {
+        **on_model, "score": scores.LogitDifference("max"), "weighting": weightings.layercam,
+        "reduction": heatmaps.principal_component, "fusion": heatmaps.product, "run": None, "image": 0,
+    }  # fmt: skip
     found["AugSmooth"] = diffgradcam.AugSmooth, {
         "cam": make(model), "flips": (-1,), "factors": (1.0,), "scales": (1.0,), "batch_size": 2,
     }  # fmt: skip
@@ -155,14 +153,17 @@ def calls() -> dict[str, Call]:
         found["explain_pairs"] = diffgradcam.explain_pairs, {
             "cam": make(model), "input_tensor": images, "classes": [0, 2],
         }  # fmt: skip
-    found["guided_gradients"] = diffgradcam.guided_gradients, {
+    found["guided_gradients"] = diffgradcam.analysis.guided_gradients, {
         "model": model, "images": images, "classes": classes, "score": scores.logit,
     }  # fmt: skip
-    found["guided_gradcam"] = diffgradcam.guided_gradcam, {"cam": make(model), "images": images, "classes": classes}
+    found["guided_gradcam"] = (
+        diffgradcam.analysis.guided_gradcam,
+        {"cam": make(model), "images": images, "classes": classes},
+    )
     found["important_features"] = diffgradcam.important_features, {
         **on_model, "image": images[0], "true_class": 1, "false_class": 2, "threshold": 0.5,
     }  # fmt: skip
-    found["factorize"] = diffgradcam.factorize, {
+    found["factorize"] = diffgradcam.analysis.factorize, {
         "activations": tensors(2, 3, 4, 4), "components": 2, "seed": 0, "iterations": 500,
     }  # fmt: skip
     found["audit"] = diffgradcam.audit, {
@@ -226,9 +227,9 @@ def calls() -> dict[str, Call]:
     found["scores.logit_difference"][1]["baseline"] = "max"
     found["scores.finer"][1].update(alpha=1.0, comparisons=2)
     found["scores.two_logits"] = scores.two_logits, {"outputs": tensors(4, 1)}
-    for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam", "gradcam_elementwise", "uniform"):
+    for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam", "gradcam_elementwise"):
         found[f"weightings.{name}"] = getattr(weightings, name), dict(activations)
-    found["weightings.fem"] = weightings.fem, {**activations, "k": 1.0}
+    found["weightings.fem"] = weightings.fem, {"activations": activations["activations"], "k": 1.0}
     for name in ("rectify", "minmax", "scale_signed", "entropy"):
         found[f"heatmaps.{name}"] = getattr(heatmaps, name), {"maps": two[0]}
     found["heatmaps.resize"] = heatmaps.resize, {"maps": two[0], "size": (7, 7)}

@@ -46,7 +46,7 @@ NOT_FINITE = "NaN or infinite"
 NO_MAPS = "a method without differentiable maps"
 NO_SECOND = "no second derivative"
 PHRASES = {
-    TWICE: ("ran more than once in one forward pass, so which run is meant is unclear; name a layer that runs once",),
+    TWICE: ("ran more than once in one forward pass, so which run is meant is unclear; choose it with",),
     FLAT: ("has no spatial positions: its activations have shape",),
     TOKENS: ("tokens, not a grid; pass reshape_transform=",),
     NO_TENSOR: ("gives tuple; expected one floating-point tensor (B, C, ...)",),

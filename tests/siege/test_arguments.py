@@ -53,7 +53,11 @@ def hints(function):
         function = function.__init__
     elif not hasattr(function, "__code__") and not hasattr(function, "__func__"):
         function = type(function).forward if isinstance(function, torch.nn.Module) else type(function).__call__
-    return typing.get_type_hints(function)
+    found = typing.get_type_hints(function)
+    for options in [typing.get_args(annotation) for annotation in found.values()]:
+        if options and typing.is_typeddict(options[0]):  # **options: Unpack[...]
+            found |= typing.get_type_hints(options[0])
+    return found
 
 
 def ask(name, chosen):
@@ -199,10 +203,14 @@ MESSAGES = [
         ValueError,
         "the pixel values of image 0 is NaN or infinite",
     ),
-    (lambda: diffgradcam.factorize(X / 0, 2), ValueError, "the activation of image 0 is NaN or infinite"),
-    (lambda: diffgradcam.factorize(X[:0], 2), ValueError, r"activations have shape \(0, 3, 6, 5\); expected"),
-    (lambda: diffgradcam.factorize(X, 2, seed=-1), ValueError, "seed is -1; expected a whole number"),
-    (lambda: diffgradcam.factorize(X, 2, iterations=0), ValueError, "iterations is 0; expected an integer of at least"),
+    (lambda: diffgradcam.analysis.factorize(X / 0, 2), ValueError, "the activation of image 0 is NaN or infinite"),
+    (lambda: diffgradcam.analysis.factorize(X[:0], 2), ValueError, r"activations have shape \(0, 3, 6, 5\); expected"),
+    (lambda: diffgradcam.analysis.factorize(X, 2, seed=-1), ValueError, "seed is -1; expected a whole number"),
+    (
+        lambda: diffgradcam.analysis.factorize(X, 2, iterations=0),
+        ValueError,
+        "iterations is 0; expected an integer of at least",
+    ),
     (
         lambda: sham.common_mode_hoax(pooled(dtype=torch.float32), "relu", X[0, 0], MASK),
         ValueError,

@@ -81,7 +81,7 @@ LONG = {
     "RefineCAM": (lambda model, _: diffgradcam.RefineCAM(model, ["stem", "relu"]).explain(X), 1),
     "NoiseSmooth": (lambda model, _: diffgradcam.NoiseSmooth(cam(model), samples=3, batch_size=4)(X), 4),
     "AugSmooth": (lambda model, _: diffgradcam.AugSmooth(cam(model), batch_size=4).explain(X), 4),
-    "guided_gradcam": (lambda model, _: diffgradcam.guided_gradcam(cam(model), X), 2),
+    "guided_gradcam": (lambda model, _: diffgradcam.analysis.guided_gradcam(cam(model), X), 2),
     "important_features": (lambda model, _: diffgradcam.important_features(model, X[0], "relu"), 1),
     "factorization": (lambda model, _: diffgradcam.DeepFeatureFactorization(model, "relu").explain(X, 2), 1),
     "audit": (lambda model, _: diffgradcam.audit(model, "relu", LARGE, occlusion=True, **QUIET), 9),
@@ -177,7 +177,7 @@ LINES = {
     "two layers": lambda model: diffgradcam.LayerCAM(model, ["stem", diffgradcam.layer_input("pool")])(X),
     "AblationCAM": lambda model: diffgradcam.AblationCAM(model, "relu", **QUIET).explain(X[:1]),
     "FullGrad": lambda model: diffgradcam.FullGrad(model).explain(X),
-    "guided": lambda model: diffgradcam.guided_gradients(model, X),
+    "guided": lambda model: diffgradcam.analysis.guided_gradients(model, X),
 }
 
 

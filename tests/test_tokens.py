@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffgradcam import GradCAM
-from diffgradcam.utils import reshape_transforms
-from diffgradcam.utils.reshape_transforms import swinT_reshape_transform, tokens_to_grid, vit_reshape_transform
+from diffgradcam import tokens as reshape_transforms
+from diffgradcam.tokens import swinT_reshape_transform, tokens_to_grid, vit_reshape_transform
 
 from . import models
 from .conftest import import_peer

@@ -1,0 +1,67 @@
+"""Checks of values that are looked at together, so that an accelerator is waited for once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .outputs import not_finite
+
+Failure = Callable[[], Exception | None]
+
+
+class DeferredChecks:
+    """Conditions on tensors that were computed but not yet looked at.
+
+    Reading a number from an accelerator waits for all that was started there. Conditions are collected here and read in
+    one go by :meth:`verify`.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: list[Tensor] = []
+        self._failures: list[Failure] = []
+
+    def require(self, flag: Tensor, failure: Failure) -> None:
+        """Add a condition.
+
+        Args:
+            flag: Whether it holds: one bool, on any device.
+            failure: Makes the error if it does not; None if a closer look shows that all is well.
+        """
+        self._add(torch.where(flag, 0.0, math.nan), lambda: failure() if not bool(flag) else None)
+
+    def require_finite(self, name: str, tensor: Tensor) -> None:
+        """Refuse NaN and infinity, see :func:`~.outputs.check_finite`.
+
+        Args:
+            name: What the tensor is, for the message.
+            tensor: ``(B, ...)``.
+        """
+        self._add(tensor.sum(), lambda: not_finite(name, tensor))
+
+    def verify(self) -> None:
+        """Read all conditions, in one wait, and forget them.
+
+        Raises:
+            Exception: That of the first condition that does not hold.
+        """
+        numbers, failures = self._numbers, self._failures
+        self._numbers, self._failures = [], []
+        if not numbers:
+            return
+        total = numbers[0]
+        for number in numbers[1:]:  # what is not finite stays so
+            total = total + (number if number.device == total.device else number.to(total.device, non_blocking=True))
+        if math.isfinite(float(total)):
+            return
+        for failure in failures:
+            error = failure()
+            if error is not None:
+                raise error
+
+    def _add(self, number: Tensor, failure: Failure) -> None:
+        self._numbers.append(number)
+        self._failures.append(failure)
