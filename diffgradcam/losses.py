@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._core.checks import check_choice
 from .heatmaps import entropy, minmax, resize, scale_signed
 
 Reduction = Literal["mean", "sum", "none"]
@@ -270,7 +271,7 @@ def true_and_false_classes(logits: Tensor, labels: Tensor, choice: ClassChoice =
         tensor([[1, 2],
                 [0, 2]])
     """
-    _check_choice("choice", choice, get_args(ClassChoice))
+    check_choice("choice", choice, get_args(ClassChoice))
     _check_labels(logits, labels)
     if logits.shape[1] < 2:
         raise ValueError("logits have one class: a true and a false class need at least two, logits (B, K) with K >= 2")
@@ -550,13 +551,8 @@ def _at_least_float32(maps: Tensor) -> Tensor:
 
 
 def _check_options(scope: str, reduction: str) -> None:
-    _check_choice("scope", scope, get_args(Scope))
-    _check_choice("reduction", reduction, get_args(Reduction))
-
-
-def _check_choice(name: str, given: str, choices: Sequence[str]) -> None:
-    if given not in choices:
-        raise ValueError(f"{name} is {given!r}; expected one of {', '.join(map(repr, choices))}")
+    check_choice("scope", scope, get_args(Scope))
+    check_choice("reduction", reduction, get_args(Reduction))
 
 
 def _check_weight(weight: float) -> None:

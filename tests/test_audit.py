@@ -289,7 +289,9 @@ def test_bad_input_is_refused():
         audit(model, "relu", x, agreement_threshold=float("nan"))
     with pytest.raises(TypeError, match="images is list; expected a tensor"):
         audit(model, "relu", [x])
-    with pytest.raises(ValueError, match=r"images have shape \(0, 3, 6, 5\); expected at least one image"):
+    with pytest.raises(
+        ValueError, match=r"images are torch.float64 of shape \(0, 3, 6, 5\); expected at least one image"
+    ):
         audit(model, "relu", x[:0])
     with pytest.raises(
         ValueError, match=r"images have shape \(3, 3, 6, 5\); occlusion needs .*, at least 7 x 7 pixels"

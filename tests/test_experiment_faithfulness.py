@@ -35,16 +35,16 @@ def test_a_cell_holds_the_metrics_of_its_maps_and_is_made_once(tmp_path: Path, m
     images = to_input([centre(photo("coffee"))])
     _, classes, maps = METHODS[key](lite0()).explain(images)
     expected = deletion(Evaluator(lite0()), images, maps, classes, steps=4).auc
-    assert cell["figures"]["deletion"] == [pytest.approx(float(expected), abs=1e-3)]
-    assert set(cell["figures"]) == {*report.METRICS, "seconds"}
+    assert cell["metrics"]["deletion"] == [pytest.approx(float(expected), abs=1e-3)]
+    assert set(cell["metrics"]) == {*report.METRICS, "seconds"}
     monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("the cell exists"))
     run.run(tmp_path, ["coffee"], [key])
 
 
-def _write(folder: Path, method: str, explains: str, **figures: list[float]) -> None:
-    every = {name: [0.1, 0.2, 0.3, 0.4] for name in (*report.METRICS, "seconds")} | figures
+def _write(folder: Path, method: str, explains: str, **values: list[float]) -> None:
+    every = {name: [0.1, 0.2, 0.3, 0.4] for name in (*report.METRICS, "seconds")} | values
     config = {"photos": ["a", "b", "c", "d"], "steps": 4, "percentiles": [50]}
-    cell = {"method": method, "explains": explains, "figures": every, "seconds": 60.0, "config": config}
+    cell = {"method": method, "explains": explains, "metrics": every, "seconds": 60.0, "config": config}
     (folder / f"{run.name(method, explains)}.json").write_text(json.dumps(cell))
 
 

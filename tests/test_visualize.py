@@ -143,7 +143,7 @@ def test_masks_of_bool_are_maps() -> None:
         (np.zeros((0, 6, 3)), ValueError, r"shape \(0, 6, 3\)"),
         (IMAGE - 1, ValueError, r"image has values from -0.5 to -0.5; expected \[0, 1\]; .*undo a normalisation"),
         (IMAGE * np.nan, ValueError, "image has values from nothing finite and NaN or infinity"),
-        (Image.new("I", (6, 4)), ValueError, r"PIL image of mode 'I'; expected one of 1, L, P, RGB: convert it"),
+        (Image.new("I", (6, 4)), ValueError, r"PIL image of mode 'I'; expected one of 1, L, P, RGB; convert it"),
         (Image.new("RGBA", (6, 4)), ValueError, r"mode 'RGBA'; .*\.convert\('RGB'\)"),
     ],
 )

@@ -51,3 +51,22 @@ def image_batches(images: Tensor | Iterable[Any]) -> Iterator[Tensor]:
     else:
         for batch in images:
             yield read_batch(batch)[0]
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse anything but a batch of images.
+
+    Args:
+        images: Should be ``(B, C, *S)``, of floating-point numbers.
+
+    Raises:
+        TypeError: If it is not a tensor.
+        ValueError: If it is another tensor, or empty.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images is {type(images).__name__}; expected a tensor (B, C, H, W)")
+    if images.ndim < 3 or not len(images) or not images.is_floating_point():
+        raise ValueError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}; expected at least one image of floating-point "
+            "numbers, (B, C, H, W) (or with one or three spatial dimensions), as the model takes them"
+        )

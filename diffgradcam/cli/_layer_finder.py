@@ -77,7 +77,7 @@ def parse_layer(name: str) -> LayerSpec:
 
     Example:
         >>> parse_layer("layer4"), parse_layer("input:avgpool")
-        ('layer4', LayerInput(layer='avgpool'))
+        ('layer4', LayerInput(layer='avgpool', argument=None))
     """
     return LayerInput(name.removeprefix(_INPUT)) if name.startswith(_INPUT) else name
 

@@ -1,49 +1,54 @@
-"""The methods that the commands offer: those of the library's list that need only a model and a layer."""
+"""The methods that the commands offer, by name: those of the list of methods that need only a model and a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import click
 from torch import nn
 
 from .._core.base import BaseCAM, TrainableCAM
 from .._core.layers import LayerSpec
-from ..methods import Method, registered_methods
+from ..methods import registered_methods
 
 SIDE_BY_SIDE = ("GradCAM", "DiffGradCAM", "LayerCAM", "HiResCAM", "EigenCAM", "RandomCAM")  # where none is named
 
 
-def offered() -> dict[str, Method]:
-    """The methods of the command by name, contrastive ones first."""
-    found = {name: method for name, method in registered_methods().items() if method.command}
-    return dict(sorted(found.items(), key=lambda item: "baseline" not in item[1].options))
-
-
-class MethodChoice(click.Choice[str]):
-    """The name of a method. The list is read when it is asked for, so that it has methods added later.
+def method_names(*, trainable: bool = False) -> list[str]:
+    """The names of the methods.
 
     Args:
-        trainable: Offer only methods with maps to train with.
+        trainable: Only of those whose maps can be trained.
+
+    Returns:
+        Names, in the order of the list of methods.
     """
+    return [
+        name for name, method in registered_methods().items() if method.command and (method.trainable or not trainable)
+    ]
 
-    def __init__(self, *, trainable: bool = False) -> None:
-        self._trainable = trainable
-        super().__init__([], case_sensitive=False)
 
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The names."""
-        return tuple(name for name, method in offered().items() if method.trainable or not self._trainable)
+def contrastive_names() -> list[str]:
+    """The names of the methods that have a baseline."""
+    methods = registered_methods()
+    return [name for name in method_names() if "baseline" in methods[name].options]
 
-    @choices.setter
-    def choices(self, _names: object) -> None:
-        """Click sets it once; the list is the library's."""
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
-        """The names as they are written, for the help."""
-        return f"[{'|'.join(self.choices)}]"
+def trainable_method(name: str) -> type[TrainableCAM]:
+    """A method whose maps can be trained.
+
+    Args:
+        name: Of the method.
+
+    Returns:
+        Its class.
+
+    Raises:
+        ValueError: If its maps cannot be trained.
+    """
+    method = registered_methods()[name].make
+    if not issubclass(method, TrainableCAM):
+        raise ValueError(f"the maps of {name} cannot be trained; expected one of {method_names(trainable=True)}")
+    return method
 
 
 def make_cam(
@@ -52,33 +57,14 @@ def make_cam(
     """A method, ready to explain.
 
     Args:
-        name: One of :func:`offered`.
+        name: Of the method.
         model: The model.
         layers: Its target layers.
         reshape_transform: As :class:`~diffgradcam.BaseCAM` takes it.
-        baseline: Of the methods that have one.
+        baseline: Of the contrastive methods; the others have none.
 
     Returns:
         The CAM.
     """
-    method = offered()[name]
-    options: Mapping[str, Any] = {"baseline": baseline} if "baseline" in method.options else {}
-    return method.make(model, layers, reshape_transform, **options)
-
-
-def trainable_class(name: str) -> type[TrainableCAM]:
-    """The class of a method with maps to train with.
-
-    Args:
-        name: One of :func:`offered`.
-
-    Returns:
-        The class.
-
-    Raises:
-        ValueError: If it has no such maps.
-    """
-    make = offered()[name].make
-    if not issubclass(make, TrainableCAM):
-        raise ValueError(f"{name} has no maps to train with; expected a method from gradients, such as GradCAM")
-    return make
+    options: dict[str, Any] = {"baseline": baseline} if name in contrastive_names() else {}
+    return registered_methods()[name].make(model, layers, reshape_transform, **options)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ._methods import MethodChoice, offered
+from ._methods import contrastive_names, method_names
 from ._models import FORMS
 from ._subject import ModelOptions
 
@@ -19,8 +19,35 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 EXISTING_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 IMAGES = click.Path(path_type=Path, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class MethodChoice(click.Choice[str]):
+    """The name of a method, of those that are registered when the command runs.
+
+    Args:
+        trainable: Only methods whose maps can be trained.
+    """
+
+    def __init__(self, *, trainable: bool = False) -> None:
+        self.trainable = trainable
+        super().__init__((), case_sensitive=False)
+
+    @property  # type: ignore[override]
+    def choices(self) -> Sequence[str]:
+        """The names."""
+        return method_names(trainable=self.trainable)
+
+    @choices.setter
+    def choices(self, _given: Sequence[str]) -> None:
+        """Ignore what the base class is made with."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
+        """The names as they are written; the base class shows them in lower case."""
+        return f"[{'|'.join(self.choices)}]"
+
+
 METHOD = MethodChoice()
-VICTIM = MethodChoice(trainable=True)
+TRAINABLE_METHOD = MethodChoice(trainable=True)
 
 
 def numbers(value: str) -> tuple[float, ...]:
@@ -126,10 +153,9 @@ def read_baseline(word: str, methods: Sequence[str]) -> str | int:
     Raises:
         click.BadParameter: If no method has a baseline, or there is no such baseline.
     """
-    contrastive = [name for name, method in offered().items() if "baseline" in method.options]
-    if word != "logsumexp" and not set(methods) & set(contrastive):
+    if word != "logsumexp" and not set(methods) & set(contrastive_names()):
         raise click.BadParameter(
-            f"the methods are {', '.join(methods)}; --baseline needs {' or '.join(contrastive)}",
+            f"the methods are {', '.join(methods)}; --baseline needs {' or '.join(contrastive_names())}",
             param_hint="--baseline",
         )
     if word.isdecimal():

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .._core.persistence import atomic_file
 from ..metrics.similarity import pearson
 from ..sham import border_mask, common_mode_hoax, finetune
-from ._methods import trainable_class
-from ._options import FILE, IMAGES, VICTIM, model_options
+from ._methods import trainable_method
+from ._options import FILE, IMAGES, TRAINABLE_METHOD, model_options
 from ._output import Result, result_command
 from ._subject import Images, ModelOptions, Subject, logits_of, set_up, shown
 
@@ -45,7 +45,7 @@ from ._subject import Images, ModelOptions, Subject, logits_of, set_up, shown
 )
 @click.option(
     "--victim",
-    type=VICTIM,
+    type=TRAINABLE_METHOD,
     default="GradCAM",
     show_default=True,
     help="For finetune: the method whose maps are trained.",
@@ -95,7 +95,7 @@ def sham(
             batches,
             subject.layers,
             mask,
-            trainable_class(victim),
+            trainable_method(victim),
             epochs,
             preserve="decisions",
             progress=False,

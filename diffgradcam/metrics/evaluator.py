@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffgradcam._core.batches import check_images
 from diffgradcam._core.checks import check_count, check_scores
 from diffgradcam._core.editing import evaluated
 from diffgradcam._core.explainers import check_explains
@@ -220,22 +221,3 @@ def checked_maps(maps: Maps, images: Tensor) -> Tensor:
         )
     check_finite("the map", maps)
     return maps
-
-
-def check_images(images: Tensor) -> None:
-    """Refuse anything but a batch of images.
-
-    Args:
-        images: Should be ``(B, C, *S)``, of floating-point numbers.
-
-    Raises:
-        TypeError: If it is not a tensor.
-        ValueError: If it is another tensor, or empty.
-    """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images is {type(images).__name__}; expected a tensor (B, C, H, W)")
-    if images.ndim < 3 or not len(images) or not images.is_floating_point():
-        raise ValueError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}; expected at least one image of floating-point "
-            "numbers, (B, C, H, W) (or with one or three spatial dimensions), as the model takes them"
-        )

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffgradcam._core.batches import check_images
 from diffgradcam._core.checks import check_count
 from diffgradcam._core.editing import in_training
 from diffgradcam._core.explanation import ModelExplainer
 from diffgradcam._core.outputs import Classes
 from diffgradcam.heatmaps import resize
 
-from .evaluator import Evaluator, Maps, check_evaluator, check_images, checked_maps, explained
+from .evaluator import Evaluator, Maps, check_evaluator, checked_maps, explained
 from .imputation import mean_colour
 
 Perturb = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]

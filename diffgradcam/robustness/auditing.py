@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .._core.base import BaseCAM
+from .._core.batches import check_images
 from .._core.checks import check_share
 from .._core.common_mode import common_mode_share, invisible_score, visible_score
 from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head
@@ -317,10 +318,7 @@ def _check_softmax_logits(outputs: Tensor) -> None:
 
 
 def _check_options(images: Tensor, occlusion: bool, threshold: float, agreement_threshold: float) -> None:
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images is {type(images).__name__}; expected a tensor (B, C, H, W)")
-    if images.ndim < 3 or not len(images):
-        raise ValueError(f"images have shape {tuple(images.shape)}; expected at least one image, (B, C, H, W)")
+    check_images(images)
     if occlusion and (images.ndim != 4 or min(images.shape[2:]) < _GRID):
         raise ValueError(
             f"images have shape {tuple(images.shape)}; occlusion needs (B, C, H, W), at least {_GRID} x {_GRID} pixels"

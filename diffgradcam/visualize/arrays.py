@@ -42,7 +42,7 @@ def as_image(image: ImageLike) -> Array:
     if isinstance(image, Image.Image):
         if image.mode not in _EIGHT_BIT:
             raise ValueError(
-                f"got a PIL image of mode {image.mode!r}; expected one of {', '.join(_EIGHT_BIT)}: convert it with "
+                f"got a PIL image of mode {image.mode!r}; expected one of {', '.join(_EIGHT_BIT)}; convert it with "
                 ".convert('RGB') if its values are 8 bits wide, or give an array scaled to [0, 1]"
             )
         image = np.asarray(image.convert("RGB"))

@@ -67,7 +67,7 @@ def load(results: Path = RESULTS) -> Results:
         raise ValueError(f"there is no cell of {CONTROL} in {results}; run python -m experiments.faithfulness.run")
     found = [key for key in METHODS if key in cells]
     return Results(
-        {key: {name: np.array(values) for name, values in cells[key]["figures"].items()} for key in found},
+        {key: {name: np.array(values) for name, values in cells[key]["metrics"].items()} for key in found},
         cells[CONTROL, NEITHER]["config"],
         sum(cell["seconds"] for cell in cells.values()),
     )

@@ -52,8 +52,8 @@ def run(
     for key in tqdm(missing, desc="methods", initial=len(methods) - len(missing), total=len(methods)):
         method, explains = key
         start = time.process_time()
-        figures = measure(METHODS[key], model, images)
-        cell = {"method": method, "explains": explains, "config": config, "figures": figures}
+        metrics = measure(METHODS[key], model, images)
+        cell = {"method": method, "explains": explains, "config": config, "metrics": metrics}
         cells.write(results / f"{name(*key)}.json", cell | {"seconds": round(time.process_time() - start, 1)})
 
 

@@ -284,6 +284,7 @@ def calls() -> dict[str, Call]:
         found[name] = getattr(metrics, name), dict(faithful)
     for name, fill in (("deletion", "mean"), ("insertion", "blur")):
         found[name] = getattr(metrics, name), {**faithful, "steps": 3, "fill": fill}
+    found["Evaluator"] = metrics.Evaluator, {"model": model, "score": scores.logit, "batch_size": 4}
     found["road"] = metrics.road, {**faithful, "percentiles": (50,), "noise": 0.01, "seed": 0}
     found["infidelity"] = metrics.infidelity, {
         **faithful, "perturb": metrics.remove_box, "samples": 2, "normalize": True, "seed": 0,
