@@ -8,58 +8,90 @@ have no gradient any more, and the map is 0 everywhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 # None; class; class and distillation, as in DeiT; four registers; class and four registers, as in DINOv2.
 EXTRA_TOKENS = (0, 1, 2, 4, 5)
+_MOST_EXTRA = 16  # before patches whose grid is known
+_MOST_HALVINGS = 6
+
+
+class FittingGrid(NamedTuple):
+    """A grid that so many tokens may be.
+
+    Attributes:
+        grid: Rows and columns of patches, or more dimensions.
+        extra: How many tokens come before the patches.
+    """
+
+    grid: tuple[int, ...]
+    extra: int
 
 
 def tokens_to_grid(
-    tensor: Tensor, height: int | None = None, width: int | None = None, extra_tokens: int | None = None
+    tensor: Tensor,
+    height: int | None = None,
+    width: int | None = None,
+    extra_tokens: int | None = None,
+    *,
+    image_size: Sequence[int] | None = None,
+    patch_grid: Sequence[int] | None = None,
 ) -> Tensor:
-    """Tokens of a vision transformer as a grid; what is not given is inferred, and never guessed.
+    """Tokens of a vision transformer as a grid, taken from the image and never guessed.
 
-    Use it as ``reshape_transform=tokens_to_grid``. Without a size the grid is taken to be square, because images mostly
-    are: **give height and width for images that are not**, with ``functools.partial``. Tokens don't tell their shape:
-    12 by 14 patches and a class token are as many as 13 by 13 patches.
+    Use it as ``reshape_transform=tokens_to_grid``: the CAM tells it the size of the image and the grid of patches that
+    the model's first convolution makes of it. Called by yourself, give one of them, or ``height`` and ``width``;
+    without any, only a square grid is accepted.
 
     Args:
-        tensor: Tokens ``(B, extra + h * w, C)`` with the extra ones first; a grid with the channels last,
+        tensor: Tokens ``(B, extra + patches, C)`` with the extra ones first; a grid with the channels last,
             ``(B, h, w, C)``, as of newer Swin models; or one with the channels first, ``(B, C, h, w)``, which stays.
         height: Rows of patches.
         width: Columns of patches.
-        extra_tokens: How many class, distillation and register tokens come before the patches. By default one of 0, 1,
-            2, 4 or 5, whichever leaves such a grid.
+        extra_tokens: How many class, distillation and register tokens come before the patches. By default whatever the
+            grid leaves over, if that is one of the usual numbers.
+        image_size: The spatial size of the image, in pixels; of volumes and clips three numbers.
+        patch_grid: The grid of patches that the model makes of the image.
 
     Returns:
-        ``(B, C, h, w)``, without the extra tokens.
+        ``(B, C, h, w)``, without the extra tokens; with one more dimension for volumes and clips.
 
     Raises:
-        ValueError: If no grid fits, or more than one; the message names those that would.
+        ValueError: If no grid fits, or more than one; the message names those that fit the image.
 
     Example:
         >>> import torch
         >>> from functools import partial
         >>> tokens_to_grid(torch.rand(2, 197, 8)).shape, tokens_to_grid(torch.rand(2, 7, 7, 8)).shape
         (torch.Size([2, 8, 14, 14]), torch.Size([2, 8, 7, 7]))
+        >>> tokens_to_grid(torch.rand(2, 169, 8), image_size=(192, 224)).shape  # 12 x 14 patches and a class token
+        torch.Size([2, 8, 12, 14])
         >>> partial(tokens_to_grid, height=14, width=21)(torch.rand(2, 299, 8)).shape  # four registers, a class token
         torch.Size([2, 8, 14, 21])
+        >>> tokens_to_grid(torch.rand(2, 64, 8), image_size=(16, 16, 16)).shape  # of a volume
+        torch.Size([2, 8, 4, 4, 4])
 
-        Tokens that come last are cut off first, here the 100 of YOLOS; video tokens need no more than PyTorch:
+        Tokens that come last are cut off first, here the 100 of YOLOS:
 
         >>> tokens_to_grid(torch.rand(2, 1 + 16 + 100, 8)[:, :-100]).shape
         torch.Size([2, 8, 4, 4])
-        >>> torch.rand(2, 8 * 14 * 14, 5).transpose(1, 2).unflatten(2, (8, 14, 14)).shape
-        torch.Size([2, 5, 8, 14, 14])
     """
     for name, value, least in (("height", height, 1), ("width", width, 1), ("extra_tokens", extra_tokens, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; expected at least {least}")
     if tensor.ndim == 3:
-        rows, columns, extra = _grid_of_tokens(tensor, height, width, extra_tokens)
-        return tensor[:, extra:].transpose(1, 2).reshape(len(tensor), tensor.shape[2], rows, columns)
+        if image_size is None or height is not None or width is not None:
+            rows, columns, extra = _grid_of_tokens(tensor, height, width, extra_tokens)
+            found = FittingGrid((rows, columns), extra)
+        else:
+            found = _grid_in_image(tensor, tuple(image_size), patch_grid, extra_tokens)
+        return tensor[:, found.extra :].transpose(1, 2).reshape(len(tensor), tensor.shape[2], *found.grid)
     if tensor.ndim == 4:
+        if height is None and width is None and image_size is not None and len(image_size) == 2:
+            height, width = _sides(tensor, image_size)
         return tensor.movedim(3, 1) if _channels_last(tensor, height, width, extra_tokens) else tensor
     raise ValueError(
         f"expected tokens (B, N, C) or a grid (B, h, w, C), got shape {tuple(tensor.shape)}; for other activations "
@@ -67,13 +99,61 @@ def tokens_to_grid(
     )
 
 
-def vit_reshape_transform(tensor: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+def fitting_grids(
+    tokens: int,
+    image_size: Sequence[int],
+    patch_grid: Sequence[int] | None = None,
+    extra_tokens: int | None = None,
+) -> list[FittingGrid]:
+    """The grids that so many tokens of an image may be, those first that need the least to be assumed.
+
+    Args:
+        tokens: How many.
+        image_size: The spatial size of the image.
+        patch_grid: The grid of patches that the model makes of the image, if it is known; a later layer may have
+            halved it several times. Otherwise square patches of any size.
+        extra_tokens: How many tokens come before the patches, if that is known.
+
+    Returns:
+        The grids.
+
+    Example:
+        >>> fitting_grids(169, (192, 224))
+        [FittingGrid(grid=(12, 14), extra=1)]
+    """
+    if patch_grid is not None:
+        bases = [tuple(patch_grid)]
+    else:
+        sides = [side for side in range(min(image_size), 0, -1) if all(length % side == 0 for length in image_size)]
+        bases = [tuple(length // side for length in image_size) for side in sides]
+    found = []
+    for halved in range(_MOST_HALVINGS if patch_grid is not None else 1):
+        for base in bases:
+            grid = tuple(-(-length // 2**halved) for length in base)
+            extra = tokens - math.prod(grid)
+            most = _MOST_EXTRA if patch_grid is not None and not halved else 0
+            usual = extra in EXTRA_TOKENS or 0 <= extra <= most
+            if min(grid) > 0 and (extra == extra_tokens or (extra_tokens is None and usual)):
+                found.append(FittingGrid(grid, extra))
+    return list(dict.fromkeys(found))
+
+
+def vit_reshape_transform(
+    tensor: Tensor,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    image_size: Sequence[int] | None = None,
+    patch_grid: Sequence[int] | None = None,
+) -> Tensor:
     """Tokens of a vision transformer with one leading class token: the function of pytorch-grad-cam.
 
     Args:
         tensor: ``(B, 1 + height * width, C)``.
         height: Rows of patches; without it and the width, the grid is square (there: 14 by 14).
         width: Columns of patches.
+        image_size: As :func:`tokens_to_grid`; the CAM gives it.
+        patch_grid: As :func:`tokens_to_grid`; the CAM gives it.
 
     Returns:
         ``(B, C, height, width)``, without the class token.
@@ -81,16 +161,25 @@ def vit_reshape_transform(tensor: Tensor, height: int | None = None, width: int 
     Raises:
         ValueError: As :func:`tokens_to_grid`.
     """
-    return tokens_to_grid(tensor, height, width, extra_tokens=1)
+    return tokens_to_grid(tensor, height, width, extra_tokens=1, image_size=image_size, patch_grid=patch_grid)
 
 
-def swinT_reshape_transform(tensor: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+def swinT_reshape_transform(
+    tensor: Tensor,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    image_size: Sequence[int] | None = None,
+    patch_grid: Sequence[int] | None = None,
+) -> Tensor:
     """Tokens of a Swin transformer, which has no class token: the function of pytorch-grad-cam.
 
     Args:
         tensor: ``(B, height * width, C)``, or ``(B, height, width, C)`` as newer Swin models put out.
         height: Rows of patches; without it and the width, the grid is square (there: 7 by 7).
         width: Columns of patches.
+        image_size: As :func:`tokens_to_grid`; the CAM gives it.
+        patch_grid: As :func:`tokens_to_grid`; the CAM gives it.
 
     Returns:
         ``(B, C, height, width)``.
@@ -98,7 +187,46 @@ def swinT_reshape_transform(tensor: Tensor, height: int | None = None, width: in
     Raises:
         ValueError: As :func:`tokens_to_grid`.
     """
-    return tokens_to_grid(tensor, height, width, extra_tokens=0)
+    return tokens_to_grid(tensor, height, width, extra_tokens=0, image_size=image_size, patch_grid=patch_grid)
+
+
+def _grid_in_image(
+    tensor: Tensor, image_size: tuple[int, ...], patch_grid: Sequence[int] | None, extra_tokens: int | None
+) -> FittingGrid:
+    """The one grid of tokens ``(B, N, C)`` that fits the image."""
+    count = tensor.shape[1]
+    fitting = fitting_grids(count, image_size, patch_grid, extra_tokens)
+    if not fitting and patch_grid is not None:  # the first convolution does not make the patches
+        fitting = fitting_grids(count, image_size, None, extra_tokens)
+    known = patch_grid is not None and fitting and fitting[0].grid == tuple(patch_grid)
+    if len(fitting) == 1 or known:
+        return fitting[0]
+    size = " x ".join(map(str, image_size))
+    if not fitting:
+        raise ValueError(
+            f"the {count} tokens of activations {tuple(tensor.shape)} are no grid of patches of an image of {size}"
+            + ("" if extra_tokens is None else f" with {extra_tokens} extra tokens")
+            + "; give the grid that they are, such as reshape_transform=functools.partial(tokens_to_grid, height=..., "
+            "width=..., extra_tokens=...), or choose a layer whose tokens are patches of the image"
+        )
+    choices = ", ".join(f"{' x '.join(map(str, each.grid))} + {each.extra}" for each in fitting)
+    first = fitting[0]
+    raise ValueError(
+        f"the {count} tokens of activations {tuple(tensor.shape)} fit an image of {size} in more than one way: "
+        f"{choices}, patches + extra tokens; give yours, such as reshape_transform=functools.partial(tokens_to_grid, "
+        f"height={first.grid[-2]}, width={first.grid[-1]}, extra_tokens={first.extra})"
+    )
+
+
+def _sides(tensor: Tensor, image_size: Sequence[int]) -> tuple[int, int] | tuple[None, None]:
+    """Height and width of a grid ``(B, h, w, C)`` or ``(B, C, h, w)`` that is reduced alike along both axes."""
+    candidates = [(tensor.shape[1], tensor.shape[2]), (tensor.shape[2], tensor.shape[3])]
+    distortions = [
+        abs(math.log(image_size[0] * w / (image_size[1] * h))) if h and w else math.inf for h, w in candidates
+    ]
+    if distortions[0] == distortions[1]:
+        return None, None
+    return candidates[distortions.index(min(distortions))]
 
 
 def _grid_of_tokens(
@@ -112,15 +240,12 @@ def _grid_of_tokens(
         return fitting[0]
     extras = "1 extra token" if choices == (1,) else f"{', '.join(map(str, choices))} extra tokens"
     wanted = "a square grid" if height is None and width is None else f"a grid of {_size(height, width)}"
-    # Not only what was asked for: the tokens of DeiT do not fit one class token, but they fit two extra tokens.
-    others = [(*grid, extra) for extra in EXTRA_TOKENS if (grid := _nearest_square(count - extra))]
-    possible = fitting or sorted(others, key=lambda grid: grid[1] / grid[0])
+    possible = ", ".join(f"{rows} x {columns} + {extra}" for rows, columns, extra in fitting)
     raise ValueError(
         f"the {count} tokens of activations {tuple(tensor.shape)} are {'' if fitting else 'not '}{wanted} with {extras}"
-        f"{' in more than one way' if fitting else ''}; possible grids, height x width + extra tokens: "
-        f"{', '.join(f'{rows} x {columns} + {extra}' for rows, columns, extra in possible) or 'none'}. Give yours, "
-        "such as reshape_transform=functools.partial(tokens_to_grid, "
-        + "height={}, width={}, extra_tokens={})".format(*(possible[0] if possible else ("...",) * 3))
+        + (f" in more than one way: {possible}, height x width + extra tokens" if fitting else "")
+        + "; give image_size= (a CAM does, if reshape_transform= is tokens_to_grid itself), or the grid that they are, "
+        "such as functools.partial(tokens_to_grid, height=..., width=..., extra_tokens=...)"
     )
 
 
@@ -133,12 +258,6 @@ def _fit(patches: int, height: int | None, width: int | None) -> tuple[int, int]
     rows = height or patches // (width or 1)
     columns = width or patches // rows
     return (rows, columns) if rows * columns == patches else None
-
-
-def _nearest_square(patches: int) -> tuple[int, int] | None:
-    """The grid whose sides differ least, to be named in a message; None if one is more than thrice the other."""
-    rows = next((side for side in range(math.isqrt(max(patches, 0)), 0, -1) if patches % side == 0), 0)
-    return (rows, patches // rows) if rows and patches // rows <= 3 * rows else None
 
 
 def _channels_last(tensor: Tensor, height: int | None, width: int | None, extra_tokens: int | None) -> bool:

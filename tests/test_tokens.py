@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffgradcam import GradCAM
-from diffgradcam import tokens as reshape_transforms
+from diffgradcam import tokens as tokens_module
 from diffgradcam.tokens import swinT_reshape_transform, tokens_to_grid, vit_reshape_transform
 
 from . import models
@@ -32,7 +32,7 @@ def by_loops(tokens, height, width, extra):
     return grid
 
 
-@pytest.mark.parametrize("extra", reshape_transforms.EXTRA_TOKENS)
+@pytest.mark.parametrize("extra", tokens_module.EXTRA_TOKENS)
 @pytest.mark.parametrize("side", [4, 7])
 def test_square_grids_and_extra_tokens_are_inferred(side, extra):
     tokens = numbered(2, extra + side * side, 3)
@@ -42,7 +42,7 @@ def test_square_grids_and_extra_tokens_are_inferred(side, extra):
 def test_an_inferred_grid_is_the_only_one_for_every_usual_number_of_tokens():
     """Neighbouring squares are further apart than the numbers of extra tokens: whatever fits is all that fits."""
     for side in range(4, 40):
-        for extra in reshape_transforms.EXTRA_TOKENS:
+        for extra in tokens_module.EXTRA_TOKENS:
             assert tokens_to_grid(torch.empty(0, side * side + extra, 1)).shape == (0, 1, side, side)
 
 
@@ -59,7 +59,7 @@ def test_what_is_given_is_taken(height, width, extra, batch, which):
     assert torch.equal(tokens_to_grid(tokens, height, width, extra), expected)
     side = which.draw(st.sampled_from(["height", "width"]))
     assert torch.equal(tokens_to_grid(tokens, **{side: locals()[side]}, extra_tokens=extra), expected)
-    if extra in reshape_transforms.EXTRA_TOKENS:
+    if extra in tokens_module.EXTRA_TOKENS:
         assert torch.equal(tokens_to_grid(tokens, height, width), expected)
     if height == width:
         assert torch.equal(tokens_to_grid(tokens, extra_tokens=extra), expected)
@@ -84,34 +84,67 @@ def refused(message, tensor, **given):
 
 
 def test_tokens_that_fit_no_grid():
-    several = "are not a square grid with 0, 1, 2, 4, 5 extra tokens; possible grids, height x width [+] extra tokens: "
-    fix = r"Give yours, such as reshape_transform=functools.partial\(tokens_to_grid, "
-    refused(
-        rf"^the 295 tokens of activations \(2, 295, 8\) {several}14 x 21 \+ 1, 10 x 29 \+ 5. "
-        rf"{fix}height=14, width=21, extra_tokens=1\)$",
-        torch.zeros(2, 295, 8),
-    )
-    refused(rf"{several}none. {fix}height=..., width=..., extra_tokens=...\)$", torch.zeros(2, 0, 8))
-    refused(r"are not a grid of 3 x 9 with 1 extra token; .*: 5 x 6 \+ 1, 3 x 9 \+ 4. Give", torch.zeros(2, 31, 8),
+    extras = "with 0, 1, 2, 4, 5 extra tokens; give image_size= .*or the grid that they are, such as functools.partial"
+    refused(rf"^the 295 tokens of activations \(2, 295, 8\) are not a square grid {extras}", torch.zeros(2, 295, 8))
+    refused(rf"are not a square grid {extras}", torch.zeros(2, 0, 8))
+    refused(r"are not a grid of 3 x 9 with 1 extra token; give", torch.zeros(2, 31, 8),
             height=3, width=9, extra_tokens=1)  # fmt: skip
     refused(r"are not a grid of any x 40 with 2 extra tokens; ", torch.zeros(2, 18, 8), width=40, extra_tokens=2)
     refused(r"are not a square grid with 7 extra tokens; ", torch.zeros(2, 7, 8), extra_tokens=7)
 
 
 @pytest.mark.parametrize(
-    ("count", "given", "grids", "fix"),
+    ("count", "given", "grids"),
     [
-        (5, {}, r"2 x 2 \+ 1, 1 x 1 \+ 4", "height=2, width=2, extra_tokens=1"),
-        (6, {}, r"2 x 2 \+ 2, 1 x 1 \+ 5", "height=2, width=2, extra_tokens=2"),
-        (9, {}, r"3 x 3 \+ 0, 2 x 2 \+ 5", "height=3, width=3, extra_tokens=0"),
-        (12, {"height": 2}, r"2 x 6 \+ 0, 2 x 5 \+ 2, 2 x 4 \+ 4", "height=2, width=6, extra_tokens=0"),
+        (5, {}, r"2 x 2 \+ 1, 1 x 1 \+ 4"),
+        (6, {}, r"2 x 2 \+ 2, 1 x 1 \+ 5"),
+        (9, {}, r"3 x 3 \+ 0, 2 x 2 \+ 5"),
+        (12, {"height": 2}, r"2 x 6 \+ 0, 2 x 5 \+ 2, 2 x 4 \+ 4"),
     ],
 )
-def test_tokens_that_fit_several_grids(count, given, grids, fix):
-    message = rf"extra tokens in more than one way; possible grids, .*: {grids}. Give yours, such as .*, {fix}\)$"
+def test_tokens_that_fit_several_grids(count, given, grids):
+    message = rf"extra tokens in more than one way: {grids}, height x width \+ extra tokens; give image_size="
     refused(
         rf"the {count} tokens of activations \(2, {count}, 8\) are a .*{message}", torch.zeros(2, count, 8), **given
     )
+
+
+@given(
+    grid=st.lists(st.integers(2, 9), min_size=2, max_size=3),
+    patch=st.integers(2, 16),
+    extra=st.sampled_from([0, 1, 2, 4, 5, 8]),
+)
+def test_the_grid_is_taken_from_the_image(grid, patch, extra):
+    """Rectangles and volumes of patches, with class, distillation and register tokens before them."""
+    patches = int(torch.tensor(grid).prod())
+    tokens = numbered(2, extra + patches, 3)
+    size = [patch * side for side in grid]
+    expected = tokens[:, extra:].transpose(1, 2).unflatten(2, tuple(grid))
+    assert torch.equal(tokens_to_grid(tokens, image_size=size, patch_grid=grid), expected)
+    fitting = tokens_module.fitting_grids(extra + patches, size)
+    if extra <= 5:  # one of the usual numbers: without the grid of patches the answer is the same, or there are several
+        assert (tuple(grid), extra) in fitting
+        if len(fitting) == 1:
+            assert torch.equal(tokens_to_grid(tokens, image_size=size), expected)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "shape"),
+    [
+        (1 + 12 * 14, (192, 224), (12, 14)),  # as many as 13 x 13 and one
+        (1 + 8 * 32, (128, 512), (8, 32)),  # as many as 16 x 16 and one
+        (5 + 18 * 32, (288, 512), (18, 32)),  # as many as 24 x 24 and five
+        (64, (16, 16, 16), (4, 4, 4)),  # as many as 8 x 8
+    ],
+)
+def test_what_a_square_would_get_wrong(count, size, shape):
+    assert tokens_to_grid(torch.zeros(2, count, 8), image_size=size).shape == (2, 8, *shape)
+
+
+def test_tokens_that_are_no_patches_of_the_image():
+    refused(r"the 77 tokens .* are no grid of patches of an image of 224 x 224; give the grid", torch.zeros(2, 77, 8),
+            image_size=(224, 224))  # fmt: skip
+    refused(r"with 3 extra tokens; give the grid", torch.zeros(2, 197, 8), image_size=(224, 224), extra_tokens=3)
 
 
 def test_the_named_fix_works():
@@ -163,9 +196,9 @@ def test_they_infer_the_grid_but_keep_their_class_token():
     assert torch.equal(vit_reshape_transform(tokens), by_loops(tokens, 4, 4, 1))
     assert torch.equal(swinT_reshape_transform(tokens[:, 1:]), by_loops(tokens[:, 1:], 4, 4, 0))
     assert torch.equal(swinT_reshape_transform(numbered(2, 4, 4, 3)), tokens_to_grid(numbered(2, 4, 4, 3)))
-    with pytest.raises(ValueError, match=r"the 18 tokens .* with 1 extra token; possible grids, .*: 4 x 4 \+ 2, "):
+    with pytest.raises(ValueError, match=r"the 18 tokens .* with 1 extra token; give image_size="):
         vit_reshape_transform(numbered(2, 18, 3))
-    with pytest.raises(ValueError, match=r"the 17 tokens .* with 0 extra tokens; possible grids, .*: 4 x 4 \+ 1, "):
+    with pytest.raises(ValueError, match=r"the 17 tokens .* with 0 extra tokens; give image_size="):
         swinT_reshape_transform(tokens)
 
 

@@ -20,6 +20,7 @@ from .. import heatmaps
 from ..scores import Logit, Score, ScoreFunction, as_score
 from ..targets import OutputTarget, read_targets
 from ..weightings import Weighting, is_linear
+from . import messages
 from .explanation import Explanation
 from .forward import ForwardPass, LayerReader, Output, Recording, ReshapeTransform
 from .gradients import linear_maps
@@ -29,7 +30,7 @@ from .naming import callable_name
 from .outputs import Classes, class_index, find_logits
 from .recorder import GraphRecorder
 from .requests import ClassRequest, Request, TargetRequest
-from .tensors import columns
+from .tensors import columns, plain
 from .versions import Array, Augmentations, averaged_call
 from .wrappers import inner_model
 
@@ -127,6 +128,12 @@ class BaseCAM(ABC):
         self.outputs: Tensor | None = None
         self._choose(reduction=reduction, fusion=fusion)
         self._prepare()
+
+    def __new__(cls: type[_Self], *_: Any, **options: Any) -> _Self:
+        """Name what replaces options of old releases of pytorch-grad-cam."""
+        for name in messages.OLD_OPTIONS.keys() & options.keys():
+            raise TypeError(messages.OLD_OPTIONS[name])
+        return super().__new__(cls)
 
     def _choose(self, **functions: Callable[..., Any] | None) -> None:
         """Take options that are functions; None leaves what the class has."""
@@ -288,6 +295,7 @@ class BaseCAM(ABC):
                 this CAM has chosen another score; if the size of the heat maps is not certain.
             RuntimeError: As :meth:`explain`.
         """
+        messages.refuse_old_arguments(kwargs)
         cam = self.summed_by_principal_component() if eigen_smooth else self
         first = () if input_tensor is None and kwargs else (input_tensor,)
         inputs = Inputs(first, kwargs, self.image)
@@ -324,7 +332,7 @@ class BaseCAM(ABC):
         index, request = self._request(forward, classes)
         maps = self.fuse(self.layer_maps(forward, request), index)
         forward.checks.require_finite("the map", maps)  # gradients overflow in half precision where logits do not
-        return Explanation(forward.logits.detach(), index, maps)
+        return Explanation(plain(forward.logits.detach()), plain(index), plain(maps))
 
     @abstractmethod
     def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:
@@ -489,7 +497,7 @@ class TrainableCAM(ScoredCAM):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._image_dims = 1
+        self._image_shape: tuple[int, ...] | None = None
         self._recorder = GraphRecorder(self._reader.layers, inner_model(self.model), _Note(weakref.ref(self)))
         weakref.finalize(self, self._recorder.detach)
 
@@ -537,7 +545,8 @@ class TrainableCAM(ScoredCAM):
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
             index = class_index(logits, classes)
             recorded = self._recorder.recorded(logits)
-            recording = Recording(logits, recorded, self.reshape_transform, self._image_dims)
+            model = inner_model(self.model)
+            recording = Recording(logits, recorded, model, self._image_shape, self.reshape_transform)
             request = ClassRequest(self.score, columns(index))
             return self.fuse(self._in_blocks(recording, request, create_graph=True), index)
 
@@ -560,12 +569,14 @@ class TrainableCAM(ScoredCAM):
         done = []
         for block in request.blocks(numbers):
             gradients = self.gradients(recording, block, create_graph=create_graph)
-            done.append([self._weighted(recording, *layer) for layer in zip(grids, gradients, strict=True)])
-        layers = done[0] if len(done) == 1 else [torch.cat(layer, 1) for layer in zip(*done, strict=True)]
-        return recording.every_layer(layers)
+            done.append(
+                [self._weighted(recording, number, grids[number], rows) for number, rows in enumerate(gradients)]
+            )
+        whole = done[0] if len(done) == 1 else [torch.cat(layer, 1) for layer in zip(*done, strict=True)]
+        return recording.every_layer(whole)
 
-    def _weighted(self, recording: Recording, grid: Tensor, gradients: Tensor) -> Tensor:
-        rows = [recording.to_grid(row) for row in gradients.unbind(1)]
+    def _weighted(self, recording: Recording, number: int, grid: Tensor, gradients: Tensor) -> Tensor:
+        rows = [recording.to_grid(row, number) for row in gradients.unbind(1)]
         return torch.stack([self.layer_map(grid, self.weighting(grid, row)) for row in rows], 1)
 
     def _has_closed_form(self) -> bool:
@@ -593,7 +604,7 @@ class _Note:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cam = self._cam()
         if cam is not None:
-            cam._image_dims = Inputs(args, kwargs, cam.image).image_dims
+            cam._image_shape = Inputs(args, kwargs, cam.image).image_shape
 
 
 def _warn_of_training_mode(model: nn.Module) -> None:

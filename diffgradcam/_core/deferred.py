@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -23,6 +24,7 @@ class DeferredChecks:
     def __init__(self) -> None:
         self._numbers: list[Tensor] = []
         self._failures: list[Failure] = []
+        self._notices: list[tuple[Tensor, Callable[[], str]]] = []
 
     def require(self, flag: Tensor, failure: Failure) -> None:
         """Add a condition.
@@ -42,8 +44,20 @@ class DeferredChecks:
         """
         self._add(tensor.sum(), lambda: not_finite(name, tensor))
 
+    def notice(self, flag: Tensor, message: Callable[[], str]) -> None:
+        """Warn if something holds.
+
+        Args:
+            flag: Whether it holds: one bool, on any device.
+            message: What to say.
+        """
+        self._notices.append((flag, message))
+
     def verify(self) -> None:
         """Read all conditions, in one wait, and forget them.
+
+        Warns:
+            UserWarning: Of what is to be noticed.
 
         Raises:
             Exception: That of the first condition that does not hold.
@@ -55,7 +69,14 @@ class DeferredChecks:
         total = numbers[0]
         for number in numbers[1:]:  # what is not finite stays so
             total = total + (number if number.device == total.device else number.to(total.device, non_blocking=True))
-        if math.isfinite(float(total)):
+        notices, self._notices = self._notices, []
+        read = [float(total)]
+        if notices:
+            read = torch.stack([total.double(), *(flag.to(total.device).double() for flag, _ in notices)]).tolist()
+        for holds, (_, message) in zip(read[1:], notices, strict=True):
+            if holds:
+                warnings.warn(message(), stacklevel=2)
+        if math.isfinite(read[0]):
             return
         for failure in failures:
             error = failure()

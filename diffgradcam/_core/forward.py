@@ -11,18 +11,20 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from . import messages
+from .axes import grid_of
 from .deferred import DeferredChecks
 from .errors import HeadIsNotPooledLinear
 from .gradients import PooledLinearMaps, activation_gradients, pooled_linear_maps
 from .inputs import ImageOf, Inputs, following_rows
 from .layers import Layer, LayerSpec, Run, find_layers
-from .outputs import Classes, check_grid, class_index, find_logits
+from .outputs import Classes, check_rows, class_index, find_logits
 from .recorder import CutRecorder, Recorded
 from .requests import Request
 from .tensors import outside_inference_mode, widen
 from .wrappers import eagerly, inner_model
 
 _T = TypeVar("_T")
+_PROBABILITY_TOLERANCE = 1e-3
 Output = Callable[[Any], Tensor]
 ReshapeTransform = Callable[[Tensor], Tensor]
 
@@ -33,27 +35,33 @@ class Recording:
     Args:
         logits: ``(B, K)``, or whatever the model puts out, with the graph down to the activations.
         recorded: What was recorded of each layer.
-        reshape_transform: Brings activations into the form ``(B, C, *S)``.
-        image_dims: How many spatial dimensions the image has; 1 where that is not known.
+        model: The model.
+        image: The shape of the image argument; None if there is none.
+        reshape_transform: Brings activations into the form ``(B, C, *S)``; by default see :func:`~.axes.grid_of`.
 
     Raises:
-        ValueError: If the activations of a layer are no grid of positions for each image.
+        ValueError: If the activations of a layer are no grid of places in the image, for each image.
     """
 
     def __init__(
         self,
         logits: Tensor,
         recorded: Sequence[Recorded],
+        model: nn.Module,
+        image: Sequence[int] | None,
         reshape_transform: ReshapeTransform | None,
-        image_dims: int,
     ) -> None:
         self.logits = logits
         self.used = [each.activations is not None for each in recorded]
         self.layers = [each.layer for each in recorded if each.activations is not None]
         self.activations = [each.activations for each in recorded if each.activations is not None]
-        self._reshape_transform = reshape_transform
+        self._grids: list[ReshapeTransform] = []
         for layer, tensor in zip(self.layers, self.activations, strict=True):
-            check_grid(layer.name, self.to_grid(tensor), logits, image_dims)
+            if reshape_transform is None:
+                check_rows(layer.name, tensor, logits)
+            self._grids.append(grid_of(layer, model, tensor, image, reshape_transform))
+            if reshape_transform is not None:
+                check_rows(layer.name, self._grids[-1](tensor), logits)
 
     @property
     def names(self) -> str:
@@ -69,15 +77,24 @@ class Recording:
         """
         self.layers += layers
         self.activations += activations
+        self._grids += [lambda tensor: tensor] * len(layers)
         self.used += [True] * len(layers)
 
-    def to_grid(self, tensor: Tensor) -> Tensor:
-        """Activations of a layer, or their gradients, as ``(B, C, *S)``, in float32 or wider."""
-        return widen(tensor if self._reshape_transform is None else self._reshape_transform(tensor))
+    def to_grid(self, tensor: Tensor, number: int = 0) -> Tensor:
+        """Activations of a layer, or their gradients, as ``(B, C, *S)``, in float32 or wider.
+
+        Args:
+            tensor: The activations or gradients.
+            number: Which of the layers that were used.
+
+        Returns:
+            ``(B, C, *S)``.
+        """
+        return widen(self._grids[number](tensor))
 
     def grids(self) -> list[Tensor]:
         """The activations of each layer that was used, ``(B, C, *S)``."""
-        return [self.to_grid(tensor) for tensor in self.activations]
+        return [self.to_grid(tensor, number) for number, tensor in enumerate(self.activations)]
 
     def gradients(self, request: Request, *, create_graph: bool = False) -> list[Tensor]:
         """The gradients of what is asked for, with respect to the activations of each layer that was used.
@@ -130,11 +147,15 @@ class ForwardPass(Recording):
         self._autocast = autocast
         self._closed_form_holds = True
         self._following: tuple[Tensor, ...] | None = None
-        super().__init__(logits, recorded, reader.reshape_transform, inputs.image_dims)
+        super().__init__(logits, recorded, reader.model_to_run(), inputs.image_shape, reader.reshape_transform)
         self.checks = DeferredChecks()
         self.checks.require_finite("the output", logits)
         for layer, tensor in zip(self.layers, self.activations, strict=True):
             self.checks.require_finite(f"the activation of layer {layer.name}", tensor)
+
+        if reader.first_time() and logits.ndim == 2 and logits.shape[1] > 1:
+            off = ((logits.sum(1) - 1).abs().amax() + (-logits.amin()).clamp_min(0)).detach()
+            self.checks.notice(off < _PROBABILITY_TOLERANCE, messages.probabilities)
 
     @property
     def image(self) -> Any:
@@ -272,6 +293,12 @@ class LayerReader:
         self.output = output
         self.image = image
         self.graph = graph
+        self._ran = False
+
+    def first_time(self) -> bool:
+        """Whether this is asked for the first time: what is noticed of a model is said once."""
+        first, self._ran = not self._ran, True
+        return first
 
     def differences(self, other: LayerReader) -> list[str]:
         """In what another reader differs, so that no forward pass serves both; empty if one does."""
@@ -308,6 +335,7 @@ class LayerReader:
             LayerDidNotRun: If no layer ran.
             RuntimeError: If the logits do not depend on any layer.
         """
+        messages.refuse_old_arguments(kwargs)
         return self.run_on(Inputs(args, kwargs, self.image))
 
     @contextlib.contextmanager
@@ -320,7 +348,10 @@ class LayerReader:
             modules = list(model.modules())
             stack.enter_context(eagerly(modules))
             recorder = stack.enter_context(CutRecorder(self.layers, graph=self.graph))
-            weights = _counted_weights(modules)
+            weights = _counted_weights(modules, graph=self.graph)
+            if self.graph and any(isinstance(module, nn.RNNBase) for module in modules):
+                # cuDNN has no backward pass of a recurrent layer in evaluation mode; PyTorch's own has.
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             versions = [weight._version for weight in weights]
             logits = self.output(model(*inputs.args, **inputs.kwargs))
             recorder.detach()
@@ -330,7 +361,7 @@ class LayerReader:
             if autocast[0]:
                 stack.enter_context(torch.autocast(device, enabled=False))
             torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
-            recorded = recorder.recorded()
+            recorded = recorder.recorded(model)
             if self.graph and not logits.requires_grad:
                 raise RuntimeError(messages.independent(", ".join(layer.name for layer in self.layers)))
             forward = ForwardPass(self, inputs, logits, recorded, autocast)
@@ -358,9 +389,12 @@ def _no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(True)
 
 
-def _counted_weights(modules: list[nn.Module]) -> list[nn.Parameter]:
+def _counted_weights(modules: list[nn.Module], *, graph: bool) -> list[nn.Parameter]:
     """Those whose changes in place autograd counts: all but those made in inference mode."""
     weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
     if any(map(is_lazy, weights)):
         raise ValueError("the model has lazy layers without parameters yet; run it once, on any batch, first")
-    return [weight for weight in weights if not weight.is_inference()]
+    counted = [weight for weight in weights if not weight.is_inference()]
+    if graph and len(counted) < len(weights):
+        raise RuntimeError(messages.inference_weights())
+    return counted

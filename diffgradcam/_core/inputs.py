@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .axes import image_size
 from .checks import described
 from .tensors import normal, outside_inference_mode
 
@@ -38,9 +39,9 @@ class Inputs:
         self.image: Any = self._find(image)
 
     @property
-    def image_dims(self) -> int:
-        """How many spatial dimensions the image has; 1 where that is not known."""
-        return self.image.ndim - 2 if isinstance(self.image, Tensor) else 1
+    def image_shape(self) -> tuple[int, ...] | None:
+        """The shape of the image argument; None if there is none."""
+        return tuple(self.image.shape) if isinstance(self.image, Tensor) else None
 
     def spatial_size(self, dims: int) -> tuple[int, ...]:
         """The spatial size of the image, which heat maps are resized to.
@@ -54,12 +55,13 @@ class Inputs:
         Raises:
             ValueError: If the image is not ``(B, C, *S)`` with as many spatial dimensions.
         """
-        if isinstance(self.image, Tensor) and self.image.ndim == dims + 2:
-            return tuple(self.image.shape[2:])
+        size = None if self.image_shape is None else image_size(self.image_shape)
+        if size is not None and len(size) == dims:
+            return size
         raise ValueError(
-            f"the size of the heat maps is not certain: the maps have {dims} dimensions, but the image is "
-            f"{described(self.image)}, which is not (B, C, *S) with as many; pass size=, such as "
-            f"size={(224,) * dims}, or use explain() for maps at the resolution of the layer"
+            f"the size of the heat maps is not certain: the maps have {dims} dimensions, and the image is "
+            f"{described(self.image)}, not (B, C, *S) with as many; pass size=, such as size={(224,) * dims}, or use "
+            "explain() for maps at the resolution of the layer"
         )
 
     def to(self, device: torch.device) -> Inputs:

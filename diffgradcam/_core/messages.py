@@ -2,7 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.fx
+from torch import nn
+
+OLD_OPTIONS = {
+    "use_cuda": "use_cuda= is of old releases of pytorch-grad-cam; move the model and the images with .to('cuda')",
+    "target_layer": "target_layer= is of old releases of pytorch-grad-cam; pass target_layers=[layer]",
+}
+OLD_ARGUMENTS = {
+    "target_category": "target_category= is of old releases of pytorch-grad-cam; pass "
+    "targets=[ClassifierOutputTarget(category)] for each image, or explain(images, category)",
+}
+
+
+def refuse_old_arguments(kwargs: Mapping[str, object]) -> None:
+    """Name what replaces arguments of old releases of pytorch-grad-cam.
+
+    Args:
+        kwargs: What would be handed on to the model.
+
+    Raises:
+        TypeError: If one of them is there.
+    """
+    for name in OLD_ARGUMENTS.keys() & kwargs.keys():
+        raise TypeError(OLD_ARGUMENTS[name])
+
+
+def probabilities() -> str:
+    """For a model that returns probabilities where logits are expected."""
+    return (
+        "the model's outputs look like probabilities (each row is in [0, 1] and sums to 1), not logits: a score of them "
+        "is squashed by the softmax, and a contrast of them is no contrast of logits; explain the model without its "
+        "last softmax, or pass output=lambda p: p.log()"
+    )
 
 
 def changed_meanwhile() -> str:
@@ -37,8 +72,18 @@ def freed(name: str) -> str:
     )
 
 
-def did_not_run(name: str) -> str:
+def did_not_run(name: str, model: nn.Module) -> str:
     """For a layer that no forward pass called."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return (
+            f"layer {name} did not run where hooks see it: the model is TorchScript, which runs without Python; "
+            "explain the model that it was made from, with load_state_dict(script.state_dict())"
+        )
+    if isinstance(model, torch.fx.GraphModule):
+        return (
+            f"layer {name} did not run where hooks see it: the model is a graph, such as torch.export makes, whose "
+            "layers are inlined; explain the model that it was made from, or torch.export.unflatten(exported)"
+        )
     return (
         f"layer {name} did not run in a recorded forward pass; call the model (not its forward method) while the CAM "
         "is attached, choose a layer that the model calls (a ModuleList is never called), and attach before "
@@ -61,6 +106,14 @@ def inference_inside(name: str) -> str:
         f"the model runs layer {name} under torch.inference_mode(), where no gradient can start; use torch.no_grad() "
         "in the model instead and choose the first layer after it, or layer_input() of that layer; or use a method "
         "that needs no gradient, such as EigenCAM or ScoreCAM"
+    )
+
+
+def inference_weights() -> str:
+    """For a model whose weights autograd cannot use."""
+    return (
+        "the model's weights were made under torch.inference_mode(), so no gradient can pass them; load its state_dict "
+        "into a model that is built outside of it, or use a method without gradients, such as EigenCAM or ScoreCAM"
     )
 
 

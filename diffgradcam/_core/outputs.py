@@ -14,6 +14,10 @@ from .errors import NonFiniteValues
 Classes = Tensor | Sequence[int] | int | str | None
 Require = Callable[[Tensor, Callable[[], Exception | None]], None]
 
+_LABELS_BY_INDEX = (
+    "these look like one-hot or multi-hot labels: give class indices, such as labels.argmax(1) for one label an image, "
+    'or "all" and choose the maps of the labels, maps[labels.bool()]'
+)
 _TOP = re.compile(r"top([1-9]\d*)")
 
 
@@ -36,6 +40,11 @@ def find_logits(output: Any) -> Tensor:
         return logits
     what = type(output).__name__
     how = "output=lambda o: o[0]"
+    if isinstance(output, list | tuple) and output and isinstance(output[0], Mapping) and "boxes" in output[0]:
+        raise TypeError(
+            "the model returned detections; pass output=diffgradcam.targets.detections and explain them with targets, "
+            "such as FasterRCNNBoxScoreTarget"
+        )
     if isinstance(output, Mapping):
         what += f" with keys {sorted(map(str, output))}"
         how = f"output=lambda o: o[{next(iter(output), 'out')!r}]"
@@ -80,34 +89,22 @@ def not_finite(name: str, tensor: Tensor) -> NonFiniteValues | None:
     )
 
 
-def check_grid(name: str, activations: Tensor, logits: Tensor, image_dims: int) -> None:
-    """Refuse activations that are not ``(B, C, *S)`` with the images of the logits.
+def check_rows(name: str, activations: Tensor, logits: Tensor) -> None:
+    """Refuse activations that have not one row for each image.
 
     Args:
         name: The layer, for the message.
-        activations: After ``reshape_transform``.
+        activations: ``(B, ...)``.
         logits: ``(B, ...)``.
-        image_dims: How many spatial dimensions the input has; 1 where that is not known.
 
     Raises:
-        ValueError: If the number of images differs, there are no positions, or images became a sequence of tokens.
+        ValueError: If the number of images differs.
     """
-    shape = tuple(activations.shape)
-    if shape[:1] != logits.shape[:1]:
+    if activations.shape[:1] != logits.shape[:1]:
         raise ValueError(
-            f"layer {name} has activations of shape {shape} for logits of shape {tuple(logits.shape)}; expected as "
-            "many images in both; give maps() the logits as the model returned them, and bring activations of parts "
-            "of an image into the form (B, C, ...) with reshape_transform="
-        )
-    if len(shape) < 3:
-        raise ValueError(
-            f"layer {name} has no spatial positions: its activations have shape {shape}; choose a layer before the "
-            "pooling, whose activations are (B, C, ...)"
-        )
-    if len(shape) == 3 and image_dims > 1:
-        raise ValueError(
-            f"layer {name} gives {shape} for images: tokens, not a grid; pass reshape_transform= a function that "
-            "brings them into the form (B, C, h, w), such as tokens_to_grid of diffgradcam.tokens"
+            f"layer {name} has activations of shape {tuple(activations.shape)} for logits of shape "
+            f"{tuple(logits.shape)}; expected as many images in both: give maps() the logits as the model returned "
+            "them, and bring activations of parts of an image into the form (B, C, ...) with reshape_transform="
         )
 
 
@@ -131,8 +128,9 @@ def class_index(logits: Tensor, classes: Classes, require: Require | None = None
     if logits.ndim != 2:
         raise ValueError(
             f"classes need logits of shape (B, K), but the model's output has shape {tuple(logits.shape)}; pass "
-            "output= a function that reduces it (diffgradcam.scores.two_logits for one sigmoid output), or explain "
-            "the output with a target such as SemanticSegmentationTarget"
+            "output= a function that reduces it (diffgradcam.scores.two_logits for one sigmoid output, "
+            "lambda o: o.reshape(-1, 1) for one number an image), or explain the output with a target such as "
+            "RawScoresOutputTarget or SemanticSegmentationTarget"
         )
     batch, count = logits.shape
     if classes is None:
@@ -159,22 +157,35 @@ def class_index(logits: Tensor, classes: Classes, require: Require | None = None
             f"classes have shape {tuple(index.shape)} for {batch} images; expected one class for all, ({batch},) or "
             f"({batch}, N)"
         )
+    hot = index.ndim == 2 and index.shape[1] == count > 2
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise TypeError(f"classes are {index.dtype}; expected integers (class indices, such as labels.long())")
+        fix = _LABELS_BY_INDEX if hot else "expected integers (class indices, such as labels.long())"
+        raise TypeError(f"classes are {index.dtype} of shape {tuple(index.shape)}; {fix}")
+    if hot and index.numel():
+        many_hot = index.amax() > 1  # of more than two classes, 0 and 1 alone are no choice of classes
+        _look(
+            many_hot, lambda: ValueError(f"classes hold only 0 and 1 for {count} classes; {_LABELS_BY_INDEX}"), require
+        )
     in_range = ((index >= 0) & (index < count)).all()
 
     def out_of_range() -> ValueError:
         wrong = index[(index < 0) | (index >= count)].flatten().tolist()
         return ValueError(f"class {wrong[0]} is out of range; the model has classes 0 to {count - 1}")
 
-    if require is None or index.device.type == "cpu":  # no accelerator to wait for
-        if not bool(in_range):
-            raise out_of_range()
-    else:
-        require(in_range, out_of_range)
+    if _look(in_range, out_of_range, require):
         index = index.clamp(0, count - 1)  # an index out of range would end the program on an accelerator
     # A copy: autograd refuses to save classes that were made under inference_mode.
     return index.to(logits.device, torch.long, copy=True)
+
+
+def _look(holds: Tensor, failure: Callable[[], Exception], require: Require | None) -> bool:
+    """Look at a condition now, or later where an accelerator would have to be waited for; whether it is later."""
+    if require is not None and holds.device.type != "cpu":
+        require(holds, failure)
+        return True
+    if not bool(holds):
+        raise failure()
+    return False
 
 
 def check_class_word(word: str) -> None:

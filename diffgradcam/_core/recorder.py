@@ -146,8 +146,11 @@ class CutRecorder(Recorder):
         self._runs[index].append(activations)
         return passed_on
 
-    def recorded(self) -> list[Recorded]:
+    def recorded(self, model: nn.Module) -> list[Recorded]:
         """What was recorded, of each layer, or of each run of a layer where all are asked for.
+
+        Args:
+            model: The model, for the message.
 
         Returns:
             One for each.
@@ -157,7 +160,7 @@ class CutRecorder(Recorder):
             ValueError: If a layer did not run as often as its ``run`` asks for.
         """
         if not any(self._runs):
-            raise LayerDidNotRun(messages.did_not_run(", ".join(layer.name for layer in self.layers)))
+            raise LayerDidNotRun(messages.did_not_run(", ".join(layer.name for layer in self.layers), model))
         return [each for layer, runs in zip(self.layers, self._runs, strict=True) for each in _choose(layer, runs)]
 
 
@@ -217,8 +220,9 @@ class GraphRecorder(Recorder):
         """
         names = ", ".join(layer.name for layer in self.layers)
         if not any(self._ran):
-            message = messages.without_gradients if self._ran_without_gradients else messages.did_not_run
-            raise LayerDidNotRun(message(names))
+            if self._ran_without_gradients:
+                raise LayerDidNotRun(messages.without_gradients(names))
+            raise LayerDidNotRun(messages.did_not_run(names, self._model))
         if not output.requires_grad:
             raise RuntimeError(messages.no_graph(names))
         found: list[Recorded] = []

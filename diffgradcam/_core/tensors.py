@@ -24,6 +24,14 @@ def spread(weights: Tensor, dims: int) -> Tensor:
     return weights.view(*weights.shape, *[1] * (dims - weights.ndim))
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor without what a subclass adds, such as the metadata of an image, which is not true of maps of it."""
+    kind = type(tensor)
+    if kind is Tensor or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return tensor
+    return tensor.as_subclass(Tensor)
+
+
 def outside_inference_mode() -> contextlib.AbstractContextManager[object]:
     """Leave inference mode, where tensors are made that autograd cannot use. Costs nothing where it is off."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._core.axes import channel_axis
 from .._core.layers import LayerInput, LayerSpec
 
 Form = Literal["grid", "channels last", "tokens"]
@@ -108,47 +109,57 @@ def find_explainable_layers(model: nn.Module, channels: int, size: int) -> Expla
     return ExplainableLayers(outputs, inputs, _default(events, runs))
 
 
-def form_of(shape: torch.Size | tuple[int, ...]) -> Form | None:
-    """What activations of one square image look like; None if they have no positions.
+def form_of(module: nn.Module, model: nn.Module, shape: torch.Size | tuple[int, ...], size: int) -> Form | None:
+    """What the activations of one square image look like; None if they have no positions.
 
     Args:
-        shape: With the batch.
+        module: What puts them out, or what they enter.
+        model: The model.
+        shape: Of the activations, with the batch.
+        size: Side of the image.
 
     Returns:
         ``"grid"`` for ``(B, C, h, w)``, ``"channels last"`` for ``(B, h, w, C)``, ``"tokens"`` for ``(B, N, C)``.
 
     Example:
-        >>> form_of((1, 512, 7, 7)), form_of((1, 7, 7, 768)), form_of((1, 197, 768)), form_of((1, 512, 1, 1))
-        ('grid', 'channels last', 'tokens', None)
+        >>> norm = nn.LayerNorm(768)
+        >>> form_of(norm, norm, (1, 7, 7, 768), 224), form_of(norm, norm, (1, 197, 768), 224)
+        ('channels last', 'tokens')
     """
-    if len(shape) == 4 and shape[2] == shape[3] > 1:
-        return "grid"
-    if len(shape) == 4 and shape[1] == shape[2] > 1:
-        return "channels last"
-    return "tokens" if len(shape) == 3 and shape[1] > 1 else None
+    if len(shape) not in (3, 4):
+        return None
+    axis = channel_axis(module, model, shape, (size, size))
+    if len(shape) == 3:
+        return "tokens" if axis == 2 and shape[1] > 1 else None
+    if axis is None:
+        return None
+    rows, columns = (length for number, length in enumerate(shape) if number not in (0, axis))
+    return ("grid" if axis == 1 else "channels last") if rows == columns > 1 else None
 
 
 def _dry_run(model: nn.Module, channels: int, size: int) -> tuple[list[_Event], Counter[str]]:
     events: list[_Event] = []
     runs: Counter[str] = Counter()
 
-    def note(name: str, entering: bool, tensor: Any) -> None:
-        form = form_of(tensor.shape) if isinstance(tensor, Tensor) else None
+    def note(name: str, module: nn.Module, entering: bool, tensor: Any) -> None:
+        form = form_of(module, model, tensor.shape, size) if isinstance(tensor, Tensor) else None
         if form is not None:
             events.append(_Event(name, entering, tensor, form))
 
-    def entered(name: str, args: tuple[Any, ...]) -> None:
+    def entered(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         runs[name] += 1
-        note(name, True, args[0] if args else None)
+        note(name, module, True, args[0] if args else None)
 
     def left(name: str, module: nn.Module, output: Any) -> None:
         if not isinstance(module, _ADAPTIVE):  # their output is what they were told to make of any input
-            note(name, False, output)
+            note(name, module, False, output)
 
     handles = []
     for name, module in model.named_modules():
         if name:
-            handles.append(module.register_forward_pre_hook(lambda _, args, name=name: entered(name, args)))
+            handles.append(
+                module.register_forward_pre_hook(lambda module, args, name=name: entered(name, module, args))
+            )
             handles.append(
                 module.register_forward_hook(lambda module, _, output, name=name: left(name, module, output))
             )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .._core.base import BaseCAM
 from .._core.layers import LayerSpec, find_layers
 from .._core.outputs import find_logits
-from ..utils.reshape_transforms import tokens_to_grid
+from ..tokens import tokens_to_grid
 from ._images import BadImage, Picture, Preparation, find_images, read_image
 from ._layer_finder import Place, find_explainable_layers, parse_layer
 from ._methods import make_cam
@@ -235,7 +235,7 @@ def set_up(options: ModelOptions, layers: Sequence[str]) -> Subject:
         places, targets, names = [found.default], [found.default.target], [found.default.name]
         say(f"layer: {names[0]}, activations {_shape(found.default)}; choose another one with --layer")
     forms = {place.form for place in places}
-    reshape = None if forms <= {"grid"} else tokens_to_grid
+    reshape = tokens_to_grid if "tokens" in forms else None
     return Subject(loaded, targets, names, reshape, places[0].shape[1:] if forms == {"grid"} else ())
 
 

@@ -20,7 +20,7 @@ from .._core.base import ScoredCAM, ScoredOptions
 from .._core.forward import ForwardPass, LayerReader
 from .._core.inputs import Inputs
 from .._core.layers import Layer, LayerSpec, layer_input
-from .._core.outputs import check_grid
+from .._core.outputs import check_rows
 from .._core.registry import register
 from .._core.requests import Request
 from .._core.wrappers import inner_model
@@ -115,7 +115,7 @@ class BiasReader(LayerReader):
             (images,) = forward.activations
             biases = [(name, bias) for name, bias in recorded if bias.ndim == images.ndim]
             for name, bias in biases:
-                check_grid(repr(name), bias, forward.logits, image_dims=1)
+                check_rows(repr(name), bias, forward.logits)
             modules = dict(self.model_to_run().named_modules())
             layers = [Layer(modules[name], False, None, None, repr(name)) for name, _ in biases]
             forward.add(layers, [bias for _, bias in biases])

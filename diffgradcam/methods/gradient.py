@@ -304,7 +304,7 @@ class SmoothGradCAMPlusPlus(ScoredCAM):
         sums: list[Tensor] = []
         for noise in noises(images.shape[1:], self.samples, self.seed):
             with forward.again(images + spread * noise.to(images)) as noisy:
-                powers = [_powers(noisy, gradients) for gradients in noisy.gradients(request)]
+                powers = [_powers(noisy, number, rows) for number, rows in enumerate(noisy.gradients(request))]
             sums = [total + power for total, power in zip(sums, powers, strict=True)] if sums else powers
         return [
             torch.stack([self._smooth_map(grid, row) for row in (total / self.samples).unbind(2)], 1)
@@ -315,9 +315,9 @@ class SmoothGradCAMPlusPlus(ScoredCAM):
         return self.layer_map(grid, weightings.smooth_gradcam_plus_plus(grid, *moments.unbind(0)))
 
 
-def _powers(recording: Recording, gradients: Tensor) -> Tensor:
+def _powers(recording: Recording, number: int, gradients: Tensor) -> Tensor:
     """The gradients ``(B, N, ...)`` to the powers of one, two and three, ``(3, B, N, C, *S)``."""
-    grid = torch.stack([recording.to_grid(row) for row in gradients.unbind(1)], 1)
+    grid = torch.stack([recording.to_grid(row, number) for row in gradients.unbind(1)], 1)
     return torch.stack([grid, grid**2, grid**3])
 
 

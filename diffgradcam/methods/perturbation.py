@@ -325,7 +325,8 @@ class AblationCAM(PerturbationCAM):
         """See :meth:`PerturbationCAM.channel_weights`."""
         images, count = _batch(self, forward), len(forward.logits)
         ablated: list[Tensor] = []
-        with replaced(layer, lambda tensor: _without(forward, tensor, ablated[0])) as replacer:
+        number = forward.layers.index(layer)
+        with replaced(layer, lambda tensor: _without(forward, number, tensor, ablated[0])) as replacer:
 
             def unchanged(rows: Tensor, channels: Tensor) -> Tensor:
                 replacer.start()
@@ -336,11 +337,11 @@ class AblationCAM(PerturbationCAM):
         return request.values(forward.logits, torch.arange(count)).unsqueeze(2) - without
 
 
-def _without(forward: ForwardPass, tensor: Tensor, channels: Tensor) -> Tensor:
+def _without(forward: ForwardPass, number: int, tensor: Tensor, channels: Tensor) -> Tensor:
     """Set one channel of the grid to 0 in each row of a layer's activations, wherever the grid takes it from."""
     with torch.enable_grad():
         source = tensor.detach().requires_grad_()
-        channel = forward.to_grid(source)[torch.arange(len(channels)), channels]
+        channel = forward.to_grid(source, number)[torch.arange(len(channels)), channels]
         if not channel.requires_grad:
             raise ValueError(
                 "reshape_transform= detaches the activations, so AblationCAM cannot tell which of them make a channel; "
