@@ -72,7 +72,7 @@ class DeferredChecks:
         notices, self._notices = self._notices, []
         read = [float(total)]
         if notices:
-            read = torch.stack([total.double(), *(flag.to(total.device).double() for flag, _ in notices)]).tolist()
+            read = torch.stack([total.float(), *(flag.to(total.device).float() for flag, _ in notices)]).tolist()
         for holds, (_, message) in zip(read[1:], notices, strict=True):
             if holds:
                 warnings.warn(message(), stacklevel=2)

@@ -34,9 +34,9 @@ def refuse_old_arguments(kwargs: Mapping[str, object]) -> None:
 def probabilities() -> str:
     """For a model that returns probabilities where logits are expected."""
     return (
-        "the model's outputs look like probabilities (each row is in [0, 1] and sums to 1), not logits: a score of them "
-        "is squashed by the softmax, and a contrast of them is no contrast of logits; explain the model without its "
-        "last softmax, or pass output=lambda p: p.log()"
+        "the model's outputs look like probabilities (each row is in [0, 1] and sums to 1), not logits: a score of "
+        "them is squashed by the softmax, and a contrast of them is no contrast of logits; explain the model without "
+        "its last softmax, or pass output=lambda p: p.log()"
     )
 
 

@@ -160,7 +160,7 @@ def class_index(logits: Tensor, classes: Classes, require: Require | None = None
     hot = index.ndim == 2 and index.shape[1] == count > 2
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         fix = _LABELS_BY_INDEX if hot else "expected integers (class indices, such as labels.long())"
-        raise TypeError(f"classes are {index.dtype} of shape {tuple(index.shape)}; {fix}")
+        raise TypeError(f"classes are {index.dtype}; {fix}")
     if hot and index.numel():
         many_hot = index.amax() > 1  # of more than two classes, 0 and 1 alone are no choice of classes
         _look(
