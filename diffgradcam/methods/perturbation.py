@@ -26,7 +26,7 @@ from .._core.outputs import check_finite
 from .._core.recorder import replaced
 from .._core.registry import register
 from .._core.requests import Request
-from .._core.tensors import spread
+from .._core.tensors import outside_inference_mode, spread
 
 _SHOW_AFTER_SECONDS = 2
 
@@ -339,8 +339,8 @@ class AblationCAM(PerturbationCAM):
 
 def _without(forward: ForwardPass, number: int, tensor: Tensor, channels: Tensor) -> Tensor:
     """Set one channel of the grid to 0 in each row of a layer's activations, wherever the grid takes it from."""
-    with torch.enable_grad():
-        source = tensor.detach().requires_grad_()
+    with outside_inference_mode(), torch.enable_grad():
+        source = tensor.detach().clone().requires_grad_()
         channel = forward.to_grid(source, number)[torch.arange(len(channels)), channels]
         if not channel.requires_grad:
             raise ValueError(
