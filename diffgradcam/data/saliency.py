@@ -51,7 +51,7 @@ class SaliencyDataset(Dataset[SaliencyItem]):
     r"""Labelled images with human saliency, from a folder and a CSV.
 
     The CSV (UTF-8, comma-separated) has a header with the columns ``image`` and ``label`` and, optionally, ``saliency``
-    and ``group``; other columns are ignored. Paths are relative to ``root``. An empty ``saliency`` means that there is
+    and ``group``; of other columns, such as ``patient``, see :meth:`column`. Paths are relative to ``root``. An empty ``saliency`` means that there is
     no human map for that image. Map and image have the same size; a map is greyscale, 0 where nobody looked. Files are
     JPEG, PNG, WebP, GIF, TIFF, BMP or PPM, of at most 100 million pixels.
 
@@ -112,6 +112,29 @@ class SaliencyDataset(Dataset[SaliencyItem]):
         self._rows = rows
         self.labels = [self.classes.index(name) for name in names]
         self.groups = [row.group for row in rows]
+
+    def column(self, name: str) -> list[str]:
+        """What any column of the CSV says, such as the patient or the session that keeps images together in a split.
+
+        Args:
+            name: Of the column, as in the header.
+
+        Returns:
+            One value per image, empty where the cell is.
+
+        Raises:
+            ValueError: If the CSV has no such column.
+        """
+        if name not in self.columns:
+            raise ValueError(
+                f"{self._rows[0].csv.name} has no column {name!r}: expected one of {', '.join(self.columns)}"
+            )
+        return [row.cells[name] for row in self._rows]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns of the CSV."""
+        return list(self._rows[0].cells)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -226,6 +249,7 @@ class _Row(NamedTuple):
     label: str
     saliency: str
     group: str
+    cells: dict[str, str]
 
     def error(self, message: str, kind: type[Exception] = ValueError) -> Exception:
         return kind(f"{self.csv.name}, row {self.number}: {message}")
@@ -245,7 +269,8 @@ def _read_rows(csv: Path) -> list[_Row]:
         if not any(cells):
             continue
         values = dict(zip(columns, cells, strict=False))
-        row = _Row(csv, number, *(values.get(name, "") for name in _REQUIRED + _OPTIONAL))
+        every = {name: values.get(name, "") for name in columns}
+        row = _Row(csv, number, *(values.get(name, "") for name in _REQUIRED + _OPTIONAL), every)
         if len(cells) > len(columns):
             raise row.error(f"has {len(cells)} cells for {len(columns)} columns: put values with commas in quotes")
         for name in _REQUIRED:
