@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .evaluate import evaluate
 from .explaining import compare, explain, layers
+from .train import train
 from .trusting import audit_command, benchmark_command, sham
 
 _EPILOG = """
@@ -39,5 +41,5 @@ def main() -> None:
     """Class activation maps that cannot be fooled silently."""
 
 
-for _command in (explain, compare, audit_command, sham, benchmark_command, layers):
+for _command in (explain, compare, audit_command, sham, benchmark_command, layers, train, evaluate):
     main.add_command(_command)

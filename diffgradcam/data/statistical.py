@@ -70,7 +70,7 @@ def lda_saliency(
     pixels, shape = _pixels(images, components, grid)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(images)} images: expected one each, (N,)")
-    classes = labels.unique()
+    classes: Tensor = torch.unique(labels)
     if len(classes) < 2:
         raise ValueError(f"all labels are {classes.tolist()}: expected at least two classes to tell apart")
     if not 0 < shrinkage <= 1:
@@ -97,18 +97,20 @@ def _pixels(images: Tensor, components: int, grid: int) -> tuple[Tensor, tuple[i
     scale = min(1.0, grid / max(height, width))
     shape = max(1, round(height * scale)), max(1, round(width * scale))
     grey = images.double().mean(1, keepdim=True)
-    return F.interpolate(grey, shape, mode="area").flatten(1), shape
+    pixels: Tensor = F.interpolate(grey, shape, mode="area").flatten(1)
+    return pixels, shape
 
 
 def _basis(centred: Tensor, components: int) -> Tensor:
     """Leading directions as columns, ``(D, k)``, without those in which nothing varies."""
     _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
     varying = int((sizes > 1e-9 * sizes[:1]).sum())
-    return directions[: min(components, varying)].T
+    leading: Tensor = directions[: min(components, varying)].T
+    return leading
 
 
 def _maps(values: Tensor, shape: tuple[int, int], images: Tensor) -> Tensor:
     peaks = values.amax(1, keepdim=True)
     values = values / torch.where(peaks > 0, peaks, 1)
-    maps = resize(values.view(-1, *shape), images.shape[2:]).clamp(0, 1)
+    maps: Tensor = resize(values.view(-1, *shape), images.shape[2:]).clamp(0, 1)
     return maps.to(images.dtype)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from .. import GradCAM
 from .._core.layers import Target
 from ..data import SaliencyItem
 from ..heatmaps import resize
 from ..losses import true_and_false_classes
-from .. import GradCAM
 from ..metrics import (
     accuracy,
     acer,
@@ -76,6 +76,7 @@ def evaluate(
     dataset: Dataset[SaliencyItem],
     *,
     layer: Target,
+    reshape_transform: Callable[[Tensor], Tensor] | None = None,
     device: str | torch.device = "cpu",
     resamples: int = 1000,
 ) -> Evaluation:
@@ -85,6 +86,7 @@ def evaluate(
         model: In evaluation mode.
         dataset: Test images, of one size.
         layer: Where maps are taken.
+        reshape_transform: As any CAM takes it.
         device: Where the model is.
         resamples: Of the test images, for the intervals; 0 for none.
 
@@ -94,7 +96,8 @@ def evaluate(
     Raises:
         ValueError: If the model has another number of classes, or the images lack one of them.
     """
-    logits, labels, maps, human = _explained(model, dataset, layer, device)
+    cam = GradCAM(model, [layer], reshape_transform, rectify=False)
+    logits, labels, maps, human = _explained(cam, model, dataset, device)
     if logits.shape[1] != 2:
         raise ValueError(
             f"the model has {logits.shape[1]} classes: expected two, since APCER and BPCER are of attack or bona fide"
@@ -139,10 +142,9 @@ def agreement(maps: Tensor, human: Tensor) -> dict[str, Tensor]:
 
 
 def _explained(
-    model: nn.Module, dataset: Dataset[SaliencyItem], layer: Target, device: str | torch.device
+    cam: GradCAM, model: nn.Module, dataset: Dataset[SaliencyItem], device: str | torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits and labels of all images; maps ``(M, 2, h, w)`` and human maps of those that have one."""
-    cam = GradCAM(model, [layer], rectify=False)
     logits, labels, maps, human = [], [], [], []
     for batch in DataLoader(dataset, batch_size=_BATCH):
         images = batch.image.to(device)

@@ -40,7 +40,9 @@ class Prepare:
         image = F.interpolate(image[None], self.size, mode="bilinear", antialias=True)[0]
         coarse = [min(old, new) for old, new in zip(saliency.shape, self.size, strict=True)]
         saliency = resize(F.interpolate(saliency[None, None], coarse, mode="area")[0], self.size)[0]
-        return (image - image.new_tensor(self.mean)[:, None, None]) / image.new_tensor(self.std)[:, None, None], saliency
+        return (image - image.new_tensor(self.mean)[:, None, None]) / image.new_tensor(self.std)[
+            :, None, None
+        ], saliency
 
 
 class InMemory(Dataset[SaliencyItem]):
@@ -78,7 +80,18 @@ class InMemory(Dataset[SaliencyItem]):
         Returns:
             Its items.
         """
-        items = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]
+        return cls.of_items([dataset[index] for index in range(len(dataset))])  # type: ignore[arg-type]
+
+    @classmethod
+    def of_items(cls, items: Sequence[SaliencyItem]) -> InMemory:
+        """Put items together.
+
+        Args:
+            items: At least one, of one size.
+
+        Returns:
+            A data set of them.
+        """
         images, labels, saliency, has_saliency, groups = zip(*items, strict=True)
         return cls(
             torch.stack(images), torch.stack(labels), torch.stack(saliency), torch.stack(has_saliency), list(groups)
@@ -95,9 +108,7 @@ class InMemory(Dataset[SaliencyItem]):
         )
 
 
-def augmented(
-    images: Tensor, saliency: Tensor, how: Augmentation, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def augmented(images: Tensor, saliency: Tensor, how: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Change images and their maps together, each image another way.
 
     Args:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .. import GradCAM
 from .._core.layers import Target
 from ..data import SaliencyItem
 from ..losses import (
@@ -24,7 +27,6 @@ from ..losses import (
     SaliencyGuidedLoss,
     true_and_false_classes,
 )
-from .. import GradCAM
 from ..metrics import auroc
 from .checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
 from .images import augmented
@@ -72,6 +74,7 @@ def fit(
     settings: Settings,
     *,
     layer: Target,
+    reshape_transform: Callable[[Tensor], Tensor] | None = None,
     validation: Dataset[SaliencyItem] | None = None,
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
@@ -89,6 +92,7 @@ def fit(
         train: Training images, of one size.
         settings: See :class:`~diffgradcam.training.Settings`.
         layer: Where maps are taken, as any CAM takes it.
+        reshape_transform: As any CAM takes it; for a transformer, ``tokens_to_grid``.
         validation: Images to choose the best epoch with. Needed for ``select="best"``.
         device: Where to train.
         checkpoint: File of the state, ``.safetensors``.
@@ -145,12 +149,9 @@ def fit(
     with bar:
         for epoch in range(len(history), settings.epochs):
             seed_epoch(settings.seed, epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.rate(epoch * steps, steps)
-            means = _epoch(
-                wrapped, model, _batches(train, settings, epoch, rank, world, workers), settings, epoch, steps,
-                layer=layer, criterion=criterion, optimizer=optimizer, scaler=scaler, device=device, bar=bar,
-            )  # fmt: skip
+            batches = _batches(train, settings, epoch, rank, world, workers)
+            with GradCAM(model, [layer], reshape_transform, rectify=False) as cam, _double_backward(settings):
+                means = _epoch(wrapped, cam, batches, settings, epoch, steps, criterion, optimizer, scaler, device, bar)
             score = None if validation is None else _score(model, validation, device)
             history.append(Epoch(epoch + 1, *means, score))
             if settings.select == "last" or not selected or _better(score, history[selected - 1].score):
@@ -184,7 +185,9 @@ def seed_epoch(seed: int, epoch: int) -> None:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, dataset: Dataset[SaliencyItem], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+def predict(
+    model: nn.Module, dataset: Dataset[SaliencyItem], device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Logits and labels of a data set, in its order.
 
     Args:
@@ -260,11 +263,11 @@ def _class_weights(train: Dataset[SaliencyItem]) -> Tensor:
 
 def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(trained, momentum=settings.momentum, **common)
+        return torch.optim.SGD(trained, rate, settings.momentum, weight_decay=decay)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(trained, **common)
+    return kind(trained, rate, weight_decay=decay)
 
 
 def _batches(
@@ -273,21 +276,19 @@ def _batches(
     """This process's part of each batch; what is left over when no whole batch can be made is left out."""
     count, size = len(train), settings.batch_size  # type: ignore[arg-type]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(_mixed(settings.seed, epoch, "order")))
-    batches: Sequence[Sequence[int]] = [
+    batches: list[list[int]] = [
         order[start : start + size][rank::world].tolist() for start in range(0, count - size + 1, size)
     ]
     return iter(DataLoader(train, batch_sampler=batches, num_workers=workers))
 
 
 def _epoch(
-    wrapped: nn.Module,
     model: nn.Module,
+    cam: GradCAM,
     batches: Iterator[SaliencyItem],
     settings: Settings,
     epoch: int,
     steps: int,
-    *,
-    layer: Target,
     criterion: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -297,34 +298,36 @@ def _epoch(
     model.train()
     sums = torch.zeros(3, dtype=torch.float64)
     cast = torch.float16 if device.type == "cuda" else torch.bfloat16
-    rank, _ = _place()
-    generator = torch.Generator().manual_seed(_mixed(settings.seed, epoch, f"augmentation {rank}"))
-    with GradCAM(model, [layer], rectify=False) as cam:
-        for step, batch in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.rate(epoch * steps + step, steps)
-            images, human = augmented(batch.image, batch.saliency, settings.augment, generator)
-            images, human = images.to(device), human.to(device)
-            labels, has = batch.label.to(device), batch.has_saliency.to(device)
-            with torch.autocast(device.type, dtype=cast, enabled=settings.amp):
-                logits = wrapped(images)
-            logits = logits.float()
-            if settings.loss == "ce":
-                loss = classification = criterion(logits, labels)
-                saliency = loss.new_zeros(())
-            else:
-                maps = cam.maps(logits, explained_classes(logits, labels, settings))
-                loss, classification, saliency = criterion(logits, labels, maps, human, has)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            sums += torch.stack([loss, classification, saliency]).detach().double().cpu()
-            bar.update()
+    generator = torch.Generator().manual_seed(_mixed(settings.seed, epoch, f"augmentation {_place()[0]}"))
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate(epoch * steps + step, steps)
+        images, human = augmented(batch.image, batch.saliency, settings.augment, generator)
+        images, human = images.to(device), human.to(device)
+        labels, has = batch.label.to(device), batch.has_saliency.to(device)
+        with torch.autocast(device.type, dtype=cast, enabled=settings.amp):
+            logits = model(images).float()
+        if settings.loss == "ce":
+            loss = classification = criterion(logits, labels)
+            saliency = loss.new_zeros(())
+        else:
+            maps = cam.maps(logits, explained_classes(logits, labels, settings))
+            loss, classification, saliency = criterion(logits, labels, maps, human, has)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        sums += torch.stack([loss, classification, saliency]).detach().double().cpu()
+        bar.update()
     means = sums / steps
     if not bool(means.isfinite().all()):
         raise ValueError(f"the loss is no longer finite in epoch {epoch + 1}: expected a lower learning rate")
     return float(means[0]), float(means[1]), float(means[2])
+
+
+def _double_backward(settings: Settings) -> AbstractContextManager[Any]:
+    """Fused attention has no second derivative, which a loss on maps needs."""
+    return nullcontext() if settings.loss == "ce" else sdpa_kernel(SDPBackend.MATH)
 
 
 def _score(model: nn.Module, validation: Dataset[SaliencyItem], device: torch.device) -> float:

@@ -75,9 +75,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}: expected one of {', '.join(map(repr, choices))}"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(map(repr, choices))}")
         for name in ("epochs", "batch_size", "step_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
@@ -262,9 +260,7 @@ def split(
     shares = (1 - validation - test, validation, test)
     random = np.random.default_rng(seed)
     # Units of the same kinds follow each other; each goes to the part that lacks most. So every part has its share.
-    order = sorted(
-        units.values(), key=lambda unit: (sorted({(labels[i], groups[i]) for i in unit}), random.random())
-    )
+    order = sorted(units.values(), key=lambda unit: (sorted({(labels[i], groups[i]) for i in unit}), random.random()))
     done = 0
     for unit in order:
         done += len(unit)

@@ -32,7 +32,7 @@ from diffgradcam.metrics import auroc
 from diffgradcam.training import InMemory, Settings, SmallNet, evaluate, fit
 from experiments import cells
 
-from .tasks import TASKS, build, gradient_energy, missing, with_share_of_maps
+from .tasks import build, gradient_energy, missing, with_share_of_maps
 
 RESULTS = Path(__file__).parent / "results"
 MAIN_TASKS = ("tiles", "faces", "fingerprints", "chestxray")
@@ -143,7 +143,9 @@ def run(
                     _run_cell(results, config, training)
                     bar.update()
             else:
-                with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                with ProcessPoolExecutor(
+                    jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+                ) as pool:
                     waiting = [pool.submit(_run_cell, results, config, training) for training in todo]
                     for each in waiting:
                         each.result()
