@@ -42,8 +42,7 @@ def evaluate(
     groups that training had; the open set are the groups that it lacked, with the same bona fide images. AUROC, EER,
     APCER, BPCER, ACER and APCER at BPCER = 1%, and how well maps match people's, with 95% intervals over the images.
     """
-    from ..training import evaluate as measure
-    from ..training import read_checkpoint
+    from ..training import evaluate_model, read_checkpoint
     from ..training.runs import as_dict, unseen
 
     stored = read_checkpoint(checkpoint)
@@ -74,7 +73,7 @@ def evaluate(
     for part, index in (("closed", closed), ("open", opened)):
         result[part] = None
         if {data.labels[i] for i in index} == {0, 1}:
-            found = measure(
+            found = evaluate_model(
                 network, data.part(index), layer=built.layer, reshape_transform=built.reshape_transform, device=place,
                 resamples=resamples,
             )  # fmt: skip

@@ -136,6 +136,9 @@ def data_options(function: Any) -> Any:
     show_default=True,
     help="Processes that read images, where they do not fit into memory.",
 )
+@click.option(
+    "--resamples", type=click.IntRange(min=0), default=1000, show_default=True, help="For intervals; 0 for none."
+)
 @click.option("--out", type=FOLDER, default="runs", show_default=True, help="Folder for weights, metrics and report.")
 @result_command
 def train(
@@ -158,6 +161,7 @@ def train(
     validation: float,
     test: float,
     workers: int,
+    resamples: int,
     out: Path,
     **given: Any,
 ) -> Result:
@@ -206,7 +210,7 @@ def train(
             results[run] = train_and_test(
                 out, data, run, settings, built.make, about,
                 layer=built.layer, reshape_transform=built.reshape_transform, validation=validation, test=test,
-                device=place, workers=workers, progress=main,
+                device=place, workers=workers, progress=main, resamples=resamples,
             )  # fmt: skip
         found = {
             "out": str(out),
@@ -225,8 +229,10 @@ def train(
         if main:
             (out / "metrics.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
             _write_report(out, built, data, classes, runs[0], validation, test, place, settings)
+        if not main:
+            raise click.exceptions.Exit(0)  # the first process says it
         lines = [line for part in ("closed", "open") for line in _table(part, [r[part] for r in results.values()])]
-        return Result(found, "\n".join([*lines, f"written to {shown(out)}"]) if main else "")
+        return Result(found, "\n".join([*lines, f"written to {shown(out)}"]))
 
 
 def build_model(

@@ -1,7 +1,7 @@
 """TRAIN from end to end: settings, splits, the loop, the evaluation. ``diffgradcam train`` is made of these."""
 
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from .evaluation import Estimate, Evaluation, agreement, evaluate
+from .evaluation import Estimate, Evaluation, agreement, evaluate_model
 from .images import InMemory, Prepare, augmented
 from .loop import Epoch, Fit, fit, predict
 from .models import SmallNet, with_classes
@@ -25,7 +25,7 @@ __all__ = [
     "Split",
     "agreement",
     "augmented",
-    "evaluate",
+    "evaluate_model",
     "fit",
     "maps_report",
     "predict",

@@ -71,7 +71,7 @@ _DECISIONS: dict[str, Callable[..., float]] = {
 }
 
 
-def evaluate(
+def evaluate_model(
     model: nn.Module,
     dataset: Dataset[SaliencyItem],
     *,

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ..losses import Alpha, ClassChoice
+from ..losses import Alpha, ClassChoice, SaliencyGuidedLoss, cyborg_loss
 
 LossName = Literal["ce", "cyborg", "difference", "contrast", "divergence", "camal"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -73,6 +73,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        SaliencyGuidedLoss(cyborg_loss, self.alpha)  # checks it
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(map(repr, choices))}")

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 from .._core.layers import Target
 from ..data import SaliencyDataset, SaliencyItem
 from .checkpoint import write_checkpoint
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, evaluate_model
 from .images import InMemory
 from .loop import fit
 from .protocol import Settings, Split, split
@@ -176,7 +176,7 @@ def train_and_test(
     for name, index in (("closed", parts.closed), ("open", parts.open)):
         result[name] = (
             as_dict(
-                evaluate(
+                evaluate_model(
                     fitted.model, data.part(index),
                     layer=layer, reshape_transform=reshape_transform, device=device, resamples=resamples,
                 )
@@ -221,7 +221,7 @@ def as_dict(found: Evaluation) -> dict[str, Any]:
     """An evaluation in the form of JSON.
 
     Args:
-        found: What :func:`~diffgradcam.training.evaluate` gave.
+        found: What :func:`~diffgradcam.training.evaluate_model` gave.
 
     Returns:
         Nested dictionaries; each estimate has ``value``, ``low`` and ``high``.

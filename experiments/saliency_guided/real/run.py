@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from diffgradcam.data import lda_saliency
 from diffgradcam.metrics import auroc
-from diffgradcam.training import InMemory, Settings, SmallNet, evaluate, fit
+from diffgradcam.training import InMemory, Settings, SmallNet, evaluate_model, fit
 from experiments import cells
 
 from .tasks import build, gradient_energy, missing, with_share_of_maps
@@ -274,7 +274,7 @@ def _run_cell(results: Path, config: dict[str, Any], training: Training) -> None
     parts = ("closed", "open") if training.stage in ("main", "shares") else ("development",)
     for part in parts:
         test = getattr(images, part)
-        found = evaluate(model, test, layer="features", resamples=0)
+        found = evaluate_model(model, test, layer="features", resamples=0)
         values = {name: estimate.value for name, estimate in found.decisions.items()}
         for name, matches in found.maps.items():
             values |= {f"{name}_{key}": estimate.value for key, estimate in matches.items()}
