@@ -8,8 +8,7 @@ where it was. The stages follow each other:
 2. ``tuning``: three configurations of every method (the same budget), on the development images. Each method then
    has the one with the highest mean AUROC over the four tasks.
 3. ``main``: every method, task and seed; tested on images that no choice was made on.
-4. ``divergence``: why the agreement term of Divergence hurts or helps: its weight, on the development images.
-5. ``shares``: how many human maps are needed.
+4. ``shares``: how many human maps are needed.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from diffgradcam.data import lda_saliency
@@ -32,12 +32,13 @@ from diffgradcam.metrics import auroc
 from diffgradcam.training import InMemory, Settings, SmallNet, evaluate_model, fit
 from experiments import cells
 
+from .regions import judge_regions
 from .tasks import build, gradient_energy, missing, with_share_of_maps
 
 RESULTS = Path(__file__).parent / "results"
 MAIN_TASKS = ("tiles", "faces", "fingerprints", "chestxray")
 SEEDS = 10
-STAGES = ("pilot", "tuning", "main", "divergence", "shares")
+STAGES = ("pilot", "tuning", "main", "shares")
 BASE = Settings(loss="ce", epochs=12, select="last")
 RATES = (1e-3, 3e-3, 1e-2)
 _CHOICE_SEED = 1000  # of pilot and tuning: of no seed of the table
@@ -59,7 +60,7 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     ),
     "LDA maps": ({"loss": "cyborg"}, _ALPHAS),
 }
-WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
+REGION_METHODS = ("CE", "Difference")  # whose networks on tiles the post-hoc tool is judged on
 SHARES = (0.1, 0.25, 0.5)
 SHARE_TASKS = ("tiles", "faces")
 SHARE_METHODS = ("CYBORG", "Contrast")
@@ -92,7 +93,7 @@ class Training(NamedTuple):
         given = Settings.from_dict(self.settings)
         if self.stage == "pilot":
             words.append(f"lr{given.learning_rate:g}")
-        elif self.stage in ("tuning", "divergence"):
+        elif self.stage == "tuning":
             words.append(
                 f"wd{given.weight_decay:g}"
                 if given.loss == "ce"
@@ -210,17 +211,6 @@ def _plan(
             for method, (what, options) in METHODS.items()
             for option in options
         ]
-    if stage == "divergence":
-        return {"base": base.to_dict()}, [
-            Training(
-                stage, task, "Divergence", seed,
-                replace(base, loss="divergence", alpha=alpha, divergence_weight=weight).to_dict(),
-            )
-            for seed in range(_CHOICE_SEED, _CHOICE_SEED + 2)
-            for task in tasks
-            for alpha in (0.5, 0.9)
-            for weight in WEIGHTS
-        ]  # fmt: skip
     chosen = choices(results)
     config = {"base": base.to_dict(), "choices": chosen}
     settings = {method: replace(base, **what, **chosen[method]).to_dict() for method, (what, _) in METHODS.items()}
@@ -285,6 +275,9 @@ def _run_cell(results: Path, config: dict[str, Any], training: Training) -> None
             shortcut = auroc(test.dataset.labels[index], energy)
             values["gradient_energy_auroc"] = max(shortcut, 1 - shortcut)
         cell[part] = values
+    if training.stage == "main" and training.task == "tiles" and training.method in REGION_METHODS:
+        both = Subset(images.closed.dataset, sorted({*images.closed.indices, *images.open.indices}))
+        cell["regions"] = judge_regions(model, both, "features", training.seed)
     cells.write(results / training.stage / f"{training.name}.json", cell)
 
 
