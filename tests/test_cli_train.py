@@ -181,7 +181,10 @@ def test_evaluate_takes_other_images(folder, trained, tmp_path):
     result = call("evaluate", checkpoint, tmp_path / "wrong.csv", code=1)
     assert "has the labels ['cat', 'attack'], but the model was trained on ['bona fide', 'attack']" in result.stderr
     (tmp_path / "x.safetensors").write_bytes(b"no")
-    assert "cannot be read as safetensors" in call("evaluate", tmp_path / "x.safetensors", tmp_path / "other.csv", code=1).stderr
+    assert (
+        "cannot be read as safetensors"
+        in call("evaluate", tmp_path / "x.safetensors", tmp_path / "other.csv", code=1).stderr
+    )
 
 
 def test_a_model_of_ones_own_and_the_preset(folder, tmp_path):
@@ -196,13 +199,11 @@ def test_a_model_of_ones_own_and_the_preset(folder, tmp_path):
     assert (settings["optimizer"], settings["learning_rate"], settings["schedule"]) == ("sgd", 0.01, "step")
     assert (settings["epochs"], settings["batch_size"], settings["explained"]) == (2, 16, "predicted")
     assert about["layer"] == "1"
-    call("evaluate", out / "closed-0" / "model.safetensors", folder / "data.csv", "--resamples", "0")
+    again = ["evaluate", out / "closed-0" / "model.safetensors", folder / "data.csv", "--resamples", "0"]
+    call(*again)
     factory.rename(tmp_path / "moved.py")
-    assert "there is no file" in call("evaluate", out / "closed-0" / "model.safetensors", folder / "data.csv", code=1).stderr
-    call(
-        "evaluate", out / "closed-0" / "model.safetensors", folder / "data.csv", "--model", f"{tmp_path / 'moved.py'}:make",
-        "--resamples", "0",
-    )  # fmt: skip
+    assert "there is no file" in call(*again, code=1).stderr
+    call(*again, "--model", f"{tmp_path / 'moved.py'}:make")
 
 
 def test_seeds_differ_in_their_weights_from_the_start():
@@ -257,7 +258,8 @@ def test_many_bad_rows_are_counted(tmp_path):
 )
 def test_options_that_make_no_sense(folder, tmp_path, arguments, message):
     result = click_testing.CliRunner().invoke(
-        main, ["train", str(folder / "data.csv"), "--attack", "attack", "--out", str(tmp_path / "o"), *SMALL, *arguments]
+        main,
+        ["train", str(folder / "data.csv"), "--attack", "attack", "--out", str(tmp_path / "o"), *SMALL, *arguments],
     )
     assert result.exit_code in (1, 2)
     assert message in result.stderr
@@ -276,8 +278,8 @@ def test_labels_of_another_kind_need_a_word(folder, tmp_path):
 )
 def test_torchrun_runs_the_same_command(folder, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-               "diffgradcam.cli", "train", str(folder / "data.csv"), "--attack", "attack", "--out", str(tmp_path / "two"),
-               "--loss", "ce", "--json", *SMALL]  # fmt: skip
+               "diffgradcam.cli", "train", str(folder / "data.csv"), "--attack", "attack",
+               "--out", str(tmp_path / "two"), "--loss", "ce", "--json", *SMALL]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr

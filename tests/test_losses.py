@@ -14,9 +14,9 @@ from diffgradcam.losses import (
     DifferenceSalienceLoss,
     DivergenceSalienceLoss,
     SaliencyGuidedLoss,
-    camal_loss,
     cam_entropy,
     cam_entropy_loss,
+    camal_loss,
     contrast_salience_loss,
     cyborg_loss,
     difference_salience_loss,
@@ -566,7 +566,7 @@ def guided_gradients(alpha):
     """The total of cross-entropy ln 2 and saliency 0.2, and its derivatives by the two."""
     logits = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
     maps = torch.full((1, 1, 1), 0.2, dtype=torch.float64, requires_grad=True)
-    loss = SaliencyGuidedLoss(lambda maps, human, mask: maps.sum(), alpha)
+    loss = SaliencyGuidedLoss(lambda maps, *_, **__: maps.sum(), alpha)
     total = loss(logits, torch.tensor([0]), maps, torch.ones(1, 1, 1)).total
     total.backward()
     return total.detach(), logits.grad[0, 1] / 0.5, maps.grad[0, 0, 0]  # d cross-entropy / d logits = 0.5
@@ -613,7 +613,7 @@ def test_blur_spreads_a_mark_as_a_gaussian_does():
     human = torch.zeros(1, 5, 5)
     human[0, 2, 2] = 1
     seen = []
-    SaliencyGuidedLoss(lambda maps, human, mask: seen.append(human) or maps.sum(), blur=1.0)(
+    SaliencyGuidedLoss(lambda maps, human, **_: seen.append(human) or maps.sum(), blur=1.0)(
         torch.zeros(1, 2), torch.tensor([0]), torch.zeros(1, 5, 5), human
     )
     side = math.exp(-0.5)
@@ -628,7 +628,7 @@ def test_blur_of_a_pair_is_drawn_from_the_generator_of_pytorch():
     def blurred(seed):
         torch.manual_seed(seed)
         kept = []
-        loss = SaliencyGuidedLoss(lambda maps, human, mask: kept.append(human) or maps.sum(), blur=(0.1, 2.0))
+        loss = SaliencyGuidedLoss(lambda maps, human, **_: kept.append(human) or maps.sum(), blur=(0.1, 2.0))
         loss(torch.zeros(1, 2), torch.tensor([0]), torch.zeros(1, 4, 4), human)
         return kept[0]
 
@@ -683,7 +683,7 @@ def test_bad_options_of_the_guided_loss():
     with pytest.raises(ValueError, match=r"alpha is 'auto': expected .* or one of 'dynamic', 'dynamic-detached'"):
         SaliencyGuidedLoss(CyborgLoss(), "auto")
     for blur in (0.0, -1.0, (2.0, 1.0)):
-        with pytest.raises(ValueError, match="blur is .*expected a standard deviation above 0"):
+        with pytest.raises(ValueError, match=r"blur is .*expected a standard deviation above 0"):
             SaliencyGuidedLoss(CyborgLoss(), blur=blur)
     with pytest.raises(ValueError, match=r"grid is \(6,\): expected two dimensions of at least 2 to blur"):
         SaliencyGuidedLoss(CyborgLoss(), blur=1.0)(

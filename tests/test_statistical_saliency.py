@@ -66,7 +66,9 @@ def test_a_large_image_is_compared_on_a_coarse_grid():
     coarse = torch.nn.functional.interpolate(images, (10, 5), mode="area")
     maps, small = pca_saliency(images, grid=10), pca_saliency(coarse)
     assert maps.shape == (6, 40, 20)
-    assert torch.allclose(torch.nn.functional.interpolate(small[:, None], (40, 20), mode="bilinear")[:, 0], maps, atol=1e-6)
+    assert torch.allclose(
+        torch.nn.functional.interpolate(small[:, None], (40, 20), mode="bilinear")[:, 0], maps, atol=1e-6
+    )
 
 
 def test_images_that_are_all_the_same_have_no_map():

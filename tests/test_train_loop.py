@@ -1,4 +1,4 @@
-"""The loop of ``diffgradcam.training``: the plain loop for cross-entropy, the same numbers after a kill and in parallel."""
+"""The loop of ``diffgradcam.training``: the plain one for cross-entropy; the same after a kill and in parallel."""
 
 import os
 import signal
