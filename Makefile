@@ -85,6 +85,8 @@ bench: $(VENV)/.installed-benchmark ## Time the library beside its peers, data s
 
 experiment-saliency: $(VENV)/.installed-examples ## Saliency-guided training (hours; goes on where it was stopped)
 	$(BIN)/python -m experiments.saliency_guided.run
+	$(BIN)/python -m experiments.saliency_guided.terms
+	$(BIN)/python -m experiments.saliency_guided.real.run
 	$(BIN)/python -m experiments.saliency_guided.report
 
 experiment-sham: $(VENV)/.installed-orientation ## Which attack fools which explainer (hours; goes on where it was stopped)

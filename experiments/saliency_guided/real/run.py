@@ -260,7 +260,8 @@ def _run_cell(results: Path, config: dict[str, Any], training: Training) -> None
         cell["share"] = training.share
     if training.stage == "tuning":
         what, grid = METHODS[training.method]
-        cell["option"] = [replace(settings, **what, **option) for option in grid].index(settings)
+        start_from = replace(Settings.from_dict(config["base"]), seed=training.seed)
+        cell["option"] = [replace(start_from, **what, **option) for option in grid].index(settings)
     parts = ("closed", "open") if training.stage in ("main", "shares") else ("development",)
     for part in parts:
         test = getattr(images, part)
