@@ -45,8 +45,8 @@ def main():
     textures(OUT / "data")
     for loss in ("ce", "contrast"):
         command = [sys.executable, "-m", "diffgradcam.cli", "train", OUT / "data/data.csv", "--out", OUT / loss]
-        options = ["--loss", loss, "--hold-out", "spot", "--size", "48", "--epochs", "25", "--resamples", "100", "--json"]
-        done = subprocess.run([*command, *options], check=True, stdout=subprocess.PIPE, text=True)
+        options = ["--hold-out", "spot", "--size", "48", "--epochs", "25", "--resamples", "100", "--json", "--loss"]
+        done = subprocess.run([*command, *options, loss], check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
         run = json.loads(done.stdout)["runs"][0]
         for part in ("closed", "open"):
             auroc, energy = run[part]["decisions"]["auroc"], run[part]["maps"]["true"]["energy"]

@@ -8,6 +8,7 @@ import pytest
 from experiments import claims
 from experiments.faithfulness import report as faithfulness
 from experiments.saliency_guided import report as saliency
+from experiments.saliency_guided.real import report as real
 from experiments.sham import report as sham
 
 PAGES = Path(__file__).parent.parent / "docs" / "results"
@@ -17,10 +18,11 @@ PAGES = Path(__file__).parent.parent / "docs" / "results"
     ("page", "write"),
     [
         ("sham.md", lambda: sham.markdown(sham.load())),
+        ("saliency_guided.md", lambda: saliency.markdown(saliency.load(), saliency.real_sections())),
         ("faithfulness.md", lambda: faithfulness.markdown(faithfulness.load())),
         (
             "claims.md",
-            lambda: claims.markdown(claims.diffgradcam(sham.load()), claims.divisive(saliency.load())),
+            lambda: claims.markdown(claims.diffgradcam(sham.load()), claims.divisive(saliency.load(), real.load())),
         ),
     ],
 )

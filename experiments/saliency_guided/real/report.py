@@ -358,6 +358,25 @@ def _tool(results: Results) -> str:
     )
 
 
+def tool_against(results: Results) -> tuple[str, str]:
+    """The post-hoc tool against maps and chance, for networks trained with cross-entropy.
+
+    Args:
+        results: The cells.
+
+    Returns:
+        What was measured, and the verdict: whether the interval of each paired difference of IoU is above 0.
+    """
+    rows = [results.cells["tiles", "CE", seed]["regions"] for seed in results.seeds]
+    pairs = {way: _pair(rows, TOOL, way, "iou") for way in WAYS if way != TOOL}
+    better = [way for way, pair in pairs.items() if pair.low > 0]
+    return (
+        "IoU of its top region with people's mask minus that of as many of the highest pixels of "
+        + ", ".join(f"{way} {interval(pair)}" for way, pair in pairs.items()),
+        f"its regions overlap people's masks more than those of {', '.join(better) or 'no other way'}",
+    )
+
+
 def _pair(rows: Sequence[dict[str, Any]], first: str, second: str, metric: str) -> PairedComparison:
     return paired_comparison(
         [row[first][metric] for row in rows], [row[second][metric] for row in rows], resamples=RESAMPLES
