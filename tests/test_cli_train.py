@@ -181,10 +181,11 @@ def test_evaluate_takes_other_images(folder, trained, tmp_path):
     result = call("evaluate", checkpoint, tmp_path / "wrong.csv", code=1)
     assert "has the labels ['cat', 'attack'], but the model was trained on ['bona fide', 'attack']" in result.stderr
     (tmp_path / "x.safetensors").write_bytes(b"no")
-    assert (
-        "cannot be read as safetensors"
-        in call("evaluate", tmp_path / "x.safetensors", tmp_path / "other.csv", code=1).stderr
-    )
+    result = call("evaluate", tmp_path / "x.safetensors", tmp_path / "other.csv", code=1)
+    assert "cannot be read as safetensors" in result.stderr
+    write_checkpoint(tmp_path / "x.safetensors", {}, {"layer": "features"})
+    result = call("evaluate", tmp_path / "x.safetensors", tmp_path / "other.csv", code=1)
+    assert "does not say model, classes, size, mean, std, together, seen" in result.stderr
 
 
 def test_a_model_of_ones_own_and_the_preset(folder, tmp_path):
@@ -200,10 +201,12 @@ def test_a_model_of_ones_own_and_the_preset(folder, tmp_path):
     assert (settings["epochs"], settings["batch_size"], settings["explained"]) == (2, 16, "predicted")
     assert about["layer"] == "1"
     again = ["evaluate", out / "closed-0" / "model.safetensors", folder / "data.csv", "--resamples", "0"]
-    call(*again)
+    assert "a file is run only where you name it: add --model" in call(*again, code=1).stderr
     factory.rename(tmp_path / "moved.py")
-    assert "there is no file" in call(*again, code=1).stderr
     call(*again, "--model", f"{tmp_path / 'moved.py'}:make")
+    (tmp_path / "wide.py").write_text(FACTORY.replace("4", "5"))
+    result = call(*again, "--model", f"{tmp_path / 'wide.py'}:make", code=1)
+    assert "are not those of" in result.stderr
 
 
 def test_seeds_differ_in_their_weights_from_the_start():

@@ -13,6 +13,8 @@ from .output import Result, result_command
 from .subject import say
 from .train import build_model, data_options, read_data, table
 
+_TOLD = ("model", "layer", "classes", "size", "mean", "std", "together", "seen")
+
 
 @click.command(
     epilog="\b\nExamples:\n  diffgradcam evaluate runs/closed-0/model.safetensors faces.csv"
@@ -21,7 +23,7 @@ from .train import build_model, data_options, read_data, table
 @click.argument("checkpoint", type=EXISTING_FILE, metavar="CHECKPOINT")
 @click.argument("csv", type=EXISTING_FILE, metavar="DATA.csv")
 @data_options
-@click.option("--model", help="FILE.py:FACTORY, where the one that the checkpoint names lies elsewhere now.")
+@click.option("--model", help="FILE.py:FACTORY of the checkpoint; it is run, so you must name it.")
 @click.option(
     "--resamples", type=click.IntRange(min=0), default=1000, show_default=True, help="For intervals; 0 for none."
 )
@@ -47,7 +49,7 @@ def evaluate(
 
     stored = read_checkpoint(checkpoint)
     about = stored.about
-    name = model or about["model"]
+    name = model or _safe_name(about, checkpoint)
     built = build_model(
         name, layer=about["layer"], size=about["size"][0], mean=tuple(about["mean"]), std=tuple(about["std"]),
         classes=len(about["classes"]),
@@ -82,3 +84,19 @@ def evaluate(
     if not lines:
         raise ValueError(f"no part of {csv.name} that the model was not trained on has both classes: nothing to test")
     return Result(result, "\n".join(lines))
+
+
+def _safe_name(about: dict[str, Any], checkpoint: Path) -> str:
+    """The model that a checkpoint names, unless building it would run a file that the user did not name."""
+    missing = [key for key in _TOLD if key not in about]
+    if missing:
+        raise ValueError(
+            f"{checkpoint} does not say {', '.join(missing)}: expected a file that 'diffgradcam train' wrote"
+        )
+    name = str(about["model"])
+    if ".py:" in name:
+        raise ValueError(
+            f"{checkpoint} is of the model {name}, and a file is run only where you name it: add --model {name} if you "
+            "trust it"
+        )
+    return name

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import GradCAM
 from .._core.layers import Target
+from .._core.outputs import find_logits
 from ..data import SaliencyItem
 from ..heatmaps import resize
 from ..losses import true_and_false_classes
@@ -149,7 +150,7 @@ def _explained(
     for batch in DataLoader(dataset, batch_size=_BATCH):
         images = batch.image.to(device)
         with torch.no_grad():
-            logits.append(model(images).float().cpu())
+            logits.append(find_logits(model(images)).float().cpu())
         labels.append(batch.label)
         has = batch.has_saliency
         if bool(has.any()):

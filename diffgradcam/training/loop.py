@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .. import GradCAM
 from .._core.layers import Target
+from .._core.outputs import find_logits
 from ..data import SaliencyItem
 from ..losses import (
     CamalLoss,
@@ -84,7 +85,8 @@ def fit(
     """Train a model.
 
     With a ``checkpoint``, the state is written there after every epoch, and what lies there is gone on with: a
-    training that was killed at any time and is started again ends with the same numbers as one that was not. Where
+    training that was killed at any time and is started again ends with the same numbers as one that was not (on a GPU
+    as far as its kernels repeat themselves). Where
     ``torch.distributed`` is initialised, each process takes its part of every batch, and the first one writes.
 
     Args:
@@ -200,7 +202,7 @@ def predict(
     """
     logits, labels = [], []
     for batch in DataLoader(dataset, batch_size=_TEST_BATCH):
-        logits.append(model(batch.image.to(device)).float().cpu())
+        logits.append(find_logits(model(batch.image.to(device))).float().cpu())
         labels.append(batch.label)
     return torch.cat(logits), torch.cat(labels)
 
@@ -306,7 +308,7 @@ def _epoch(
         images, human = images.to(device), human.to(device)
         labels, has = batch.label.to(device), batch.has_saliency.to(device)
         with torch.autocast(device.type, dtype=cast, enabled=settings.amp):
-            logits = model(images).float()
+            logits = find_logits(model(images)).float()
         if settings.loss == "ce":
             loss = classification = criterion(logits, labels)
             saliency = loss.new_zeros(())

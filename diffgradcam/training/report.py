@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from .. import GradCAM
 from .._core.layers import Target
+from .._core.outputs import find_logits
 from ..data import SaliencyItem
 from ..heatmaps import minmax, resize
 from ..losses import true_and_false_classes
@@ -63,7 +64,7 @@ def maps_report(
                 heats.append(Heat("people", choice, _picture(item.saliency, "viridis"), "marked by people"))
         for about, cam in cams.items():
             with torch.no_grad():
-                logits = models[about](image).float().cpu()
+                logits = find_logits(models[about](image)).float().cpu()
             pair = true_and_false_classes(logits, label)
             true, false = cam.explain(image, pair.to(device)).maps[0].float().cpu().unbind(0)
             says = f"{classes[int(label)]}, given {float(logits.softmax(1)[0, int(label)]):.0%}"
