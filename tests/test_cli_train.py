@@ -18,7 +18,7 @@ pytest.importorskip("sklearn", reason="AUROC needs the extra metrics")
 
 from diffgradcam.cli import main  # noqa: E402
 from diffgradcam.data import SaliencyDataset  # noqa: E402
-from diffgradcam.training import SmallNet  # noqa: E402
+from diffgradcam.training import SmallNet, write_checkpoint  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--size", "16", "--epochs", "2", "--batch-size", "16", "--resamples", "20"]
