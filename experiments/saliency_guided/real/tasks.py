@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from diffgradcam.data import SaliencyDataset
+from diffgradcam.metrics import auroc
 from diffgradcam.training import InMemory, Prepare, Split, split
 
 VARIABLE = "DIFFGRADCAM_DATA"
@@ -152,16 +153,33 @@ def with_share_of_maps(images: InMemory, share: float, seed: int) -> InMemory:
     return InMemory(images.images, images.labels, images.saliency, keep, images.groups)
 
 
-def gradient_energy(images: Tensor) -> Tensor:
-    """How much neighbouring pixels differ: a number that says nothing of what is in the image.
+def shortcuts(test: Subset[object]) -> dict[str, float]:
+    """How well numbers that know nothing of what is in an image tell its class.
+
+    Args:
+        test: Images.
+
+    Returns:
+        AUROC, either way round, of ``gradient`` (mean absolute difference of neighbouring pixels), ``contrast`` (their
+        standard deviation) and ``brightness`` (their mean).
+    """
+    images, labels = (torch.stack([test[i][field] for i in range(len(test))]) for field in (0, 1))
+    pixels = images.flatten(1)
+    numbers = {"gradient": mean_gradient(images), "contrast": pixels.std(1), "brightness": pixels.mean(1)}
+    found = {name: auroc(labels, values) for name, values in numbers.items()}
+    return {name: max(value, 1 - value) for name, value in found.items()}
+
+
+def mean_gradient(images: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels.
 
     Args:
         images: ``(N, C, H, W)``.
 
     Returns:
-        Mean squared difference of neighbours, ``(N,)``.
+        ``(N,)``.
     """
-    across, down = images.diff(dim=3).square(), images.diff(dim=2).square()
+    across, down = images.diff(dim=3).abs(), images.diff(dim=2).abs()
     return across.flatten(1).mean(1) + down.flatten(1).mean(1)
 
 
