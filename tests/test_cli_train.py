@@ -137,6 +137,21 @@ def test_other_options_do_not_mix_with_runs_that_exist(folder, trained):
     out, _ = trained
     result = train(folder, out, "--all-groups", "--alpha", "0.9", code=1)
     assert "is of other options or other images: choose another folder with --out" in result.stderr
+    write(folder / "fewer.csv", rows(folder)[:-4])
+    result = call(
+        "train",
+        folder / "fewer.csv",
+        "--attack",
+        "attack",
+        "--out",
+        out,
+        *SMALL,
+        "--all-groups",
+        "--seeds",
+        "2",
+        code=1,
+    )
+    assert "is of other options or other images" in result.stderr
 
 
 def test_words_for_people(folder, trained):
@@ -210,7 +225,7 @@ def test_a_model_of_ones_own_and_the_preset(folder, tmp_path):
 
 
 def test_seeds_differ_in_their_weights_from_the_start():
-    from diffgradcam.cli.train import build_model
+    from diffgradcam.cli.trainable import build_model
 
     built = build_model("small", size=16)
     first, again, other = (built.make(seed).features[0].weight for seed in (0, 0, 1))

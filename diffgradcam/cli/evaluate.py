@@ -11,7 +11,7 @@ import torch
 from .options import EXISTING_FILE
 from .output import Result, result_command
 from .subject import say
-from .train import build_model, data_options, read_data, table
+from .trainable import build_model, data_options, read_data, table
 
 _TOLD = ("model", "layer", "classes", "size", "mean", "std", "together", "seen")
 

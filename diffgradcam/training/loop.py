@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +80,7 @@ def fit(
     validation: Dataset[SaliencyItem] | None = None,
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
+    about: Mapping[str, Any] | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Fit:
@@ -98,6 +100,7 @@ def fit(
         validation: Images to choose the best epoch with. Needed for ``select="best"``.
         device: Where to train.
         checkpoint: File of the state, ``.safetensors``.
+        about: What else must be the same to go on with a checkpoint, such as the data; what JSON can hold.
         workers: Processes that read images.
         progress: Show a bar.
 
@@ -105,7 +108,7 @@ def fit(
         See :class:`Fit`.
 
     Raises:
-        ValueError: If the best epoch is wanted without validation images, the checkpoint is of other settings, there
+        ValueError: If the best epoch is wanted without validation images, the checkpoint is of another training, there
             are fewer images than one batch has, or the loss is no longer finite.
     """
     count = len(train)  # type: ignore[arg-type]
@@ -125,14 +128,15 @@ def fit(
     optimizer = _optimizer(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.amp and device.type == "cuda")
     history: list[Epoch] = []
+    made_with = json.loads(json.dumps({**(about or {}), "settings": settings.to_dict()}))
     best = _copied(model)
     selected = 0
     if checkpoint is not None and checkpoint.is_file():
         state = read_checkpoint(checkpoint)
-        if state.about["settings"] != settings.to_dict():
+        if state.about["made_with"] != made_with:
             raise ValueError(
-                f"{checkpoint} was made with {state.about['settings']}, but this training has {settings.to_dict()}: "
-                "choose another folder, or the same settings"
+                f"{checkpoint} was made with {state.about['made_with']}, but this training has {made_with}: choose "
+                "another folder, or the same options"
             )
         model.load_state_dict(state.part("model"))
         best = state.part("best")
@@ -165,7 +169,7 @@ def fit(
                     checkpoint,
                     {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()},
                     {
-                        "settings": settings.to_dict(),
+                        "made_with": made_with,
                         "history": [list(each) for each in history],
                         "selected": selected,
                         "groups": groups,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +85,11 @@ class Data(NamedTuple):
             [""] * len(dataset) if together is None else dataset.column(together),
         )
 
+    def fingerprint(self) -> str:
+        """Tells one list of images from another: a hash of their names, labels and groups, not of their pixels."""
+        rows = list(zip(self.names, self.labels, self.groups, self.together, strict=True))
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
     def part(self, index: Sequence[int]) -> Subset[SaliencyItem]:
         """Some of the images."""
         return Subset(self.images, index)
@@ -154,7 +160,7 @@ def train_and_test(
     place = folder / run.folder
     place.mkdir(parents=True, exist_ok=True)
     settings = replace(settings, seed=run.seed)
-    told = {**about, "settings": settings.to_dict(), "hold_out": run.hold_out, "images": len(data.labels)}
+    told = {**about, "settings": settings.to_dict(), "hold_out": run.hold_out, "data": data.fingerprint()}
     metrics = place / METRICS
     if metrics.is_file():
         found: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
@@ -170,7 +176,7 @@ def train_and_test(
         make_model(run.seed), data.part(parts.train), settings,
         layer=layer, reshape_transform=reshape_transform,
         validation=data.part(parts.validation) if parts.validation else None,
-        device=device, checkpoint=place / STATE, workers=workers, progress=progress,
+        device=device, checkpoint=place / STATE, about=told, workers=workers, progress=progress,
     )  # fmt: skip
     result: dict[str, Any] = {"about": told, "selected": fitted.selected}
     for name, index in (("closed", parts.closed), ("open", parts.open)):
