@@ -240,7 +240,7 @@ def split(
 
     Example:
         >>> split([0, 0, 0, 0, 1, 1, 1, 1, 1], [""] * 8 + ["new"], hold_out="new", validation=0.25, test=0.25)
-        Split(train=[0, 3, 4, 5], validation=[2, 7], closed=[1, 6], open=[1, 8])
+        Split(train=[0, 3, 5, 6], validation=[2, 7], closed=[1, 4], open=[1, 8])
     """
     count = len(labels)
     names = [""] * count if together is None else list(together)
