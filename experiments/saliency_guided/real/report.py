@@ -278,7 +278,9 @@ def _how(results: Results) -> list[str]:
             words = ", ".join(f"{name} {value}" for name, value in option.items())
             lines.append(f"| {method} | {words} | {np.mean(own):.3f} | {'yes' if option == chosen[method] else ''} |")
     return [
-        "The images are real and public, none of them the papers' own:",
+        "The images are real and public, none of them the papers' own, and not part of this project: "
+        "`experiments/saliency_guided/real/tasks.py` says where they are looked for, and a task whose images are "
+        "missing is left out.",
         tasks,
         f"A network with four convolutions and a pooled linear head is trained from scratch for {settings['epochs']} "
         f"epochs (AdamW, highest learning rate {settings['learning_rate']:g}, cosine, batch "

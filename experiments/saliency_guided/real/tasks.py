@@ -1,7 +1,9 @@
 """Four binary tasks on real images, each with a kind of attack or defect that is left out of training.
 
 The images are not part of the project. They lie in ``../shared/data`` beside it, or where the environment variable
-``DIFFGRADCAM_DATA`` says; see :data:`TASKS` for where anyone gets the originals.
+``DIFFGRADCAM_DATA`` says; see :data:`TASKS` for where anyone gets the originals. Each task has a folder there, such as
+``tiles``, and in it ``tiles.csv`` in the form of ``SaliencyDataset``: image, label (1 is the attack, the defect, the
+finding), group (the kinds of the task), saliency, and the column that keeps images together.
 """
 
 from __future__ import annotations
