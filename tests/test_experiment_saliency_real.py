@@ -247,7 +247,7 @@ def test_without_real_cells_the_page_has_the_stand_ins_alone(tmp_path: Path) -> 
 
 
 def test_terms_run_and_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terms, "WEIGHTS", (0.0, 1.0))
+    monkeypatch.setattr(terms, "WEIGHTS", (1.0,))
     terms.run(tmp_path, tuple(KINDS)[:1], (100,), Config(train=32, test=16, epochs=1, batch=16))
     found = {(cell["term"], cell["weight"]): cell for cell in cells.read(tmp_path)}
     assert set(found) == {("agreement", 0.0), ("agreement", 1.0), ("entropy", 1.0)}
@@ -257,5 +257,6 @@ def test_terms_run_and_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["agreement", 0.0]["after"] != found["agreement", 1.0]["after"]
     text = report.why_terms(tmp_path)
     factor = first["agreement"]["gradient"] / first["squared_error"]["gradient"]
-    assert f"the agreement pulls {factor:.1f} times as hard" in text
-    assert text.count("\n| ") == 6
+    assert f"the agreement of the two maps pulls {factor:.1f} times as hard" in text
+    assert text.count("\n| ") == 4
+    assert "| agreement (Divergence) | 1 |" in text
