@@ -25,7 +25,7 @@ from experiments import cells
 from .tasks import KINDS, Images, build
 from .training import Config, Method, Net, evaluate, train
 
-RESULTS = Path(__file__).parent / "terms"
+RESULTS = Path(__file__).parent / "results_terms"
 WEIGHTS = (0.1, 1.0, 0.3, 0.03)  # in this order; beside them 0, which is CYBORG
 SEEDS = (100, 101, 102, 103)  # the table has 0 to 11
 TERMS = ("agreement", "entropy")
