@@ -168,6 +168,8 @@ def _shown(comparisons: Sequence[real.Comparison]) -> str:
     def words(found: Sequence[real.Comparison]) -> str:
         return ", ".join(f"{c.method} on the {c.part} set" for c in found) or "none"
 
+    if not better and not worse:
+        return "not shown on real images, for any of our three readings"
     return (
         f"did not hold in full: better on real images for {words(better)}, worse for {words(worse)}, of our three "
         "readings"

@@ -201,7 +201,8 @@ def test_the_page_leads_with_what_did_not_hold(tmp_path: Path) -> None:
     text = report.sections(results, "why")
     assert text[0].startswith("**The paper's claim that training with both classes' maps generalises better")
     assert "did not hold in full" in text[0]
-    assert "shown for Difference on the closed set, Difference on the open set." in text[0]
+    assert "it was shown for Difference on the closed set, Difference on the open set; the opposite" in text[0]
+    assert "the opposite was shown for Contrast on the closed set, Contrast on the open set.**" in text[0]
     closed = text[1].splitlines()[0]
     # Mean over the five seeds and four tasks: .02 * (1 + .2 + .075) = .0255.
     assert "1. AUROC against cross-entropy alone: **closed set**, better for CYBORG (+0.026 [" in closed
@@ -225,6 +226,15 @@ def test_the_page_leads_with_what_did_not_hold(tmp_path: Path) -> None:
 def test_the_page_says_when_the_claim_holds(tmp_path: Path) -> None:
     write_cells(tmp_path, dict.fromkeys(report.BOTH_MAPS, 0.03), seeds=5)
     assert "held on our real images, for all three" in report.sections(report.load(tmp_path), "")[0]
+
+
+@pytest.mark.usefixtures("_fast")
+def test_the_page_says_when_nothing_was_shown(tmp_path: Path) -> None:
+    write_cells(tmp_path, {}, seeds=2)
+    assert (
+        "was not shown on our real images, for any of our three readings.**"
+        in report.sections(report.load(tmp_path), "")[0]
+    )
 
 
 @pytest.mark.usefixtures("_fast")
@@ -258,5 +268,5 @@ def test_terms_run_and_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     text = report.why_terms(tmp_path)
     factor = first["agreement"]["gradient"] / first["squared_error"]["gradient"]
     assert f"the agreement of the two maps pulls {factor:.1f} times as hard" in text
-    assert text.count("\n| ") == 4
+    assert text.count("\n| ") == 5
     assert "| agreement (Divergence) | 1 |" in text
