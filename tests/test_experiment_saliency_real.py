@@ -268,5 +268,7 @@ def test_terms_run_and_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     text = report.why_terms(tmp_path)
     factor = first["agreement"]["gradient"] / first["squared_error"]["gradient"]
     assert f"the agreement of the two maps pulls {factor:.1f} times as hard" in text
+    lost = found["agreement", 0.0]["closed"]["auroc"] - found["agreement", 1.0]["closed"]["auroc"]
+    assert f"agreement (Divergence) {lost:+.3f} at 1" in text
     assert text.count("\n| ") == 5
     assert "| agreement (Divergence) | 1 |" in text
