@@ -85,6 +85,8 @@ bench: $(VENV)/.installed-benchmark ## Measure speed and memory: against other l
 
 experiment-saliency: $(VENV)/.installed-examples ## Compare losses for saliency-guided training (hours; continues where it was stopped)
 	$(BIN)/python -m experiments.saliency_guided.run
+	$(BIN)/python -m experiments.saliency_guided.terms
+	$(BIN)/python -m experiments.saliency_guided.real.run
 	$(BIN)/python -m experiments.saliency_guided.report
 
 experiment-sham: $(VENV)/.installed-orientation ## Measure which attack fools which explainer (hours; continues where it was stopped)

@@ -91,6 +91,7 @@ _SUBMODULES = (
     "sham",
     "targets",
     "tokens",
+    "training",
     "utils",
     "visualize",
     "weightings",

@@ -18,6 +18,7 @@ Half-precision maps (autocast) are computed in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -31,6 +32,10 @@ from .heatmaps import entropy, minmax, resize, scale_signed
 Reduction = Literal["mean", "sum", "none"]
 Scope = Literal["image", "batch"]
 ClassChoice = Literal["true", "predicted"]
+Alpha = float | Literal["dynamic", "dynamic-detached"]
+
+_DYNAMIC = ("dynamic", "dynamic-detached")
+_EPSILON = 1e-8  # of the dynamic alpha, as in VISER
 
 
 def cyborg_loss(
@@ -190,6 +195,49 @@ def divergence_salience_loss(
     (true, false), human = _take_part([true_maps, false_maps], human, mask)
     values = _squared_error(_scale(true, scope), human) + weight * _agreement(true, false, human).relu()
     return _reduce(values, mask, reduction)
+
+
+def camal_loss(
+    maps: Tensor,
+    human: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scope: Scope = "image",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Reward a map inside the marked region and punish it outside: ``1 - inside + outside``.
+
+    ``inside`` is the mean of the min-max scaled map weighted by ``human``, ``outside`` that weighted by
+    ``1 - human``. Unlike a squared error, it does not ask the map for the human map's own shape or values, and a small
+    region weighs as much as a large one. Our reading of the idea of CAMAL; the formula is ours.
+
+    Args:
+        maps: Signed maps of the true class, ``(B, *S)``.
+        human: Human saliency, ``(B, *T)``, non-negative. One that is constant marks nothing: only ``outside`` is left.
+        mask: Which images have a human map, ``(B,)`` bool; all of them when absent.
+        scope: Min-max scaling by the extremes of each image's own map or of the batch.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The loss, a scalar or ``(B,)``; each image's value is in [0, 2], and 1 for a map that ignores the region.
+
+    Raises:
+        ValueError: As :func:`cyborg_loss`.
+        TypeError: As :func:`cyborg_loss`.
+
+    Reference:
+        CAMAL, 2026 (arXiv 2605.08325).
+
+    Example:
+        >>> maps = torch.tensor([[[0.0, 1.0], [3.0, 4.0]]])
+        >>> human = torch.tensor([[[0.0, 0.0], [1.0, 1.0]]])
+        >>> camal_loss(maps, human)  # 1 - (0.75 + 1) / 2 + (0 + 0.25) / 2
+        tensor(0.2500)
+    """
+    _check_options(scope, reduction)
+    (true,), human = _take_part([maps], human, mask)
+    scaled = _scale(true, scope)
+    return _reduce(1 - _weighted_mean(scaled, human) + _weighted_mean(scaled, 1 - human), mask, reduction)
 
 
 def cam_entropy(maps: Tensor) -> Tensor:
@@ -365,6 +413,21 @@ class DivergenceSalienceLoss(_SaliencyLoss):
         )
 
 
+class CamalLoss(_SaliencyLoss):
+    """Module of :func:`camal_loss`.
+
+    Args:
+        scope: ``"image"`` or ``"batch"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+
+    map_count = 1
+
+    def forward(self, true_maps: Tensor, human: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See :func:`camal_loss`."""
+        return camal_loss(true_maps, human, mask=mask, scope=self.scope, reduction=self.reduction)
+
+
 class CamEntropyLoss(nn.Module):
     """Module of :func:`cam_entropy_loss`.
 
@@ -399,17 +462,28 @@ class SaliencyGuidedLoss(nn.Module):
     data-parallel training both are means per process, as always there: ranks with unequal numbers of human maps weigh
     their images unequally.
 
+    With ``alpha="dynamic"`` the weight follows the losses at each step: ``cross_entropy / (cross_entropy + saliency +
+    1e-8)``, so the larger of the two weighs more. As in VISER, the weight is not detached: the total is
+    ``(c^2 + s^2) / (c + s)``, whose gradient can push one of the two *up* (where it is less than .41 of the other).
+    ``"dynamic-detached"`` is ours: the same value, but the weight counts as a constant, so that both are always
+    pushed down.
+
     Args:
         saliency_loss: A loss that gives a scalar, called as ``(maps, human, mask=mask)`` or, with both classes, as
             ``(true_maps, false_maps, human, mask=mask)``: a module of this file, its functional twin, or your own.
-        alpha: Weight of the classification, from 0 to 1 (alone).
+        alpha: Weight of the classification, from 0 to 1 (alone), or ``"dynamic"``, or ``"dynamic-detached"``.
+        blur: Standard deviation of a 3 x 3 Gaussian, in cells of the maps' grid, that blurs the human map after it was
+            brought to that grid; a pair for one drawn evenly between the two in each call, from PyTorch's generator.
+            VISER has ``(0.1, 2.0)``.
+        class_weights: Weight of each class in the cross-entropy, ``(K,)``; all the same when absent.
 
     Raises:
-        ValueError: If ``alpha`` is outside [0, 1].
+        ValueError: If ``alpha`` is outside [0, 1] or an unknown word, or ``blur`` is not positive.
         TypeError: If ``saliency_loss`` is a class or cannot be called.
 
     Reference:
-        Boyd, Tinsley, Bowyer, Czajka, "CYBORG", WACV 2023.
+        Boyd, Tinsley, Bowyer, Czajka, "CYBORG", WACV 2023. The dynamic weight and the blur: the public code of VISER
+        (IJCB 2026).
 
     Example:
         >>> criterion = SaliencyGuidedLoss(DifferenceSalienceLoss(), alpha=0.5)
@@ -421,17 +495,31 @@ class SaliencyGuidedLoss(nn.Module):
         (tensor(0.8466), tensor(0.6931), tensor(1.))
     """
 
-    def __init__(self, saliency_loss: Callable[..., Tensor], alpha: float = 0.5) -> None:
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        saliency_loss: Callable[..., Tensor],
+        alpha: Alpha = 0.5,
+        *,
+        blur: float | tuple[float, float] | None = None,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         if isinstance(saliency_loss, type) or not callable(saliency_loss):
             raise TypeError(
                 f"saliency_loss is {saliency_loss!r}; expected an instance or a function, such as CyborgLoss() or "
                 "cyborg_loss"
             )
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}; expected the weight of the classification, from 0 to 1")
+        if alpha not in _DYNAMIC and not (isinstance(alpha, int | float) and 0 <= alpha <= 1):
+            raise ValueError(
+                f"alpha is {alpha!r}; expected the weight of the classification, from 0 to 1, or one of "
+                f"{', '.join(map(repr, _DYNAMIC))}"
+            )
         self.saliency_loss = saliency_loss
-        self.alpha = alpha
+        self.alpha: Alpha = alpha
+        self.blur = None if blur is None else _checked_blur(blur)
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(
         self, logits: Tensor, labels: Tensor, maps: Tensor, human: Tensor, mask: Tensor | None = None
@@ -455,13 +543,24 @@ class SaliencyGuidedLoss(nn.Module):
             TypeError: If the labels are not int64.
         """
         _check_labels(logits, labels)
-        classification = F.cross_entropy(logits, labels)
-        saliency = self.saliency_loss(*self._per_class(maps, human), human, mask=mask)
+        classification = F.cross_entropy(logits, labels, self.class_weights)
+        per_class = self._per_class(maps, human)
+        if self.blur is not None:
+            human = _blurred(_to_grid(human.to(logits.dtype), per_class[0].shape[1:]), self.blur)
+        saliency = self.saliency_loss(*per_class, human, mask=mask)
         if saliency.ndim:
             raise ValueError(
                 f"the saliency loss gave shape {tuple(saliency.shape)}; expected a scalar; use reduction='mean'"
             )
-        return GuidedLoss(self.alpha * classification + (1 - self.alpha) * saliency, classification, saliency)
+        return GuidedLoss(self._total(classification, saliency), classification, saliency)
+
+    def _total(self, classification: Tensor, saliency: Tensor) -> Tensor:
+        if isinstance(self.alpha, str):
+            alpha = classification / (classification + saliency + _EPSILON)
+            if self.alpha == "dynamic-detached":
+                alpha = alpha.detach()
+            return alpha * classification + (1 - alpha) * saliency
+        return self.alpha * classification + (1 - self.alpha) * saliency
 
     def _per_class(self, maps: Tensor, human: Tensor) -> tuple[Tensor, ...]:
         if maps.ndim == human.ndim:
@@ -526,6 +625,30 @@ def _scale(maps: Tensor, scope: Scope) -> Tensor:
 
 def _squared_error(maps: Tensor, target: Tensor) -> Tensor:
     return (maps - target).square().flatten(1).mean(1)
+
+
+def _weighted_mean(maps: Tensor, weights: Tensor) -> Tensor:
+    """Mean over positions under weights, ``(B,)``; 0 where all weights are 0."""
+    total = weights.flatten(1).sum(1)
+    return (maps * weights).flatten(1).sum(1) / torch.where(total > 0, total, 1)
+
+
+def _blurred(human: Tensor, blur: tuple[float, float]) -> Tensor:
+    """A 3 x 3 Gaussian, edges mirrored, ``(B, h, w)``; one standard deviation for the whole batch."""
+    if human.ndim != 3 or min(human.shape[1:]) < 2:
+        raise ValueError(f"the maps' grid is {tuple(human.shape[1:])}: expected two dimensions of at least 2 to blur")
+    sigma = float(torch.empty(()).uniform_(*blur)) if blur[0] < blur[1] else blur[0]
+    side = math.exp(-0.5 / sigma**2)
+    kernel = human.new_tensor([side, 1.0, side]) / (1 + 2 * side)
+    padded = F.pad(human.unsqueeze(1), (1, 1, 1, 1), mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 3, 1)), kernel.view(1, 1, 1, 3)).squeeze(1)
+
+
+def _checked_blur(blur: float | tuple[float, float]) -> tuple[float, float]:
+    low, high = (blur, blur) if isinstance(blur, int | float) else blur
+    if not 0 < low <= high:
+        raise ValueError(f"blur is {blur}: expected a standard deviation above 0, or a pair (low, high) of them")
+    return low, high
 
 
 def _agreement(true: Tensor, false: Tensor, human: Tensor) -> Tensor:

@@ -223,7 +223,7 @@ def write_cells(folder: Path, gains: dict[str, float], seeds: int) -> None:
 def test_the_report_says_what_held_and_what_did_not(tmp_path: Path) -> None:
     write_cells(tmp_path, {"Difference": 0.02, "Contrast": -0.04}, seeds=12)
     (tmp_path / "faces-closed-ce-0abc.part").write_text("{")
-    report.main(["--results", str(tmp_path), "--docs", str(tmp_path / "docs")])
+    report.main(["--results", str(tmp_path), "--docs", str(tmp_path / "docs"), "--real", str(tmp_path / "none")])
     text = (tmp_path / "docs" / "saliency_guided.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("- Open set, AUROC against CE"))
     held, opposite, unshown = line.split("; ")

@@ -55,6 +55,7 @@ DETACHED = {
     "scores.weights": "weights that do not depend on the graph of the logits",
     "weightings.fem": "which positions are unusual",
     "heatmaps.kernel_principal_component": "how large a rounding error can be",
+    "losses._total": "the detached form of the dynamic weight",
     "sham.objectives.centre_mass_loss": "the clean map is what is compared with",
 }
 PURE = ("scores", "weightings", "heatmaps", "losses", "sham.objectives", "sham.masks")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from diffgradcam.losses import (
+    CamalLoss,
     CamEntropyLoss,
     ContrastSalienceLoss,
     CyborgLoss,
@@ -15,6 +16,7 @@ from diffgradcam.losses import (
     SaliencyGuidedLoss,
     cam_entropy,
     cam_entropy_loss,
+    camal_loss,
     contrast_salience_loss,
     cyborg_loss,
     difference_salience_loss,
@@ -558,3 +560,134 @@ def test_bad_guided_loss():
         SaliencyGuidedLoss(ContrastSalienceLoss())(logits, labels, torch.rand(2, 3, 3, 3), human)
     with pytest.raises(ValueError, match=r"the saliency loss gave shape \(2,\); expected a scalar; use reduction"):
         SaliencyGuidedLoss(CyborgLoss(reduction="none"))(logits, labels, torch.rand(2, 3, 3), human)
+
+
+def guided_gradients(alpha):
+    """The total of cross-entropy ln 2 and saliency 0.2, and its derivatives by the two."""
+    logits = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    maps = torch.full((1, 1, 1), 0.2, dtype=torch.float64, requires_grad=True)
+    loss = SaliencyGuidedLoss(lambda maps, *_, **__: maps.sum(), alpha)
+    total = loss(logits, torch.tensor([0]), maps, torch.ones(1, 1, 1)).total
+    total.backward()
+    return total.detach(), logits.grad[0, 1] / 0.5, maps.grad[0, 0, 0]  # d cross-entropy / d logits = 0.5
+
+
+def test_dynamic_alpha_by_hand():
+    total, by_c, by_s = guided_gradients("dynamic")
+    c, s = math.log(2), 0.2
+    assert float(total) == pytest.approx((c**2 + s**2) / (c + s))
+    # d/ds (c^2 + s^2) / (c + s) is negative where s < (sqrt(2) - 1) c: the saliency loss is pushed up.
+    assert float(by_c) == pytest.approx((2 * c * (c + s) - c**2 - s**2) / (c + s) ** 2)
+    assert float(by_s) == pytest.approx((2 * s * (c + s) - c**2 - s**2) / (c + s) ** 2)
+    assert by_s < 0
+
+
+def test_detached_dynamic_alpha_has_the_same_value_and_pushes_both_down():
+    total, by_c, by_s = guided_gradients("dynamic-detached")
+    c, s = math.log(2), 0.2
+    assert float(total) == pytest.approx((c**2 + s**2) / (c + s))
+    assert float(by_c) == pytest.approx(c / (c + s))
+    assert float(by_s) == pytest.approx(s / (c + s))
+
+
+@pytest.mark.parametrize("alpha", ["dynamic", "dynamic-detached"])
+def test_dynamic_alpha_of_a_perfect_model_is_no_division_by_zero(alpha):
+    loss = SaliencyGuidedLoss(CyborgLoss(), alpha)
+    logits = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    human = torch.tensor([[[0.0, 1.0]]])
+    total = loss(logits, torch.tensor([0]), human.clone().requires_grad_(), human).total
+    total.backward()
+    assert total == 0
+    assert logits.grad.isfinite().all()
+
+
+def test_class_weights_are_those_of_cross_entropy():
+    logits, labels = torch.tensor([[0.3, -0.2], [1.0, 0.5]]), torch.tensor([0, 1])
+    weights = torch.tensor([1.0, 5.0])
+    loss = SaliencyGuidedLoss(CyborgLoss(), 1.0, class_weights=weights)
+    maps = torch.rand(2, 3, 3)
+    assert loss(logits, labels, maps, maps).total == F.cross_entropy(logits, labels, weights)
+
+
+def test_blur_spreads_a_mark_as_a_gaussian_does():
+    human = torch.zeros(1, 5, 5)
+    human[0, 2, 2] = 1
+    seen = []
+    SaliencyGuidedLoss(lambda maps, human, **_: seen.append(human) or maps.sum(), blur=1.0)(
+        torch.zeros(1, 2), torch.tensor([0]), torch.zeros(1, 5, 5), human
+    )
+    side = math.exp(-0.5)
+    edge, peak = side / (1 + 2 * side), 1 / (1 + 2 * side)
+    assert torch.allclose(seen[0][0, 2, 1:4], torch.tensor([edge, peak, edge]) * peak)
+    assert float(seen[0].sum()) == pytest.approx(1)
+
+
+def test_blur_of_a_pair_is_drawn_from_the_generator_of_pytorch():
+    human = torch.rand(1, 4, 4)
+
+    def blurred(seed):
+        torch.manual_seed(seed)
+        kept = []
+        loss = SaliencyGuidedLoss(lambda maps, human, **_: kept.append(human) or maps.sum(), blur=(0.1, 2.0))
+        loss(torch.zeros(1, 2), torch.tensor([0]), torch.zeros(1, 4, 4), human)
+        return kept[0]
+
+    assert torch.equal(blurred(3), blurred(3))
+    assert not torch.equal(blurred(3), blurred(4))
+
+
+def test_blur_comes_after_the_grid_and_leaves_skipped_images_alone():
+    loss = SaliencyGuidedLoss(CyborgLoss(), blur=0.7)
+    maps, human = torch.rand(2, 4, 4), torch.rand(2, 16, 16)
+    broken = human.clone()
+    broken[1] = math.nan
+    labels, mask = torch.tensor([0, 1]), torch.tensor([True, False])
+    logits = torch.zeros(2, 2)
+    alone = loss(logits[:1], labels[:1], maps[:1], human[:1])
+    assert torch.allclose(loss(logits, labels, maps, broken, mask).saliency, alone.saliency)
+
+
+def naive_camal(values, human):
+    m, h = naive_minmax(values), naive_minmax(human)
+    inside = sum(a * b for a, b in zip(m, h, strict=True)) / sum(h)
+    outside = sum(a * (1 - b) for a, b in zip(m, h, strict=True)) / sum(1 - b for b in h)
+    return 1 - inside + outside
+
+
+def test_camal_is_that_of_a_naive_loop_and_bounded():
+    true, _, human = random_maps()
+    values = camal_loss(true, human, reduction="none")
+    expected = [naive_camal(t, h) for t, h in zip(rows(true), rows(human), strict=True)]
+    assert values.tolist() == pytest.approx(expected)
+    region = (human > 0.5).double()
+    assert camal_loss(region, region) == 0
+    assert camal_loss(1 - region, region) == 2
+    assert camal_loss(torch.ones_like(region), region) == 1  # constant: scaled to zeros
+
+
+def test_camal_of_a_constant_human_map_punishes_only():
+    maps = torch.tensor([[[0.0, 1.0]]])
+    assert camal_loss(maps, torch.ones(1, 1, 2)) == pytest.approx(1.5)
+
+
+def test_camal_gradcheck_and_mask():
+    true, _, human = random_maps()
+    assert torch.autograd.gradcheck(lambda maps: camal_loss(maps, human), true.requires_grad_())
+    mask = torch.tensor([True, False, True, False])
+    assert torch.equal(camal_loss(true, human, mask=mask), camal_loss(true[mask], human[mask]))
+    assert torch.equal(CamalLoss()(true, human, mask), camal_loss(true, human, mask=mask))
+    assert camal_loss(true, human, mask=torch.zeros(4, dtype=torch.bool)) == 0
+
+
+def test_bad_options_of_the_guided_loss():
+    with pytest.raises(ValueError, match=r"alpha is 'auto'; expected .* or one of 'dynamic', 'dynamic-detached'"):
+        SaliencyGuidedLoss(CyborgLoss(), "auto")
+    for blur in (0.0, -1.0, (2.0, 1.0)):
+        with pytest.raises(ValueError, match=r"blur is .*expected a standard deviation above 0"):
+            SaliencyGuidedLoss(CyborgLoss(), blur=blur)
+    with pytest.raises(ValueError, match=r"grid is \(6,\): expected two dimensions of at least 2 to blur"):
+        SaliencyGuidedLoss(CyborgLoss(), blur=1.0)(
+            torch.zeros(1, 2), torch.tensor([0]), torch.zeros(1, 6), torch.rand(1, 6)
+        )
+    with pytest.raises(ValueError, match="human holds NaN"):
+        camal_loss(torch.rand(1, 2, 2), torch.full((1, 2, 2), math.nan))

@@ -9,6 +9,7 @@ from experiments import claims
 from experiments.audit import report as audit
 from experiments.faithfulness import report as faithfulness
 from experiments.saliency_guided import report as saliency
+from experiments.saliency_guided.real import report as real
 from experiments.sham import report as sham
 
 PAGES = Path(__file__).parent.parent / "docs" / "results"
@@ -20,13 +21,14 @@ PAGES = Path(__file__).parent.parent / "docs" / "results"
         ("sham.md", lambda: sham.markdown(sham.load())),
         ("sham_tables.md", lambda: sham.tables(sham.load())),
         ("audit.md", lambda: audit.markdown(audit.load())),
+        ("saliency_guided.md", lambda: saliency.markdown(saliency.load(), saliency.real_sections())),
         ("faithfulness.md", lambda: faithfulness.markdown(faithfulness.load())),
         ("faithfulness_tables.md", lambda: faithfulness.tables(faithfulness.load())),
         (
             "claims.md",
             lambda: claims.markdown(
                 claims.diffgradcam(sham.load()),
-                claims.divisive(saliency.load()),
+                claims.divisive(saliency.load(), real.load()),
                 claims.answers(sham.load(), saliency.load()),
             ),
         ),

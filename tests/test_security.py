@@ -414,3 +414,20 @@ class TestEverythingIsEscaped:
         assert result.exit_code == 1
         assert "\x1b" not in result.output
         assert "\\x1b[2J" in result.stderr
+
+
+def test_a_checkpoint_of_train_runs_no_file_that_it_names(tmp_path):
+    pytest.importorskip("safetensors", reason="checkpoints need the extra store")
+    from diffgradcam.training import write_checkpoint
+
+    hoax = tmp_path / "hoax.py"
+    hoax.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{MODEL}")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "data.csv").write_text("image,label\na.png,0\na.png,1\n")
+    told = {key: [] for key in ("layer", "classes", "size", "mean", "std", "together", "seen")}
+    write_checkpoint(tmp_path / "x.safetensors", {}, {"model": f"{hoax}:make", **told})
+    arguments = ["evaluate", str(tmp_path / "x.safetensors"), str(tmp_path / "data.csv")]
+    result = click_testing.CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "a file is run only where you name it" in result.stderr
+    assert not (tmp_path / "ran").exists()

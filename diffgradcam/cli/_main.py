@@ -8,9 +8,11 @@ from .. import __version__
 from .audit import audit
 from .benchmark import benchmark
 from .compare import compare
+from .evaluate import evaluate
 from .explain import explain
 from .layers import layers
 from .sham import sham
+from .train import train
 
 _EPILOG = """
 \b
@@ -43,5 +45,5 @@ def main() -> None:
     """Class activation maps: explain an image classifier, compare methods, and find out whether maps are fooled."""
 
 
-for _command in (explain, compare, audit, sham, benchmark, layers):
+for _command in (explain, compare, audit, sham, benchmark, layers, train, evaluate):
     main.add_command(_command)

@@ -47,7 +47,9 @@ class LoadedModel:
     untrained: bool = False
 
 
-def load_model(name: str, *, pretrained: bool = False, weights: Path | None = None, trust: bool = False) -> LoadedModel:
+def load_model(
+    name: str, *, pretrained: bool = False, weights: Path | None = None, trust: bool = False, seed: int = 0
+) -> LoadedModel:
     """Build a model by name. Nothing is downloaded unless ``pretrained`` asks for it.
 
     Args:
@@ -55,6 +57,7 @@ def load_model(name: str, *, pretrained: bool = False, weights: Path | None = No
         pretrained: Let torchvision, timm or transformers fetch their weights, unless they already have.
         weights: A file of weights: a ``state_dict`` of PyTorch, alone or in a checkpoint, or safetensors.
         trust: Load weights that are more than tensors, which may run code.
+        seed: Of random weights.
 
     Returns:
         See :class:`LoadedModel`.
@@ -68,7 +71,7 @@ def load_model(name: str, *, pretrained: bool = False, weights: Path | None = No
         raise ValueError(f"{name} has no weights to fetch; leave --pretrained out (lite0 comes with its own)")
     # Random weights follow from the seed alone, and other libraries print and warn while they load.
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr), _no_warnings():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         loaded = _SOURCES[source](name, rest, pretrained)
         model, untrained = loaded.model, loaded.untrained
         if weights is not None:

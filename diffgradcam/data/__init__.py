@@ -3,6 +3,7 @@
 from .._core.explanation import Explainer
 from .explain import explain_dataset
 from .saliency import SaliencyDataset, SaliencyItem, Transform, albumentations_style
+from .statistical import lda_saliency, pca_saliency
 from .store import Explanations, Row, open_explanations
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "Transform",
     "albumentations_style",
     "explain_dataset",
+    "lda_saliency",
     "open_explanations",
+    "pca_saliency",
 ]

@@ -26,6 +26,7 @@ _OPTIONAL = ("saliency", "group")
 _LARGEST = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "F": 1.0}  # of other modes: 255
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 _READABLE = f"expected {', '.join(FORMATS)}, of at most {MOST_PIXELS:,} pixels"
+_MOST_NAMED = 10  # bad rows in one message
 _COLOUR_TOLERANCE = 0.1  # JPEG alone makes the channels of a grey image differ by less
 
 
@@ -51,7 +52,8 @@ class SaliencyDataset(Dataset[SaliencyItem]):
     r"""Labelled images with human saliency, from a folder and a CSV.
 
     The CSV (UTF-8, comma-separated) has a header with the columns ``image`` and ``label`` and, optionally, ``saliency``
-    and ``group``; other columns are ignored. Paths are relative to ``root``. An empty ``saliency`` means that there is
+    and ``group``; for other columns, such as ``patient``, see :meth:`column`.
+    Paths are relative to ``root``. An empty ``saliency`` means that there is
     no human map for that image. Map and image have the same size; a map is greyscale, 0 where nobody looked. Files are
     JPEG, PNG, WebP, GIF, TIFF, BMP or PPM, of at most 100 million pixels.
 
@@ -105,13 +107,33 @@ class SaliencyDataset(Dataset[SaliencyItem]):
         self.classes = _sorted_classes(names) if classes is None else [str(name) for name in classes]
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes are {self.classes}; expected each name once")
-        for row in rows:
-            if row.label not in self.classes:
-                raise row.error(f"label {row.label!r} is not one of the classes {self.classes}")
-            self._check_files(row)
+        _raise_all([error for row in rows if (error := self._error(row)) is not None])
         self._rows = rows
         self.labels = [self.classes.index(name) for name in names]
         self.groups = [row.group for row in rows]
+
+    def column(self, name: str) -> list[str]:
+        """What any column of the CSV says, such as the patient or the session that keeps images together in a split.
+
+        Args:
+            name: Of the column, as in the header.
+
+        Returns:
+            One value per image, empty where the cell is.
+
+        Raises:
+            ValueError: If the CSV has no such column.
+        """
+        if name not in self.columns:
+            raise ValueError(
+                f"{self._rows[0].csv.name} has no column {name!r}: expected one of {', '.join(self.columns)}"
+            )
+        return [row.cells[name] for row in self._rows]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns of the CSV."""
+        return list(self._rows[0].cells)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -130,6 +152,15 @@ class SaliencyDataset(Dataset[SaliencyItem]):
             image, saliency = _apply(self.transform, image, saliency, row)
         label, has_saliency = torch.tensor(self.labels[index]), torch.tensor(bool(row.saliency))
         return SaliencyItem(image, label, saliency, has_saliency, row.group)
+
+    def _error(self, row: _Row) -> Exception | None:
+        if row.label not in self.classes:
+            return row.error(f"label {row.label!r} is not one of the classes {self.classes}")
+        try:
+            self._check_files(row)
+        except (ValueError, FileNotFoundError) as error:
+            return error
+        return None
 
     def _check_files(self, row: _Row) -> None:
         sizes = []
@@ -226,6 +257,7 @@ class _Row(NamedTuple):
     label: str
     saliency: str
     group: str
+    cells: dict[str, str]
 
     def error(self, message: str, kind: type[Exception] = ValueError) -> Exception:
         return kind(f"{self.csv.name}, row {self.number}: {message}")
@@ -245,7 +277,9 @@ def _read_rows(csv: Path) -> list[_Row]:
         if not any(cells):
             continue
         values = dict(zip(columns, cells, strict=False))
-        row = _Row(csv, number, *(values.get(name, "") for name in _REQUIRED + _OPTIONAL))
+        every = {name: values.get(name, "") for name in columns}
+        image, label, saliency, group = (values.get(name, "") for name in _REQUIRED + _OPTIONAL)
+        row = _Row(csv, number, image, label, saliency, group, every)
         if len(cells) > len(columns):
             raise row.error(f"has {len(cells)} cells for {len(columns)} columns; put values with commas in quotes")
         for name in _REQUIRED:
@@ -255,6 +289,14 @@ def _read_rows(csv: Path) -> list[_Row]:
     if not rows:
         raise ValueError(f"{csv.name} has no rows below its header; expected one per image")
     return rows
+
+
+def _raise_all(errors: Sequence[Exception]) -> None:
+    """Name all bad rows in one message, up to ten of them."""
+    if not errors:
+        return
+    more = f"; and {len(errors) - _MOST_NAMED} more rows" if len(errors) > _MOST_NAMED else ""
+    raise type(errors[0])("; ".join(map(str, errors[:_MOST_NAMED])) + more) from errors[0]
 
 
 def _sorted_classes(labels: Sequence[str]) -> list[str]:

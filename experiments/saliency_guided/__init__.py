@@ -1,1 +1,1 @@
-"""Saliency-guided training on three binary stand-in tasks: CE, CYBORG and the losses with both classes' maps."""
+"""Saliency-guided training on three binary stand-in tasks, and in ``real`` on real images: one map, both, or none."""

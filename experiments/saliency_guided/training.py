@@ -104,13 +104,13 @@ def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def train(method: str, images: Images, seed: int, config: Config) -> Net:
+def train(method: str | Method, images: Images, seed: int, config: Config) -> Net:
     """Train a network from scratch.
 
     Methods with the same seed start from the same weights and see the same batches, so that they compare in pairs.
 
     Args:
-        method: A name in :data:`METHODS`.
+        method: A name in :data:`METHODS`, or another method.
         images: Training images.
         seed: Of the weights and the order of the images.
         config: What every method has in common.
@@ -118,7 +118,7 @@ def train(method: str, images: Images, seed: int, config: Config) -> Net:
     Returns:
         The network in evaluation mode.
     """
-    saliency_loss, both_classes = METHODS[method]
+    saliency_loss, both_classes = METHODS[method] if isinstance(method, str) else method
     guided = saliency_loss and SaliencyGuidedLoss(saliency_loss, config.alpha)
     torch.manual_seed(seed)
     model = Net().train()
