@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,14 @@ def measured(model: nn.Module, images: Tensor, rounds: int) -> list[Row]:
 
 def one_map(model: nn.Module, images: Tensor) -> dict[str, Call]:
     """The cut, and what it saves."""
+    follow = images.clone().requires_grad_()
     return {
         "`explain`: the graph starts at the layer": partial(GradCAM(model, LAYER).explain, images),
         "graph of the whole model, back to the layer": partial(without_cut, model, images),
-        "graph of the whole model, back to the image": partial(without_cut, model, images, to_the_image=True),
+        "graph of the whole model, back to the image": partial(without_cut, model, follow, beyond=[follow]),
+        "graph of the whole model, back to all weights": partial(
+            without_cut, model, images, beyond=list(model.parameters())
+        ),
     }
 
 
@@ -122,17 +126,15 @@ def differentiate(model: nn.Module, loss: Tensor) -> None:
     torch.autograd.grad(loss, list(model.parameters()))
 
 
-def without_cut(model: nn.Module, images: Tensor, *, to_the_image: bool = False) -> Tensor:
-    """The map by hand: a hook keeps the activations, and nothing else is done."""
+def without_cut(model: nn.Module, images: Tensor, *, beyond: Sequence[Tensor] = ()) -> Tensor:
+    """The map by hand: a hook keeps the activations, and nothing is cut. ``beyond`` is differentiated, too."""
     kept: list[Tensor] = []
     hook = model.get_submodule(LAYER).register_forward_hook(lambda _module, _args, output: kept.append(output))
     try:
-        images = images.clone().requires_grad_(to_the_image)
         logits = model(images)
     finally:
         hook.remove()
-    wanted = [kept[0], images] if to_the_image else kept
-    gradients = torch.autograd.grad(logits.gather(1, logits.argmax(1, keepdim=True)).sum(), wanted)[0]
+    gradients = torch.autograd.grad(logits.gather(1, logits.argmax(1, keepdim=True)).sum(), [kept[0], *beyond])[0]
     return (weightings.gradcam(kept[0].detach(), gradients) * kept[0].detach()).sum(1).relu()
 
 
@@ -140,7 +142,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     """The report as a table."""
     rows = [f"| {row['work']} | {row['way']} | {row['time']:.2f} | {row['memory']:.2f} |" for row in report["rows"]]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return "\n".join(["| work | way | time | memory |", "|---|---|---|---|", *rows, "", f"{report['model']}; {versions}."])
+    return "\n".join(
+        ["| work | way | time | memory |", "|---|---|---|---|", *rows, "", f"{report['model']}; {versions}."]
+    )
 
 
 if __name__ == "__main__":

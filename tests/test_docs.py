@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import diffgradcam
+from benchmarks import recording
 from benchmarks.torchvision_shim import define_missing_operators
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +190,11 @@ def test_quoted_figures_are_those_of_the_results() -> None:
     for _, figures in rows:
         assert ", ".join(map(" ".join, zip(settings, figures.split(" | "), strict=True))) in claims
     assert "every contrastive map keeps at least r = 1.0000" in claims
+
+
+def test_the_table_of_the_recorders_is_that_of_the_benchmark() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "recording.json").read_text())
+    assert recording.as_markdown(report) in (DOCS / "design" / "recording.md").read_text()
 
 
 def test_quoted_costs_are_those_of_the_benchmarks() -> None:
