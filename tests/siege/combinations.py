@@ -47,7 +47,7 @@ NO_SECOND = "no second derivative"
 PHRASES = {
     TWICE: ("ran more than once in one forward pass, so which run is meant is unclear; choose it with",),
     FLAT: ("has no spatial positions: its activations have shape",),
-    TOKENS: ("tokens, not a grid; pass reshape_transform=",),
+    TOKENS: ("tokens, not a grid",),
     NO_TENSOR: ("gives tuple; expected one floating-point tensor (B, C, ...)",),
     NOT_RUN: ("did not run in a recorded forward pass; call the model (not its forward method)",),
     DETACHED: ("the output does not depend on", "the logits carry no graph back to layer"),
