@@ -5,7 +5,7 @@ import pkgutil
 import re
 import sys
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
 from docutils import nodes
 from docutils.utils.math import latex2mathml
@@ -21,14 +21,14 @@ from methods_table import methods_table
 
 
 def _types() -> set[str]:
-    """Names of types in signatures, such as Score: they are documented where they are used."""
+    """Names of types and type variables in signatures, such as Reduction: they are explained where they are used."""
     modules = [found.name for found in pkgutil.walk_packages(diffgradcam.__path__, "diffgradcam.")]
     return {
         name
         for module in modules
         if not module.endswith("__main__")
         for name, value in vars(importlib.import_module(module)).items()
-        if get_origin(value) or getattr(value, "_is_protocol", False)
+        if get_origin(value) or isinstance(value, TypeVar) or getattr(value, "_is_protocol", False)
     }
 
 
@@ -70,7 +70,7 @@ toc_object_entries_show_parents = "hide"
 # Every reference within the project must resolve; those to other projects would need their inventories.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:class", r"(collections|matplotlib|nn|np|numpy|os|pathlib|PIL|torch)\..+|ArrayLike|Figure|Path|Tensor"),
+    ("py:class", r"(collections|matplotlib|nn|np|numpy|os|pathlib|PIL|torch)\..+|ArrayLike|Figure|Path|Tensor|tqdm"),
     ("py:class", rf"([\w.]+\.)?({'|'.join(_types())})"),
 ]
 
@@ -111,12 +111,17 @@ def _from_the_root(app: Sphinx, page: str, source: list[str]) -> None:
 def _elsewhere(
     app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, text: nodes.Element
 ) -> nodes.Element | None:
-    """A docstring may refer to a name of another module: look for it in all of them."""
+    """A docstring may refer to a method that every CAM inherits, or to a name of another module: look for it there."""
     if node.get("refdomain") != "py" or node.get("refspecific"):
         return None
+    domain, (kind, target) = env.get_domain("py"), (node["reftype"], node["reftarget"])
+    if kind == "meth" and "." not in target:
+        inherited = f"diffgradcam.BaseCAM.{target}"
+        found = domain.resolve_xref(env, node["refdoc"], app.builder, kind, inherited, node, text)
+        if found is not None:
+            return found
     node["refspecific"] = True
-    domain = env.get_domain("py")
-    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], node["reftarget"], node, text)
+    return domain.resolve_xref(env, node["refdoc"], app.builder, kind, target, node, text)
 
 
 def _dashes(_app: Sphinx, tree: nodes.document, _page: str) -> None:

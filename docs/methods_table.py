@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from diffgradcam.methods import Method, registered_methods
+
+_SHARED = ("score", "batch_size", "progress")
 
 
 def methods_table() -> str:
-    """A row for each method: what it explains, how it weights, whether it has maps to train with.
+    """A row for each method: the score it explains by default, how, its own options, whether one can train with it.
 
     Returns:
-        Markdown.
+        Markdown; methods to train with first, methods without a score last.
     """
-    header = ["| method | explains | how | trains |", "|---|---|---|---|"]
-    return "\n".join([*header, *map(_row, registered_methods().values())]) + "\n"
+    header = ["| method | explains | how | options of its own | trains |", "|---|---|---|---|---|"]
+    methods = sorted(registered_methods().values(), key=lambda method: (not method.trainable, not method.has_score))
+    return "\n".join([*header, *map(_row, methods)]) + "\n"
 
 
 def _row(method: Method) -> str:
-    how = method.summary[:1].lower() + method.summary[1:] if method.summary[1:2].islower() else method.summary
-    how = how.replace(":class:", "").replace("|", "\\|")
-    explains = "a class" if method.has_score else "no class"
-    return f"| `{method.name}` | {explains} | {how} | {'yes' if method.trainable else 'no'} |"
+    how = method.summary.replace(":class:", "").replace("|", "\\|")
+    options = ", ".join(f"`{name}`" for name in method.options if name not in _SHARED)
+    return f"| `{method.name}` | {_explains(method)} | {how} | {options} | {'yes' if method.trainable else 'no'} |"
+
+
+def _explains(method: Method) -> str:
+    if not method.has_score:
+        return "no class"
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    cam = method.make(model) if method.name == "FullGrad" else method.make(model, "0")
+    return f"`{cam.score}`"

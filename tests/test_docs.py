@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import diffgradcam
+from benchmarks import recording
 from benchmarks.torchvision_shim import define_missing_operators
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +87,9 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 
 def _exists(path: Path) -> bool:
-    # What an example makes is not committed: then the example must be.
+    # What an example makes is not committed: then the example must be. What docs/conf.py makes is not, either.
+    if path.name.startswith("_"):
+        return path.name in (DOCS / "conf.py").read_text()
     made = path.parent.resolve() == ROOT / "output"
     return ((ROOT / "examples" / f"{path.stem}.py") if made else path).exists()
 
@@ -189,6 +192,11 @@ def test_quoted_figures_are_those_of_the_results() -> None:
     for _, figures in rows:
         assert ", ".join(map(" ".join, zip(settings, figures.split(" | "), strict=True))) in claims
     assert "every contrastive map keeps at least r = 1.0000" in claims
+
+
+def test_the_table_of_the_recorders_is_that_of_the_benchmark() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "recording.json").read_text())
+    assert recording.as_markdown(report) in (DOCS / "design" / "recording.md").read_text()
 
 
 def test_quoted_costs_are_those_of_the_benchmarks() -> None:

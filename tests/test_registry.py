@@ -53,7 +53,7 @@ def test_a_registered_method_is_everywhere(toy):
     # The siege calls it with wrong arguments, and the documentation's table shows it.
     siege = importlib.import_module("tests.siege.calls")
     assert siege.calls()["ToyCAM"][0] is toy
-    assert "| `ToyCAM` | a class | each position weighted by its squared gradient | yes |" in methods_table()
+    assert "| `ToyCAM` | `Logit()` | Each position weighted by its squared gradient |  | yes |" in methods_table()
     # So do the tests over all methods.
     assert "ToyCAM" in {each.name for each in every_method()}
     check_method(method)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 from torch import Tensor, nn
@@ -141,7 +141,9 @@ def channel_axis(module: nn.Module, model: nn.Module, shape: Sequence[int], size
     if _surely_last(module):
         return last
     widths = _widths(module), _widths(model)
-    own, whole = ({axis for axis in (1, last) if shape[axis] in known} for known in widths)
+    own, whole = (
+        {axis for axis, known in zip((1, last), found, strict=True) if shape[axis] in known} for found in widths
+    )
     reduced = {axis: _reduction(tuple(shape[1:axis]) + tuple(shape[axis + 1 :]), size) for axis in (1, last)}
     alike = {axis for axis, distortion in reduced.items() if distortion <= _ALIKE}
     evenly = {axis for axis, distortion in reduced.items() if distortion <= _DISTORTED}
@@ -149,7 +151,7 @@ def channel_axis(module: nn.Module, model: nn.Module, shape: Sequence[int], size
     for choice in (own, alike, evenly, whole):
         if len(choice) == 1:
             return choice.pop()
-    if not whole and set(shape[2:last]) & widths[1]:
+    if not whole and set(shape[2:last]) & widths[1][0]:
         return None  # the channels lie between, as in clips that are (B, T, C, H, W)
     # The convention, unless something in this model has its channels last.
     return 1 if not whole or not _has_channels_last(model) else None
@@ -275,14 +277,17 @@ def _described(image: Sequence[int] | None) -> str:
     return "an image" if image is None else f"the input {tuple(image)}"
 
 
-def _widths(module: nn.Module) -> set[int]:
-    """The numbers of features of a module: the sizes of its parameters."""
-    return set(_sizes(module.parameters()))
-
-
-def _sizes(parameters: Iterable[Tensor]) -> Iterator[int]:
-    for parameter in parameters:
-        yield from parameter.shape[:2]
+def _widths(module: nn.Module) -> tuple[set[int], set[int]]:
+    """The numbers of features that a module has on axis 1, and on the last one: the sizes of its parameters."""
+    first: set[int] = set()
+    last: set[int] = set()
+    for part in module.modules():
+        sizes = {size for parameter in part.parameters(recurse=False) for size in parameter.shape[:2]}
+        if type(part) not in _LAST:
+            first |= sizes
+        if not isinstance(part, _FIRST):
+            last |= sizes
+    return first, last
 
 
 def _reduction(places: Sequence[int], size: ImageSize) -> float:

@@ -1,4 +1,4 @@
-"""SHOW: gradients at the resolution of the input, guided past every ReLU, and their product with a map.
+"""Gradients at the resolution of the input, guided past every ReLU, and their product with a map.
 
 The rule is applied in the autograd graph of one forward pass, so the model is neither copied nor changed, and a
 functional ReLU is guided like a module.

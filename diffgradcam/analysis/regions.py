@@ -1,4 +1,4 @@
-"""READ: the regions of one image in which the maps of the true and of the false class diverge, ranked."""
+"""The regions of one image in which the maps of the true and of the false class diverge, ranked."""
 
 from __future__ import annotations
 

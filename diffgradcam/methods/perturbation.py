@@ -172,9 +172,9 @@ class _MaskingCAM(PerturbationCAM):
 class ScoreCAM(_MaskingCAM):
     """Score-CAM: channels weighted by the score of the image seen through them.
 
-    Arguments as :class:`PerturbationCAM`.     Each channel, enlarged to the image and scaled to [0, 1], multiplies
-    the image; the weights are the softmax, over the channels, of the scores: ``w_k = softmax_k(score(image *
-    mask_k))``. A channel that is constant marks nothing: its mask is 0, the black image.
+    Arguments as :class:`PerturbationCAM`. Each channel, enlarged to the image and scaled to [0, 1], multiplies the
+    image; the weights are the softmax, over the channels, of the scores: ``w_k = softmax_k(score(image * mask_k))``. A
+    channel that is constant marks nothing: its mask is 0, the black image.
 
     The paper weights by the *increase* of confidence over a baseline image. That is the same number for every channel,
     so it cancels in the softmax; no score needs one, a probability or not. What the score means stays in the weights,
@@ -299,10 +299,10 @@ class ISCAM(_MaskingCAM):
 class AblationCAM(PerturbationCAM):
     """Ablation-CAM: channels weighted by how far the score drops without them.
 
-    Arguments as :class:`PerturbationCAM`.     ``w_k = score - score without channel k``: the channel is set to 0 in
-    the layer's output (or input, for :func:`~diffgradcam.layer_input`) and the model runs again. With
-    ``reshape_transform`` it is set to 0 wherever the grid's channel comes from; a class token, which is no part of
-    the grid, stays.
+    Arguments as :class:`PerturbationCAM`. ``w_k = score - score without channel k``: the channel is set to 0 in the
+    layer's output (or input, for :func:`~diffgradcam.layer_input`) and the model runs again. With
+    ``reshape_transform`` it is set to 0 wherever the grid's channel comes from; a class token, which is not part of the
+    grid, stays.
 
     The paper divides the drop by the score itself. All channels of a map share that number, so it scales the map and
     nothing else, unless the score is negative, where it would turn evidence for a class into evidence against it, or 0.

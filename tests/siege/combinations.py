@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from diffgradcam import AblationCAM, ScoreCAM, ShapleyCAM, TrueFalseCAM
+from diffgradcam import AblationCAM, ScoreCAM, ShapleyCAM, TrainableCAM, TrueFalseCAM
 from tests import methods, oracles
 
 from .architectures import (
@@ -43,19 +43,17 @@ WORDS: tuple[Any, ...] = (None, 2, torch.tensor([0, 3]), torch.tensor([[0, 1, 1]
 NO_GRADIENTS = "a forward pass without gradients"
 SAME_CLASS = "a class against itself"
 NOT_FINITE = "NaN or infinite"
-NO_MAPS = "a method without differentiable maps"
 NO_SECOND = "no second derivative"
 PHRASES = {
     TWICE: ("ran more than once in one forward pass, so which run is meant is unclear; choose it with",),
     FLAT: ("has no spatial positions: its activations have shape",),
-    TOKENS: ("tokens, not a grid; pass reshape_transform=",),
+    TOKENS: ("tokens, not a grid",),
     NO_TENSOR: ("gives tuple; expected one floating-point tensor (B, C, ...)",),
     NOT_RUN: ("did not run in a recorded forward pass; call the model (not its forward method)",),
     DETACHED: ("the output does not depend on", "the logits carry no graph back to layer"),
     NO_GRADIENTS: ("ran without gradients (no_grad, inference_mode or reentrant checkpointing)",),
     SAME_CLASS: ("would be contrasted with itself; explain another class",),
     NOT_FINITE: ("is NaN or infinite",),
-    NO_MAPS: ("has no differentiable maps: its weights come from running the model on perturbed inputs",),
     NO_SECOND: ("a layer above the target has no second derivative",),
 }
 """Every reason to refuse, and what our messages for it say."""
@@ -105,6 +103,11 @@ class Combination(NamedTuple):
         return WORDS[self.word]
 
 
+def ways(method: str) -> tuple[str, ...]:
+    """How a method can be asked: only those from gradients have maps to train with."""
+    return tuple(way for way in WAYS if way != "maps" or issubclass(METHODS[method][0], TrainableCAM))
+
+
 def draw(number: int) -> Combination:
     """The combination of a number. Blocks and methods take turns, so that each meets each; all else is drawn."""
     rng = random.Random(number)
@@ -121,6 +124,7 @@ def draw(number: int) -> Combination:
     )
     method = names[number // len(kinds) % len(names)]
     way = rng.choice(WAYS)
+    way = way if way in ways(method) else "explain"
     possible = targets(architecture)
     combination = Combination(
         architecture,
@@ -218,11 +222,10 @@ def expect(case: Case) -> Expected:
     refusals = {c.target.refusal} - {None}
     if c.architecture.head == "detached" and refusals:
         refusals.add(DETACHED)
-    if c.way == "maps":
-        if c.mode != "grad":
-            refusals.add(NO_GRADIENTS)
-        if c.method in PERTURBING:
-            refusals = {NO_MAPS}
+    if not METHODS[c.method][0].needs_graph:
+        refusals.discard(DETACHED)
+    if c.way == "maps" and c.mode != "grad":
+        refusals.add(NO_GRADIENTS)
     index = class_index(c, logits)
     if c.method == "Diff class" and bool((index == 4).any()):
         refusals.add(SAME_CLASS)
@@ -313,7 +316,9 @@ def loops(case: Case, logits: torch.Tensor, layer: torch.Tensor, index: torch.Te
 
 
 def gradient(case, logits, layer, column, score, numbers):
-    """Of the sum of the images' scores with respect to the layer, through the logits."""
+    """Of the sum of the images' scores with respect to the layer, through the logits; 0 if the method reads none."""
+    if case.combination.method in WITHOUT_CLASS:
+        return [np.zeros_like(row) for row in numbers(layer)]
     z = logits.detach().double().requires_grad_()
     total = sum(score(row, category) for row, category in zip(z, column, strict=True))
     (cotangent,) = torch.autograd.grad(total, z)
