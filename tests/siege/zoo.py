@@ -15,10 +15,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import importlib.metadata
 import json
 import math
 import re
-import resource
 import sys
 import time
 import warnings
@@ -260,12 +260,12 @@ def _proportional(grid: torch.Size, size: tuple[int, ...]) -> bool:
 def prepare(model: nn.Module) -> nn.Module:
     """For evaluation, with weights through which a signal comes: heads of zeros and tiny layer scales are redrawn."""
     generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.is_floating_point() or not parameter.numel():
             continue
         first = float(parameter.detach().flatten()[0])
         if abs(first) < 0.01 and bool((parameter == first).all()):
-            if first:
+            if first or (name.endswith("weight") and parameter.ndim == 1):  # a norm that begins as nothing
                 nn.init.uniform_(parameter, 0.5, 1.0, generator=generator)
             elif parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.05, generator=generator)
@@ -341,7 +341,12 @@ def _judge(case: Case) -> Verdict:
     if expected is not None and not bool(expected.isfinite().all()):
         doubt, expected = doubt or "the reference is not finite", None
     refusals = []
-    for how, reshape in (("right", None), ("right with a transform", tokens_to_grid), ("refused", lambda activations: grid(activations, subject.size))):
+    transforms = {
+        "right": None,
+        "right with a transform": tokens_to_grid,
+        "refused": lambda activations: grid(activations, subject.size),
+    }
+    for how, reshape in transforms.items():
         if expected is None and how == "refused":
             break
         try:
@@ -541,18 +546,27 @@ def _bound(parameters: int) -> None:
 # --- timm
 
 
-def TOKENS(activations: Tensor, size: tuple[int, ...]) -> Tensor:  # noqa: N802
+def TOKENS(activations: Tensor, size: tuple[int, ...]) -> Tensor:
     """Stands for tokens after as many others as timm says of the model."""
     raise NotImplementedError
 
 
 TIMM: dict[str, Axes] = {
-    **dict.fromkeys(
-        ("beit", "deit", "eva", "vision_transformer", "vision_transformer_relpos", "vision_transformer_hybrid",
-         "naflexvit", "gemma4_vit", "qwen3_vit", "deepseek_vit", "mlp_mixer"),
-        {r"^stem|patch_embed|backbone": channels_first, "": TOKENS},
-    ),
-    **dict.fromkeys(("swin_transformer", "swin_transformer_v2", "hieradet_sam2", "mambaout", "sequencer"), channels_last),
+    # The class token joins the patches late.
+    "cait": {"blocks_token_only": Tokens(1), "": Tokens()},
+    "convit": {r"blocks\.1[01]": Tokens(1), "": Tokens()},
+    # What enters a fusion is the class token of one branch before the patches of the other.
+    "crossvit": {"blocks": Tokens(1)},
+    "coat": {"blocks": Tokens(1), "": channels_first},
+    "efficientformer": {r"stages\.3\.blocks\..\.(norm|token)": Tokens(), "": channels_first},
+    **{
+        module: {r"^stem|patch_embed|backbone": channels_first, "": TOKENS}
+        for module in (
+            "beit", "deit", "eva", "vision_transformer", "vision_transformer_relpos", "vision_transformer_hybrid",
+            "naflexvit", "gemma4_vit", "qwen3_vit", "deepseek_vit", "mlp_mixer")
+    },
+    **dict.fromkeys(("swin_transformer", "swin_transformer_v2", "hieradet_sam2"), channels_last),
+    **dict.fromkeys(("mambaout", "sequencer"), channels_last),
 }  # fmt: skip
 
 
@@ -573,19 +587,21 @@ def timm_model(name: str) -> Subject:
         except Exception:
             return False
 
-    prefix = 0
-    attempts: list[tuple[dict[str, Any], tuple[int, int]]] = [
-        ({}, OBLONG),
-        ({"img_size": OBLONG}, OBLONG),
-        ({"img_size": (side, side * 3 // 2)}, (side, side * 3 // 2)),
-        ({}, (side, side)),
+    oblong = [OBLONG, (96, 144), (192, 288)]
+    wide = (min(side, 256), min(side, 256) * 3 // 2)
+    attempts: list[tuple[dict[str, Any], list[tuple[int, int]]]] = [
+        ({}, oblong),
+        ({"img_size": OBLONG}, [OBLONG]),
+        ({"img_size": wide}, [wide]),
+        ({}, [(side, side)]),
     ]
-    for options, size in attempts:
+    for options, sizes in attempts:
         try:
             model = build(**options)
         except Exception:
             continue
-        if works(model, *size):
+        size = next((size for size in sizes if works(model, *size)), None)
+        if size is not None:
             break
     else:
         raise SkippedModel("it runs on no image tried")
@@ -656,7 +672,8 @@ def transformers_model(name: str) -> Subject:
         model = prepare(transformers.CLIPModel(config))
         prompts = torch.arange(5 * (CLASS + 1)).view(-1, 5) + 1
         return Subject(
-            model, random_image(2, 3, 32, 32), Tokens(1), layer=_last(model.vision_model, "layer_norm1", "vision_model."),
+            model, random_image(2, 3, 32, 32), Tokens(1),
+            layer=_last(model.vision_model, "layer_norm1", "vision_model."),
             call=lambda image: ((), {"input_ids": prompts, "pixel_values": image}),
             output=lambda o: o.logits_per_image, score=lambda o: o.logits_per_image[:, CLASS].sum())  # fmt: skip
     if name == "AST":
@@ -686,25 +703,32 @@ def _last(model: nn.Module, suffix: str, prefix: str = "") -> str:
 # --- all of them
 
 
+KINDS: dict[str, Callable[[str], Subject]] = {
+    "torchvision, classification": torchvision_classifier,
+    "torchvision, video": torchvision_classifier,
+    "torchvision, segmentation": torchvision_segmenter,
+    "torchvision, detection": torchvision_detector,
+    "timm": timm_model,
+    "transformers": transformers_model,
+}
+
+
+def case(kind: str, name: str, family: str) -> Case:
+    """A model by name."""
+    return Case(name, kind, family, lambda: KINDS[kind](name))
+
+
 def cases() -> list[Case]:
     """All, in order."""
     models = torchvision_models()
     found = []
     for name in models.list_models():
-        family = _family(models.get_model_builder(name))
-        kind, _, rest = family.partition(".")
-        if kind in ("quantization", "optical_flow"):
-            continue
-        build = {"detection": torchvision_detector, "segmentation": torchvision_segmenter}.get(
-            kind, torchvision_classifier
-        )
-        where = f"torchvision, {kind}" if rest else "torchvision, classification"
-        found.append(Case(name, where, rest or family, lambda build=build, name=name: build(name)))
-    for name in TIMM_MODELS:
-        found.append(Case(name, "timm", _timm_family(name), lambda name=name: timm_model(name)))
-    for name in TRANSFORMERS:
-        found.append(Case(name, "transformers", name, lambda name=name: transformers_model(name)))
-    return found
+        part, _, rest = _family(models.get_model_builder(name)).rpartition(".")
+        if part not in ("quantization", "optical_flow"):
+            found.append(case(f"torchvision, {part or 'classification'}", name, rest))
+    found.sort(key=lambda one: list(KINDS).index(one.kind))
+    found += [case("timm", name, _timm_family(name)) for name in TIMM_MODELS]
+    return found + [case("transformers", name, name) for name in TRANSFORMERS]
 
 
 TIMM_MODELS = """
@@ -734,15 +758,99 @@ TIMM_MODELS = """
     tiny_vit_5m_224 tinynet_e tnt_s_legacy_patch16_224 tresnet_m twins_svt_small vgg11 visformer_tiny
     vit_base_patch16_224_miil vit_betwixt_patch16_rope_reg4_gap_256 vit_srelpos_small_patch16_224
     vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224 vovnet39a wide_resnet50_2 xception41p xcit_nano_12_p8_224
-""".split()
+""".split()  # noqa: SIM905
 """The smallest of each family of timm."""
 
 
+PAGE = """# Which architectures are explained right?
+
+Generated by `python -m tests.siege.zoo`; do not edit. {count} models with random weights were built, the layer that the
+command takes by default was explained by Grad-CAM, and the map was compared with a forward hook and a backward pass
+through the whole model. Versions: {versions}.
+
+{summary}
+
+{meaning}
+
+## By family
+
+{families}
+
+## What is not right as it is
+
+{others}
+"""
+
+
+def load() -> dict[str, Any]:
+    """The committed verdicts."""
+    return json.loads((RESULTS / "architectures.json").read_text(encoding="utf-8"))
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The page of the verdicts."""
+    found = [Verdict(**each) for each in results["models"]]
+    used = [verdict for verdict in VERDICTS if any(each.verdict == verdict for each in found)]
+
+    def counted(group: list[Verdict]) -> list[str]:
+        counts = Counter(each.verdict for each in group)
+        return [str(counts[verdict] or "") for verdict in used]
+
+    kinds = list(dict.fromkeys(each.kind for each in found))
+    families = list(dict.fromkeys((each.kind, each.family) for each in found))
+    return PAGE.format(
+        count=sum(each.verdict != "skipped" for each in found),
+        versions=", ".join(f"{name} {version}" for name, version in results["versions"].items()),
+        summary=_table(
+            ["models", *used],
+            [[kind, *counted([each for each in found if each.kind == kind])] for kind in kinds]
+            + [["all", *counted(found)]],
+        ),
+        meaning="\n".join(f"- **{verdict}**: {VERDICTS[verdict]}." for verdict in used),
+        families=_table(
+            ["models", "family", *used],
+            [[*pair, *counted([each for each in found if (each.kind, each.family) == pair])] for pair in families],
+        ),
+        others=_table(
+            ["model", "layer", "activations", "verdict", "why"],
+            [
+                [each.name, f"`{each.layer}`" if each.layer else "", each.layout, each.verdict, _cell(each.error)]
+                for each in found
+                if each.verdict != "right"
+            ],
+        ),
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([|<>*_`\[\]])", r"\\\1", text)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        name: importlib.metadata.version(name).split("+")[0]
+        for name in ("torch", "torchvision", "timm", "transformers")
+    }
+
+
 def main(patterns: Sequence[str]) -> None:
-    """Judge the models whose ``kind: name`` fits a pattern, or all."""
-    for case in cases():
-        if not patterns or any(re.search(pattern, f"{case.kind}: {case.name}") for pattern in patterns):
-            print(json.dumps(judge(case)._asdict()), flush=True)
+    """Judge the models whose ``kind: name`` fits a pattern, or all, and write the results and the page."""
+    path = RESULTS / "architectures.json"
+    known = {(each["kind"], each["name"]): each for each in load()["models"]} if path.exists() else {}
+    everything = cases()
+    for one in everything:
+        if not patterns or any(re.search(pattern, f"{one.kind}: {one.name}") for pattern in patterns):
+            verdict = judge(one)
+            print(f"{verdict.seconds:5} s  {one.kind}: {one.name}: {verdict.verdict}  {verdict.error}", flush=True)
+            known[one.kind, one.name] = verdict._replace(seconds=0.0)._asdict()
+            models = [known[each.kind, each.name] for each in everything if (each.kind, each.name) in known]
+            path.write_text(json.dumps({"versions": _versions(), "models": models}, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "architectures.md").write_text(markdown(load()), encoding="utf-8")
 
 
 if __name__ == "__main__":
