@@ -4,11 +4,13 @@ Right means: as a forward hook and a backward pass through the whole model give 
 very code is run.
 """
 
+import ast
 import copy
 import functools
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,12 +27,15 @@ from diffgradcam import (
     EigenCAM,
     FullGrad,
     GradCAM,
+    NoiseSmooth,
     RefineCAM,
     ScoreCAM,
     ShapleyCAM,
+    TrainableCAM,
     layer_input,
+    weightings,
 )
-from diffgradcam.scores import two_logits
+from diffgradcam.scores import LogitDifference, two_logits
 from diffgradcam.targets import (
     ClassifierOutputTarget,
     FasterRCNNBoxScoreTarget,
@@ -1264,6 +1269,69 @@ def a_transform_that_detaches():
     )
 
 
+@hint(TypeError, "pass weighting= a function of diffgradcam.weightings, or set weighting = staticmethod")
+def a_method_without_a_weighting():
+    class Own(TrainableCAM):
+        pass
+
+    class Chosen(TrainableCAM):
+        weighting = staticmethod(weightings.gradcam)
+
+    model = deep()
+    return (
+        lambda: Own(model, "features"),
+        lambda _: maps(Own(model, "features", weighting=weightings.gradcam)) + maps(Chosen(model, "features")),
+        lambda: 2 * by_hand(model, "features"),
+    )
+
+
+@hint(TypeError, r"did you mean LogitDifference\(\)\?$")
+def a_class_of_score():
+    model = deep()
+
+    def follow(message):
+        score = eval(re.search(r"did you mean (\w+\(\))", message).group(1), {"LogitDifference": LogitDifference})
+        return maps(GradCAM(model, "features", score=score))
+
+    def difference(z):
+        return (z[:, 1] - z[:, [0, 2, 3, 4]].logsumexp(1)).sum()
+
+    return (
+        lambda: GradCAM(model, "features", score=LogitDifference),
+        follow,
+        lambda: by_hand(model, "features", score=difference),
+    )
+
+
+@hint(ValueError, "the model has categories 0 to 2$")
+def a_category_out_of_range():
+    model = seeded(Pixels)
+
+    def ask(category):
+        return GradCAM(model, "stem").explain(SQUARE, [SemanticSegmentationTarget(category, MASK[::2, ::2])] * 3).maps
+
+    return (
+        lambda: ask(3),
+        lambda message: ask(int(message[-1])),
+        lambda: by_hand(model, "stem", lambda: model(SQUARE), score=lambda z: z[:, 2][:, MASK[::2, ::2]].sum()),
+    )
+
+
+@hint(TypeError, "where another argument is the image, name it with image=$")
+def versions_of_an_image_that_comes_second():
+    class Second(Named):
+        def forward(self, other, image):
+            return self.inner(image) + other.mean()
+
+    model, other = Second(), torch.zeros(3, 4, dtype=torch.float64)
+    smooth = {"samples": 1, "std": 0.0}
+
+    def ask(image):
+        return NoiseSmooth(GradCAM(model, "inner.features", image=image), **smooth).explain(other, 1, X).maps
+
+    return lambda: ask(0), lambda _: ask(1), lambda: by_hand(deep(), "features")
+
+
 # models that are not what they look like
 
 
@@ -1386,3 +1454,76 @@ def test_methods_without_gradients_need_no_hint_where_hooks_can_be_had():
     for model in (quantised, frozen):
         torch.testing.assert_close(maps(EigenCAM(model, "features"), X32), expected)
     torch.testing.assert_close(maps(ScoreCAM(frozen, "features"), X32), maps(ScoreCAM(plain(), "features"), X32))
+
+
+# --- the table is complete
+
+ROOT = Path(diffgradcam.__file__).parent
+SOURCES = [
+    *sorted((ROOT / "_core").glob("*.py")),
+    *sorted((ROOT / "methods").glob("*.py")),
+    *(ROOT / f"{name}.py" for name in ("tokens", "targets", "scores")),
+]
+ELSEWHERE = {
+    "the model is in training mode": "a warning; test_cam",
+    "loader is a tensor": "test_saliency_dataset, metrics",
+    "the mask ": "sham",
+    "the weight of head": "test_editing",
+    "adding the same to every output of head": "test_editing",
+    "the last nn.Linear of": "test_editing",
+    "expected a function that makes a CAM": "test_benchmark",
+    "expected a CAM or an object with explain()": "metrics",
+    "too large": "test_security",
+    "which is not installed": "test_report",
+    "runs the model on one image at a time": "an_image_that_comes_second, once it is reached",
+    "changes how a CAM sums up its channels": "test_smoothing",
+    "expects a CAM, such as": "test_smoothing",
+    "compare() takes one true class": "test_contrastive",
+}
+"""Messages that are not about a map, or cannot be had here, by a part of them, and where they are tested."""
+
+
+def advice():
+    """A pattern of each text of the library with an advice: what comes after a semicolon."""
+    for source in SOURCES:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+        documented = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                pieces = [each.value if isinstance(each, ast.Constant) else None for each in node.values]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts | documented:
+                pieces = [node.value]
+            else:
+                continue
+            text = "".join(piece or "{}" for piece in pieces)
+            if any(not part.startswith("expected") for part in text.split("; ")[1:]):
+                yield text, ".*".join(re.escape(piece or "") for piece in pieces)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_advice_of_the_library_is_in_the_table():
+    said = []
+    for row in HINTS:
+        try:
+            row.build()[0]()
+        except Exception as error:
+            said.append(str(error))
+    missing = [
+        text
+        for text, pattern in advice()
+        if not any(re.search(pattern, message, re.DOTALL) for message in said)
+        and not any(part in text for part in ELSEWHERE)
+    ]
+    assert not missing
+
+
+def test_the_texts_of_the_library_are_found():
+    texts = [text for text, _ in advice()]
+    assert len(texts) >= 50
+    for part in ELSEWHERE:
+        assert any(part in text for text in texts), f"{part!r} is no text of the library any more"

@@ -91,7 +91,7 @@ class Tokens:
             stride = (math.prod(size) / count) ** (1 / len(size))
             grid = tuple(round(side / stride) for side in size)
         else:
-            grid = tuple(int(side // stride) for side, stride in zip(size, self.strides, strict=True))
+            grid = tuple(round(side / stride) for side, stride in zip(size, self.strides, strict=True))
         if math.prod(grid) != count:
             raise LookupError(f"{count} tokens are no grid of an image of {size}")
         return places.transpose(1, 2).unflatten(2, grid)
@@ -277,9 +277,9 @@ def prepare(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def settle(subject: Subject) -> Subject:
+def settle(model: nn.Module, run: Callable[[], Any]) -> None:
     """Let batch norm measure its statistics on the images, so that signals neither die out nor grow."""
-    norms = [module for module in subject.model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
@@ -287,12 +287,11 @@ def settle(subject: Subject) -> Subject:
     try:
         if norms:
             with torch.no_grad():
-                subject.run(subject.image)
+                run()
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval()
             norm.momentum = momentum
-    return subject
 
 
 def random_image(*shape: int) -> Tensor:
@@ -321,7 +320,8 @@ class SkippedModel(Exception):
 
 
 def _judge(case: Case) -> Verdict:
-    subject = settle(case.build())
+    subject = case.build()
+    settle(subject.model, lambda: subject.run(subject.image))
     verdict = Verdict(case.name, case.kind, case.family, "unsure")
     layer = subject.layer
     if layer is None:
@@ -487,6 +487,15 @@ def torchvision_segmenter(name: str) -> Subject:
     )
 
 
+# The command explains classifiers. In a detector it would take the pooled regions, which are no places of the image.
+DETECTOR_LAYERS = {
+    "rcnn_mobilenet": "backbone.body.16",
+    "resnet50": "backbone.body.layer4",
+    "ssdlite": "backbone.features.0",
+    "ssd300": "backbone.features",
+}
+
+
 def torchvision_detector(name: str) -> Subject:
     models = torchvision_models()
     _work_without_compiled_operators()
@@ -501,10 +510,13 @@ def torchvision_detector(name: str) -> Subject:
         options |= {"score_thresh": 0.0, "topk_candidates": 20, "detections_per_img": 4}
     model = prepare(builder(weights=None, weights_backbone=None, **options))
     image = (random_image(2, 3, *OBLONG) + 1) / 2
+    settle(model, lambda: model(image))
     with torch.no_grad():
-        given = [(one["labels"][:2], one["boxes"][:2] + 0.5) for one in model(image)]
-    if not all(len(labels) for labels, _ in given):
+        found = model(image)
+    if not all(len(one["boxes"]) for one in found):
         raise SkippedModel("with random weights it detects nothing")
+    sides = [(one["boxes"][:2, 2:] - one["boxes"][:2, :2]).repeat(1, 2) for one in found]
+    given = [(one["labels"][:2], one["boxes"][:2] + 0.05 * side) for one, side in zip(found, sides, strict=True)]
 
     def score(output: Any) -> Tensor:
         total = torch.zeros(())
@@ -520,6 +532,7 @@ def torchvision_detector(name: str) -> Subject:
         model,
         image,
         channels_first,
+        layer=next(layer for pattern, layer in DETECTOR_LAYERS.items() if re.search(pattern, name)),
         output=detections,
         targets=[FasterRCNNBoxScoreTarget(*one) for one in given],
         score=score,
@@ -564,14 +577,15 @@ def TOKENS(activations: Tensor, size: tuple[int, ...]) -> Tensor:
     raise NotImplementedError
 
 
-STRIDE_64 = ("shvit", "efficientvit_msra")
+LARGER = {"shvit": (128, 192), "efficientvit_msra": (128, 192), "csatv2": (192, 288)}
+"""Families that leave less than two rows of smaller images."""
 
 TIMM: dict[str, Axes] = {
     # The class token joins the patches late.
     "cait": {"blocks_token_only": Tokens(1), "": Tokens()},
     "convit": {r"blocks\.1[01]": Tokens(1), "": Tokens()},
-    # What enters a fusion is the class token of one branch before the patches of the other.
-    "crossvit": {"blocks": Tokens(1)},
+    # It stretches its images to a square. A fusion takes the class token of one branch and the patches of the other.
+    "crossvit": {"blocks": Tokens(1, strides=(OBLONG[0] / 20, OBLONG[1] / 20))},
     "pit": {"transformers": Tokens(1), "": channels_first},
     "qwen3_vit": {"^encoder$": channels_last, "": Tokens()},
     "mvitv2": {"blocks": Tokens(1)},
@@ -611,7 +625,7 @@ def timm_model(name: str) -> Subject:
         except Exception:
             return False
 
-    oblong = [(128, 192)] if module in STRIDE_64 else [OBLONG, (96, 144), (192, 288)]
+    oblong = [LARGER[module]] if module in LARGER else [OBLONG, (96, 144), (192, 288)]
     wide = (min(side, 256), min(side, 256) * 3 // 2)
     attempts: list[tuple[dict[str, Any], list[tuple[int, int]]]] = [
         ({}, oblong),
