@@ -15,7 +15,7 @@ from torch import Tensor
 
 # None; class; class and distillation, as in DeiT; four registers; class and four registers, as in DINOv2.
 EXTRA_TOKENS = (0, 1, 2, 4, 5)
-_MOST_EXTRA = 16  # before patches whose grid is known
+_MOST_EXTRA = 8  # before patches whose grid is known
 _MOST_HALVINGS = 6
 
 
@@ -132,7 +132,7 @@ def fitting_grids(
             grid = tuple(-(-length // 2**halved) for length in base)
             extra = tokens - math.prod(grid)
             most = _MOST_EXTRA if patch_grid is not None and not halved else 0
-            usual = extra in EXTRA_TOKENS or 0 <= extra <= most
+            usual = extra in EXTRA_TOKENS or 0 <= extra <= min(most, math.prod(grid) - 1)
             if min(grid) > 0 and (extra == extra_tokens or (extra_tokens is None and usual)):
                 found.append(FittingGrid(grid, extra))
     return list(dict.fromkeys(found))

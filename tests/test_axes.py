@@ -264,6 +264,20 @@ def test_the_spatial_size_of_an_image(shape, size):
     assert image_size(shape) == size
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels", "size"),
+    [
+        ((2, 4, 3, 32, 32), 3, (4, 32, 32)),  # four frames of three colours
+        ((2, 3, 4, 32, 32), 3, (4, 32, 32)),
+        ((2, 4, 3, 32, 32), 4, (3, 32, 32)),
+        ((2, 16, 16, 3), 3, (16, 16)),
+        ((2, 3, 16, 3), 3, (16, 3)),
+    ],
+)
+def test_the_model_says_how_many_channels_an_image_has(shape, channels, size):
+    assert image_size(shape, channels) == size
+
+
 def test_a_form_that_cannot_be_told_names_both_transforms():
     model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.LayerNorm(16), nn.Identity())
     assert channel_axis(model[2], model, (2, 16, 16, 16), (32, 32)) is None

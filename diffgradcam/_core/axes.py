@@ -43,6 +43,7 @@ _FIRST = (
     nn.ChannelShuffle,
 )
 _LAST = (nn.LayerNorm, nn.RMSNorm, nn.Linear, nn.Embedding)
+_COLOURS = (1, 2, 3, 4)
 _DISTORTED = 1.1
 """Tokens that are reduced so much more along one axis are refused where another grid fits the image better."""
 _ALIKE = 2.0
@@ -53,27 +54,34 @@ _PADDING = 2
 ImageSize = tuple[int, ...] | None
 
 
-def image_size(shape: Sequence[int]) -> ImageSize:
+def image_size(shape: Sequence[int], channels: int | None = None) -> ImageSize:
     """The spatial size of images of a shape, where it is certain.
 
     Args:
         shape: Of the image argument, with the batch first.
+        channels: How many the model takes, see :func:`input_channels`.
 
     Returns:
-        ``S`` of ``(B, C, *S)`` with up to three dimensions, where images that have 1, 3 or 4 channels last,
-        ``(B, *S, C)``, and clips frame by frame, ``(B, T, C, H, W)``, are recognised by their channels; None for
-        anything else, as for series ``(B, T, F)``, whose axes cannot be told.
+        ``S`` of ``(B, C, *S)`` with up to three dimensions, where images that have their channels last, ``(B, *S, C)``,
+        and clips frame by frame, ``(B, T, C, H, W)``, are recognised by what the model takes, or else by the usual
+        numbers of colours; None for anything else, as for series ``(B, T, F)``, whose axes cannot be told.
     """
-    colours = (1, 2, 3, 4)
     if len(shape) == 3:
         return None if shape[1] > shape[2] else tuple(shape[2:])
     if len(shape) not in (4, 5):
         return None
-    if shape[1] not in colours and shape[-1] in (1, 3, 4):
-        return tuple(shape[1:-1])
-    if len(shape) == 5 and shape[1] not in colours and shape[2] in colours:
-        return (shape[1], *shape[3:])
-    return tuple(shape[2:])
+    possible = [1, len(shape) - 1] if len(shape) == 4 else [1, 2, 4]
+    matching = [axis for axis in possible if shape[axis] == channels]
+    if not matching:
+        matching = [1] if shape[1] in _COLOURS else [axis for axis in possible if shape[axis] in _COLOURS]
+    axis = matching[0] if matching else 1
+    return tuple(length for number, length in enumerate(shape) if number not in (0, axis))
+
+
+def input_channels(model: nn.Module) -> int | None:
+    """How many channels the first convolution of a model takes; None without one."""
+    first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
+    return None if first is None else first.in_channels
 
 
 def grid_of(
@@ -99,7 +107,7 @@ def grid_of(
         ValueError: If there are no positions, if they are not places in the image, or if the axes cannot be told.
     """
     shape = tuple(tensor.shape)
-    size = None if image is None else image_size(image)
+    size = None if image is None else image_size(image, input_channels(model))
     if reshape_transform is not None:
         given = _with_image(reshape_transform, model, size)
         grid = given(tensor)

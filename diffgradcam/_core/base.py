@@ -21,6 +21,7 @@ from ..scores import Logit, Score, ScoreFunction, as_score
 from ..targets import OutputTarget, read_targets
 from ..weightings import Weighting, is_linear
 from . import messages
+from .axes import input_channels
 from .explanation import Explanation
 from .forward import ForwardPass, LayerReader, Output, Recording, ReshapeTransform
 from .gradients import linear_maps
@@ -407,7 +408,7 @@ class BaseCAM(ABC):
         scale = heatmaps.minmax if self.rectify else heatmaps.scale_signed
         layers = [scale(self._rectified(layer.squeeze(1))) for layer in self.layer_maps(forward, request)]
         if size is None:
-            size = forward.inputs.spatial_size(layers[0].ndim - 1)
+            size = forward.inputs.spatial_size(layers[0].ndim - 1, input_channels(inner_model(self.model)))
         found = scale(self.fusion(layers, size)).float()
         forward.checks.require_finite("the map", found)
         return found

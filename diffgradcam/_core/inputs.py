@@ -43,11 +43,12 @@ class Inputs:
         """The shape of the image argument; None if there is none."""
         return tuple(self.image.shape) if isinstance(self.image, Tensor) else None
 
-    def spatial_size(self, dims: int) -> tuple[int, ...]:
+    def spatial_size(self, dims: int, channels: int | None = None) -> tuple[int, ...]:
         """The spatial size of the image, which heat maps are resized to.
 
         Args:
             dims: How many dimensions a map has.
+            channels: How many the model takes, see :func:`~.axes.input_channels`.
 
         Returns:
             As many numbers.
@@ -55,7 +56,7 @@ class Inputs:
         Raises:
             ValueError: If the image is not ``(B, C, *S)`` with as many spatial dimensions.
         """
-        size = None if self.image_shape is None else image_size(self.image_shape)
+        size = None if self.image_shape is None else image_size(self.image_shape, channels)
         if size is not None and len(size) == dims:
             return size
         raise ValueError(
