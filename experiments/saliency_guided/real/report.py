@@ -509,9 +509,9 @@ def why_terms(folder: Path) -> str:
     return (
         f"**Their scale.** At the start the agreement of the two maps pulls {factors[0]:.1f} times as hard at the "
         f"weights as CYBORG's squared error does, and after training ln(H + 1) {factors[1]:.1f} times; in the table "
-        "of the stand-ins both have weight 1. With less weight, what they cost goes away. AUROC lost to CYBORG on "
-        f"the closed set: {losses}. Norms of the gradients of the unweighted terms, {scales} (of CYBORG's networks; "
-        f"{len(keys)} pairs of task and "
+        "of the stand-ins both have weight 1. With less weight, most of what they cost goes away. AUROC lost to "
+        f"CYBORG on the closed set: {losses}. Norms of the gradients of the unweighted terms, {scales} (of CYBORG's "
+        f"networks; {len(keys)} pairs of task and "
         "seed, of no seed of the table).\n\n" + "\n".join(lines)
     )
 
