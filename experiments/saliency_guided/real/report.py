@@ -353,14 +353,13 @@ def _tool(results: Results) -> str:
                 cells.append(f"{own.mean():.3f} [{low:.3f}, {high:.3f}]")
             pair = _pair(rows, way, "GradCAM", "iou")
             lines.append("| " + " | ".join([*cells, "" if way == "GradCAM" else interval(pair)]) + " |")
-        gains = {
-            metric: [way for way in WAYS if way != TOOL and _pair(rows, TOOL, way, metric).low > 0]
-            for metric in ("pointing", "iou", "deletion")
-        }
-        verdicts.append(
-            f"trained with {method}, its regions are better (interval of the paired difference above 0) in "
-            + "; in ".join(f"{metric} than {', '.join(better) or 'none'}" for metric, better in gains.items())
-        )
+        words = []
+        for metric in ("pointing", "iou", "deletion"):
+            pairs = {way: _pair(rows, TOOL, way, metric) for way in WAYS if way != TOOL}
+            better = ", ".join(way for way, pair in pairs.items() if pair.low > 0) or "none"
+            worse = ", ".join(way for way, pair in pairs.items() if pair.high < 0) or "none"
+            words.append(f"{metric} better than {better}, worse than {worse}")
+        verdicts.append(f"trained with {method}: {'; '.join(words)}")
     images = found["CE"][0]["count"]
     return (
         f"The top region of `{TOOL}` that speaks for the defect, against as many of the highest pixels of each map, "
@@ -368,7 +367,8 @@ def _tool(results: Results) -> str:
         f"({images['images']:.0f} of the first seed). *Pointing*: its centre, or the map's peak, lies in the mask. "
         "*Deletion*: drop of the log-odds of the defect when the area is filled with the image's mean. Mean over "
         "seeds, 95% bootstrap interval over seeds. "
-        + ". ".join(each[0].upper() + each[1:] for each in verdicts)
+        "By the interval of the paired difference, which is narrow with so few seeds, the tool's regions are, "
+        + "; ".join(verdicts).replace("; iou", ", IoU").replace("; deletion", ", deletion")
         + ".\n\n"
         + "\n".join(lines)
     )
@@ -386,10 +386,12 @@ def tool_against(results: Results) -> tuple[str, str]:
     rows = [results.cells["tiles", "CE", seed]["regions"] for seed in results.seeds]
     pairs = {way: _pair(rows, TOOL, way, "iou") for way in WAYS if way != TOOL}
     better = [way for way, pair in pairs.items() if pair.low > 0]
+    worse = [way for way, pair in pairs.items() if pair.high < 0]
     return (
         "IoU of its top region with people's mask minus that of as many of the highest pixels of "
         + ", ".join(f"{way} {interval(pair)}" for way, pair in pairs.items()),
-        f"its regions overlap people's masks more than those of {', '.join(better) or 'no other way'}",
+        f"its regions overlap people's masks more than those of {', '.join(better) or 'no other way'}, less than "
+        f"those of {', '.join(worse) or 'none'}",
     )
 
 
