@@ -132,7 +132,7 @@ def fitting_grids(
             grid = tuple(-(-length // 2**halved) for length in base)
             extra = tokens - math.prod(grid)
             most = _MOST_EXTRA if patch_grid is not None and not halved else 0
-            usual = extra in EXTRA_TOKENS or 0 <= extra <= min(most, math.prod(grid) - 1)
+            usual = extra in EXTRA_TOKENS or 0 <= extra <= most
             if min(grid) > 0 and (extra == extra_tokens or (extra_tokens is None and usual)):
                 found.append(FittingGrid(grid, extra))
     return list(dict.fromkeys(found))

@@ -355,7 +355,7 @@ def oblong_tokens(activations):
     return activations[:, 1:].transpose(1, 2).reshape(len(activations), CHANNELS, 6, 5)
 
 
-@hint(ValueError, r"such as tokens_to_grid of diffgradcam.tokens$")
+@hint(ValueError, r"such as tokens_to_grid of diffgradcam.tokens for the patches of an image$")
 def tokens_of_square_images():
     model = tokens()
     return (
@@ -365,21 +365,89 @@ def tokens_of_square_images():
     )
 
 
-@hint(
-    ValueError,
-    r"Give yours, such as reshape_transform=functools.partial\(tokens_to_grid, height=",
-    today="the first suggestion is the grid whose sides differ least, not the one of the image: 5 x 6, not 6 x 5",
-)
+@hint(ValueError, r"; pass reshape_transform=tokens_to_grid of diffgradcam.tokens itself")
 def tokens_of_oblong_images():
     model = tokens()
+    wrong = SQUARE[:, :, :4].contiguous()  # 4 x 6 patches and one
 
-    def follow(message):
-        code = message.partition("reshape_transform=")[2]
-        return maps(GradCAM(model, "block", eval(code, {"functools": functools, "tokens_to_grid": tokens_to_grid})))
+    def transpose(activations):
+        return activations[:, 1:].transpose(1, 2).unflatten(2, (2, 12))
 
     return (
-        lambda: maps(GradCAM(model, "block", tokens_to_grid)),
-        follow,
+        lambda: maps(GradCAM(model, "block", transpose), wrong),
+        lambda _: maps(GradCAM(model, "block", tokens_to_grid), wrong),
+        lambda: by_hand(
+            model,
+            "block",
+            lambda: model(wrong),
+            grid=lambda a: a[:, 1:].transpose(1, 2).unflatten(2, (4, 6)),
+        ),
+    )
+
+
+class Cube(nn.Module):
+    """As many channels as rows and columns, which come last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.same = nn.Conv2d(3, 6, 1), nn.LayerNorm(6), nn.Identity()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.same(self.norm(self.conv(x).movedim(1, 3))).tanh().mean((1, 2)))
+
+
+@hint(ValueError, r"or reshape_transform=lambda x: x.movedim\(-1, 1\) for the last$")
+def axes_that_cannot_be_told():
+    model = seeded(Cube)
+    return (
+        lambda: maps(GradCAM(model, "same"), SQUARE),
+        lambda _: maps(GradCAM(model, "same", lambda x: x.movedim(-1, 1)), SQUARE),
+        lambda: by_hand(model, "same", lambda: model(SQUARE), grid=lambda a: a.permute(0, 3, 1, 2)),
+    )
+
+
+@hint(ValueError, r"pass reshape_transform=lambda x: x.movedim\(-1, 1\)$")
+def channels_left_as_places():
+    model = seeded(Last)
+    return (
+        lambda: maps(GradCAM(model, "norm", lambda x: x)),
+        lambda _: maps(GradCAM(model, "norm", lambda x: x.movedim(-1, 1))),
+        lambda: by_hand(model, "norm", grid=lambda a: a.permute(0, 3, 1, 2)),
+    )
+
+
+class Enlarged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.large, self.head = nn.Identity(), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(self.large(F.interpolate(x, scale_factor=2)).tanh().mean((2, 3)))
+
+
+@hint(ValueError, r"say so with reshape_transform=lambda x: x \(channels on the second axis\)")
+def places_finer_than_the_image():
+    model = seeded(Enlarged)
+    return (
+        lambda: maps(GradCAM(model, "large")),
+        lambda _: maps(GradCAM(model, "large", lambda x: x)),
+        lambda: by_hand(model, "large"),
+    )
+
+
+@hint(
+    ValueError, "height=..., width=..., extra_tokens=...\\), or choose a layer whose tokens are patches of the image$"
+)
+def tokens_that_are_no_patches():
+    model = tokens()
+
+    def some(activations):
+        return tokens_to_grid(activations[:, :24], image_size=(6, 5))
+
+    return (
+        lambda: maps(GradCAM(model, "block", some)),
+        lambda _: maps(GradCAM(model, "block", functools.partial(tokens_to_grid, height=6, width=5, extra_tokens=1))),
         lambda: by_hand(model, "block", grid=oblong_tokens),
     )
 
@@ -393,21 +461,6 @@ class Last(nn.Module):
 
     def forward(self, x):
         return self.head(self.norm(self.conv(x).movedim(1, 3)).tanh().mean((1, 2)))
-
-
-@hint(ValueError, r"reshape_transform=lambda x: x.movedim\(3, 1\) for channels that come last")
-def a_grid_that_may_be_either():
-    model = seeded(Last)
-
-    def follow(message):
-        code = re.search(r"lambda x: x\.movedim\(3, 1\)", message).group()
-        return maps(GradCAM(model, "norm", eval(code)))
-
-    return (
-        lambda: maps(GradCAM(model, "norm", tokens_to_grid)),
-        follow,
-        lambda: by_hand(model, "norm", grid=lambda a: a.permute(0, 3, 1, 2)),
-    )
 
 
 @hint(ValueError, "are a grid already, without extra tokens; leave it out$")
@@ -522,7 +575,6 @@ def right_detections(model):
 @hint(
     TypeError,
     "such as output=",
-    today="of the list of a detector it advises o[0], which is the dictionary of the first image",
 )
 def the_list_of_a_detector():
     model = Returns(as_detections)
@@ -574,7 +626,7 @@ def a_single_number():
     )
 
 
-@hint(ValueError, r"pass output= a function that reduces it \(diffgradcam.scores.two_logits for one sigmoid output\)")
+@hint(ValueError, r"pass output= a function that reduces it \(diffgradcam.scores.two_logits for one sigmoid output, ")
 def one_sigmoid_output():
     model = Returns(lambda z: z[:, 0])
     return (
@@ -587,7 +639,6 @@ def one_sigmoid_output():
 @hint(
     ValueError,
     "explain the output with a target such as RawScoresOutputTarget",
-    today="for a regression of one number it names SemanticSegmentationTarget",
 )
 def a_regression():
     model = Returns(lambda z: z[:, 0])
@@ -617,7 +668,7 @@ MASK = torch.zeros(6, 6, dtype=torch.bool)
 MASK[1:4, 2:] = True
 
 
-@hint(ValueError, "or explain the output with a target such as SemanticSegmentationTarget$")
+@hint(ValueError, "or explain the output with a target such as .*SemanticSegmentationTarget$")
 def logits_of_pixels():
     model = seeded(Pixels)
     target = SemanticSegmentationTarget(1, MASK[::2, ::2])
@@ -924,7 +975,6 @@ def labels_of_floating_point():
 @hint(
     (TypeError, ValueError),
     r"argmax\(1\)",
-    today="labels.long() of one-hot labels gives maps of the classes 0 and 1; argmax(1) is right",
 )
 def one_hot_labels():
     model = deep()
@@ -943,7 +993,6 @@ def one_hot_labels():
 @hint(
     (TypeError, ValueError),
     r"argmax\(1\)",
-    today="one-hot labels of integers are taken for the classes 0 and 1",
 )
 def one_hot_labels_of_integers():
     model = deep()
@@ -1133,7 +1182,6 @@ def an_image_by_something_else():
 @hint(
     TypeError,
     "where another argument is the image, name it with image=$",
-    today="the message is not reached where the first tensor has fewer rows than there are images: IndexError",
 )
 def an_image_that_comes_second():
     class Second(Named):
@@ -1332,6 +1380,36 @@ def versions_of_an_image_that_comes_second():
     return lambda: ask(0), lambda _: ask(1), lambda: by_hand(deep(), "features")
 
 
+@hint(TypeError, "; pass targets=\\[ClassifierOutputTarget\\(category\\)\\] for each image")
+def the_old_name_of_a_target():
+    model = deep()
+    return (
+        lambda: GradCAM(model, "features").explain(X, target_category=1),
+        lambda _: GradCAM(model, "features").explain(X, [ClassifierOutputTarget(1)] * 3).maps,
+        lambda: by_hand(model, "features"),
+    )
+
+
+@hint(TypeError, r"; move the model and the images with \.to\('cuda'\)$")
+def the_old_name_of_a_device():
+    model = deep()
+    return (
+        lambda: GradCAM(model, "features", use_cuda=True),
+        lambda _: maps(GradCAM(model.to("cpu"), "features")),
+        lambda: by_hand(model, "features"),
+    )
+
+
+@hint(TypeError, r"; pass target_layers=\[layer\]$")
+def the_old_name_of_a_layer():
+    model = deep()
+    return (
+        lambda: GradCAM(model, target_layer=model.features),
+        lambda _: maps(GradCAM(model, target_layers=[model.features])),
+        lambda: by_hand(model, "features"),
+    )
+
+
 # models that are not what they look like
 
 
@@ -1356,17 +1434,17 @@ def explain_plain(_message):
 SCRIPTED = "(?i)torchscript.*explain the (eager )?(model|nn.Module) .*it was made from"
 
 
-@hint(RuntimeError, SCRIPTED, today="PyTorch's own message: register_forward_hook is not supported on ScriptModules")
+@hint(RuntimeError, SCRIPTED)
 def a_scripted_model():
     return lambda: maps(GradCAM(torch.jit.script(plain()), "features"), X32), explain_plain, right_of_plain
 
 
-@hint(RuntimeError, SCRIPTED, today="'did not run ... attach before torch.compile'; the cause is the trace")
+@hint(RuntimeError, SCRIPTED)
 def a_traced_model():
     return lambda: maps(GradCAM(torch.jit.trace(plain(), X32), "features"), X32), explain_plain, right_of_plain
 
 
-@hint((RuntimeError, ValueError), SCRIPTED, today="'features' is not a layer of RecursiveScriptModule")
+@hint((RuntimeError, ValueError), SCRIPTED)
 def a_frozen_model():
     return (
         lambda: maps(GradCAM(torch.jit.freeze(torch.jit.script(plain())), "features"), X32),
@@ -1378,7 +1456,6 @@ def a_frozen_model():
 @hint(
     (RuntimeError, ValueError),
     r"torch\.export.*(torch\.export\.unflatten|explain the model)",
-    today="'did not run ... attach before torch.compile'; the cause is that an exported model runs no layers",
 )
 def an_exported_model():
     def exported():
@@ -1394,7 +1471,6 @@ def an_exported_model():
 @hint(
     RuntimeError,
     "(?i)quanti[sz]ed.*(float|EigenCAM|ScoreCAM)",
-    today="'the model detaches it ... choose a later layer', though no layer has gradients: int8 layers have none",
 )
 def a_quantised_model():
     def quantised():
@@ -1406,7 +1482,6 @@ def a_quantised_model():
 @hint(
     RuntimeError,
     r"(?i)(built|made|created|loaded) under torch\.inference_mode",
-    today="PyTorch's own message: Inference tensors cannot be saved for backward",
 )
 def a_model_made_under_inference_mode():
     with torch.inference_mode():
@@ -1465,6 +1540,10 @@ SOURCES = [
     *(ROOT / f"{name}.py" for name in ("tokens", "targets", "scores")),
 ]
 ELSEWHERE = {
+    "outputs look like probabilities": "a warning; test_inputs",
+    "in more than one way": "test_tokens",
+    "give image_size= (a CAM does": "test_tokens",
+    "are a grid (B, h, w, C) or (B, C, h, w)": "test_tokens",
     "the model is in training mode": "a warning; test_cam",
     "loader is a tensor": "test_saliency_dataset, metrics",
     "the mask ": "sham",
@@ -1475,7 +1554,6 @@ ELSEWHERE = {
     "expected a CAM or an object with explain()": "metrics",
     "too large": "test_security",
     "which is not installed": "test_report",
-    "runs the model on one image at a time": "an_image_that_comes_second, once it is reached",
     "changes how a CAM sums up its channels": "test_smoothing",
     "expects a CAM, such as": "test_smoothing",
     "compare() takes one true class": "test_contrastive",

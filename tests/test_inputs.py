@@ -442,5 +442,5 @@ def test_detections_name_their_function():
             found = self.conv(x).mean((2, 3))
             return [{"boxes": row[None], "labels": torch.ones(1), "scores": row[:1]} for row in found]
 
-    with pytest.raises(TypeError, match=r"returned detections; pass output=diffgradcam.targets.detections"):
+    with pytest.raises(TypeError, match=r"returned detections; .* such as output=diffgradcam.targets.detections"):
         GradCAM(Detector(), "conv").explain(IMAGES)

@@ -221,7 +221,7 @@ def _check_given(layer: Layer, tensor: Tensor, grid: object, size: ImageSize, pa
     shape, given = tuple(tensor.shape), tuple(grid.shape)
     if len(given) < 3:
         raise _no_positions(layer, given)
-    if given == shape and _surely_last(layer.module) and shape[1] != shape[-1]:
+    if given == shape and _surely_last(layer.module):
         raise ValueError(
             f"layer {layer.name} gives {shape} with its {shape[-1]} channels on the last axis, and reshape_transform= "
             "leaves them there, where they would be read as places; pass reshape_transform=lambda x: x.movedim(-1, 1)"

@@ -55,6 +55,7 @@ class Recording:
         self.used = [each.activations is not None for each in recorded]
         self.layers = [each.layer for each in recorded if each.activations is not None]
         self.activations = [each.activations for each in recorded if each.activations is not None]
+        self._model = model
         self._grids: list[ReshapeTransform] = []
         for layer, tensor in zip(self.layers, self.activations, strict=True):
             if reshape_transform is None:
@@ -108,7 +109,11 @@ class Recording:
         """
         cotangents = request.cotangents(self.logits, create_graph=create_graph)
         return activation_gradients(
-            self.logits, self.activations, cotangents, create_graph=create_graph, names=self.names
+            self.logits,
+            self.activations,
+            cotangents,
+            create_graph=create_graph,
+            independent=lambda: messages.independent(self.names, self._model),
         )
 
     def every_layer(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -363,7 +368,7 @@ class LayerReader:
             torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
             recorded = recorder.recorded(model)
             if self.graph and not logits.requires_grad:
-                raise RuntimeError(messages.independent(", ".join(layer.name for layer in self.layers)))
+                raise RuntimeError(messages.independent(", ".join(layer.name for layer in self.layers), model))
             forward = ForwardPass(self, inputs, logits, recorded, autocast)
             stack.push(forward.name_the_cause)
             yield forward

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..scores import Score, score_gradients
-from . import messages
 from .recorder import same_weights
 from .tensors import spread, widen
 
@@ -27,7 +26,7 @@ def activation_gradients(
     cotangents: Tensor,
     *,
     create_graph: bool = False,
-    names: str = "of the target",
+    independent: Callable[[], str] = lambda: "the output does not depend on the activations",
 ) -> list[Tensor]:
     """Vector-Jacobian products of the output with respect to the activations of each layer.
 
@@ -36,7 +35,7 @@ def activation_gradients(
         activations: One tensor ``(B, ...)`` for each layer.
         cotangents: ``(B, N, *O)``.
         create_graph: Keep the graph, so that the result can be differentiated.
-        names: Of the layers, for the message.
+        independent: Makes the message for an output that depends on none of the activations.
 
     Returns:
         Gradients, ``(B, N, ...)``, for each layer; 0 where the output does not depend on it. No ``.grad`` is touched.
@@ -58,7 +57,7 @@ def activation_gradients(
                 allow_unused=True,
             )
         if all(gradient is None for gradient in gradients):
-            raise RuntimeError(messages.independent(names))
+            raise RuntimeError(independent())
         return tuple(
             vector.new_zeros(*vector.shape[:batched], *layer.shape) if gradient is None else gradient
             for gradient, layer in zip(gradients, activations, strict=True)

@@ -155,6 +155,11 @@ def following_rows(inputs: Inputs, logits: Tensor, run: Callable[[Inputs], Tenso
         ValueError: If no choice gives the same logits.
     """
     batch = len(logits)
+    if len(inputs.image) != batch:
+        raise ValueError(
+            f"the image argument is {described(inputs.image)} for {batch} rows of logits; expected one row for each; "
+            "where another argument is the image, name it with image="
+        )
     candidates = inputs.candidates(batch)
     if not candidates:
         return ()

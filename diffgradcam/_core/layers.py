@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from . import messages
 from .wrappers import inner_model
 
 
@@ -110,6 +111,8 @@ def _find(model: nn.Module, target: object) -> nn.Module:
     kind = type(model).__name__
     if isinstance(target, str):
         if target not in modules:
+            if messages.is_torchscript(model):
+                raise ValueError(messages.torchscript(repr(target)))
             raise ValueError(f"{target!r} is not a layer of {kind}; {_suggestion(target, list(modules))}")
         return modules[target]
     if not isinstance(target, nn.Module):

@@ -48,8 +48,14 @@ def changed_meanwhile() -> str:
     )
 
 
-def independent(name: str) -> str:
+def independent(name: str, model: nn.Module) -> str:
     """For an output that does not depend on a layer."""
+    if any("quantized" in type(module).__module__ for module in model.modules()):
+        return (
+            f"the output does not depend on layer {name} for autograd: the model is quantised, and its int8 layers "
+            "have no gradients; explain the float model that it was made from, or use a method without gradients, such "
+            "as EigenCAM"
+        )
     return (
         f"the output does not depend on layer {name}: it comes from a forward pass that was not recorded, or the model "
         "detaches or switches gradients off at or after this layer; choose a later layer, or layer_input() of one"
@@ -72,13 +78,23 @@ def freed(name: str) -> str:
     )
 
 
+def is_torchscript(model: nn.Module) -> bool:
+    """Whether a part of the model is TorchScript."""
+    return any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+
+
+def torchscript(name: str) -> str:
+    """For a layer of a model without Python."""
+    return (
+        f"hooks cannot see layer {name}: the model is TorchScript, which runs without Python; explain the model that "
+        "it was made from, with load_state_dict(script.state_dict())"
+    )
+
+
 def did_not_run(name: str, model: nn.Module) -> str:
     """For a layer that no forward pass called."""
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        return (
-            f"layer {name} did not run where hooks see it: the model is TorchScript, which runs without Python; "
-            "explain the model that it was made from, with load_state_dict(script.state_dict())"
-        )
+    if is_torchscript(model):
+        return torchscript(name)
     if isinstance(model, torch.fx.GraphModule):
         return (
             f"layer {name} did not run where hooks see it: the model is a graph, such as torch.export makes, whose "

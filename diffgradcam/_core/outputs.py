@@ -42,8 +42,8 @@ def find_logits(output: Any) -> Tensor:
     how = "output=lambda o: o[0]"
     if isinstance(output, list | tuple) and output and isinstance(output[0], Mapping) and "boxes" in output[0]:
         raise TypeError(
-            "the model returned detections; pass output=diffgradcam.targets.detections and explain them with targets, "
-            "such as FasterRCNNBoxScoreTarget"
+            "the model returned detections; explain them with targets such as FasterRCNNBoxScoreTarget, and pass a "
+            "function that makes one tensor of them, such as output=diffgradcam.targets.detections"
         )
     if isinstance(output, Mapping):
         what += f" with keys {sorted(map(str, output))}"

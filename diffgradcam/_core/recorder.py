@@ -104,9 +104,12 @@ class Recorder(ABC):
         return iter(())
 
     def _register(self, index: int, layer: Layer) -> RemovableHandle:
-        if layer.entering:
-            return layer.module.register_forward_pre_hook(_EnteringHook(self, index), with_kwargs=True)
-        return layer.module.register_forward_hook(_LeavingHook(self, index))
+        try:
+            if layer.entering:
+                return layer.module.register_forward_pre_hook(_EnteringHook(self, index), with_kwargs=True)
+            return layer.module.register_forward_hook(_LeavingHook(self, index))
+        except RuntimeError as error:  # not supported on ScriptModules
+            raise RuntimeError(messages.torchscript(layer.name)) from error
 
 
 class CutRecorder(Recorder):
@@ -235,7 +238,7 @@ class GraphRecorder(Recorder):
                 )
             found.extend(_choose(layer, runs))
         if all(each.activations is None for each in found):
-            raise RuntimeError(messages.independent(names))
+            raise RuntimeError(messages.independent(names, self._model))
         return found
 
     def _more_hooks(self) -> Iterator[RemovableHandle]:

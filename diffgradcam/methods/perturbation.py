@@ -99,6 +99,7 @@ class PerturbationCAM(ScoredCAM):
     def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:
         """See :meth:`BaseCAM.layer_maps`."""
         forward.checks.verify()  # before many forward passes are made
+        _batch(self, forward)
         forward.find_following()  # before anything is taken away
         grids = forward.grids()
         total = sum(len(grid) * self.runs(grid.shape[1]) for grid in grids)
