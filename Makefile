@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lowest test-newest test-wheel siege coverage mutation check quality lint types doctest examples docs dist bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness clean
+.PHONY: help demo test test-lowest test-newest test-wheel siege coverage mutation check quality lint types doctest examples docs dist bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness experiment-architectures clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
@@ -102,6 +102,9 @@ experiment-audit: $(VENV)/.installed-examples ## Measure which clean and fooled 
 experiment-faithfulness: $(VENV)/.installed-examples ## Measure which maps say what the model looked at (an hour)
 	$(BIN)/python -m experiments.faithfulness.run
 	$(BIN)/python -m experiments.faithfulness.report
+
+experiment-architectures: $(VENV)/.installed-test ## Judge the maps of 260 architectures of other libraries (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.siege.zoo
 
 clean: ## Remove the environment and all generated files, but not the results of experiments
 	rm -rf $(VENV) .venv-lowest .venv-newest output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage* mutants
