@@ -1540,6 +1540,7 @@ SOURCES = [
     *(ROOT / f"{name}.py" for name in ("tokens", "targets", "scores")),
 ]
 ELSEWHERE = {
+    "rows of logits; expected one row for each": "test_inputs",
     "outputs look like probabilities": "a warning; test_inputs",
     "in more than one way": "test_tokens",
     "give image_size= (a CAM does": "test_tokens",

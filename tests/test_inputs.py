@@ -186,6 +186,18 @@ def test_rows_that_belong_to_the_images_follow_them(name):
     exact(together, torch.cat(each))
 
 
+def test_an_image_with_other_rows_than_the_logits_is_refused():
+    class Second(Siamese):
+        def forward(self, left, right):
+            return self.backbone(right) + left.mean()
+
+    model = models.seeded(Second)
+    with pytest.raises(ValueError, match=r"image argument is shape \(1, 3, 6, 5\) for 3 rows of logits; .*with image="):
+        NoiseSmooth(GradCAM(model, "backbone.relu"), samples=2).explain(IMAGES[:1], 1, OTHERS)
+    fixed = NoiseSmooth(GradCAM(model, "backbone.relu", image=1), samples=2).explain(IMAGES[:1], 1, OTHERS).maps
+    exact(fixed, NoiseSmooth(GradCAM(model.backbone, "relu"), samples=2).explain(OTHERS, 1).maps)
+
+
 def test_rows_that_cannot_be_told_are_refused():
     class Chance(nn.Module):
         def __init__(self):

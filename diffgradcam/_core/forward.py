@@ -158,7 +158,7 @@ class ForwardPass(Recording):
         for layer, tensor in zip(self.layers, self.activations, strict=True):
             self.checks.require_finite(f"the activation of layer {layer.name}", tensor)
 
-        if reader.first_time() and logits.ndim == 2 and logits.shape[1] > 1:
+        if reader.first_time() and logits.ndim == 2 and logits.shape[1] > 1 and len(logits):
             off = ((logits.sum(1) - 1).abs().amax() + (-logits.amin()).clamp_min(0)).detach()
             self.checks.notice(off < _PROBABILITY_TOLERANCE, messages.probabilities)
 
