@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import tqdm
 
 from .._core.base import BaseCAM
 from .._core.batches import check_images
@@ -34,10 +32,10 @@ from ..analysis.comparisons import explain_together
 from ..heatmaps import rectify
 from ..methods.contrastive import DiffGradCAM
 from ..methods.gradient import GradCAM
-from ..metrics.similarity import pearson
+from ..metrics.behaviour import GRID, drops_from, occlusion_agreement
+from ..metrics.evaluator import Evaluator
 from ..scores import logit_difference
 
-_GRID = 7
 _ENOUGH_IMAGES = 8
 _ENOUGH_OUTPUTS = 20
 
@@ -192,9 +190,10 @@ def audit(
     (logits, classes, visible), (_, _, invisible), *contrast = explain_together(cams, images)
     gradcam_agreement = diffgradcam_agreement = None
     if contrast:
-        drops = _occlusion_drops(model, images, logits, classes, output, progress)
-        gradcam_agreement = _agreement(rectify(visible + invisible), drops)
-        diffgradcam_agreement = _agreement(contrast[0].maps, drops)
+        before = logit_difference(logits, classes)
+        drops = drops_from(Evaluator(model, output=output), images, classes, before, GRID, progress=progress)
+        gradcam_agreement = occlusion_agreement(rectify(visible + invisible), drops)
+        diffgradcam_agreement = occlusion_agreement(contrast[0].maps, drops)
     return AuditReport(
         logits=logits,
         classes=classes,
@@ -258,43 +257,6 @@ def _weight_share(model: nn.Module, classes: int) -> float | None:
     return float(common_mode_share(rows - common, common))
 
 
-def _occlusion_drops(
-    model: nn.Module,
-    images: Tensor,
-    logits: Tensor,
-    classes: Tensor,
-    output: Callable[[Any], Tensor],
-    progress: bool,
-) -> Tensor:
-    """How far the log-odds of each decision fall when the window around a cell is filled with the image's mean."""
-    height, width = images.shape[2:]
-    rows, columns = _windows(height), _windows(width)
-    fill = images.mean((2, 3), keepdim=True)
-    before = logit_difference(logits, classes)
-    drops = []
-    with torch.no_grad(), tqdm(total=_GRID**2, desc="occlusion", disable=not progress) as bar:
-        for top, bottom in rows:
-            for left, right in columns:
-                occluded = images.clone()
-                occluded[..., top:bottom, left:right] = fill
-                drops.append(before - logit_difference(output(model(occluded)), classes))
-                bar.update()
-    return torch.stack(drops, 1).view(-1, _GRID, _GRID)
-
-
-def _windows(length: int) -> list[tuple[int, int]]:
-    """First and last pixel (exclusive) of the three cells around each cell; two at the edge."""
-    edges = [round(i * length / _GRID) for i in range(_GRID + 1)]
-    return [(edges[max(0, i - 1)], edges[min(_GRID, i + 2)]) for i in range(_GRID)]
-
-
-def _agreement(maps: Tensor, drops: Tensor) -> Tensor:
-    cells = F.adaptive_avg_pool2d(maps.unsqueeze(1), _GRID)
-    # The mean over the window, not the sum: windows at the edge are smaller, and sums would favour the centre.
-    windows = F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False)
-    return pearson(windows.squeeze(1), drops.to(maps.dtype))
-
-
 def _check_softmax_logits(outputs: Tensor) -> None:
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         raise ValueError(
@@ -319,9 +281,9 @@ def _check_softmax_logits(outputs: Tensor) -> None:
 
 def _check_options(images: Tensor, occlusion: bool, threshold: float, agreement_threshold: float) -> None:
     check_images(images)
-    if occlusion and (images.ndim != 4 or min(images.shape[2:]) < _GRID):
+    if occlusion and (images.ndim != 4 or min(images.shape[2:]) < GRID):
         raise ValueError(
-            f"images have shape {tuple(images.shape)}; occlusion needs (B, C, H, W), at least {_GRID} x {_GRID} pixels"
+            f"images have shape {tuple(images.shape)}; occlusion needs (B, C, H, W), at least {GRID} x {GRID} pixels"
         )
     check_share("threshold", threshold)
     if not -1 <= agreement_threshold <= 1:

@@ -1,15 +1,20 @@
 """Passive fooling: models that decide as before and show another map, to measure which explainers are fooled."""
 
+from .autofooling import Autofooled, Effect, Restart, autofool
 from .closed_form import common_mode_hoax, spatial_hoax
 from .finetuning import Epoch, Finetuned, finetune
 from .masks import border_mask, centre_mask, corner_mask, entropy_mask, match_entropy
 from .objectives import FoolingLoss, active_loss, centre_mass_loss, location_loss, sham_loss, top_k_loss
 
 __all__ = [
+    "Autofooled",
+    "Effect",
     "Epoch",
     "Finetuned",
     "FoolingLoss",
+    "Restart",
     "active_loss",
+    "autofool",
     "border_mask",
     "centre_mask",
     "centre_mass_loss",
