@@ -362,12 +362,13 @@ def occlusion_agreement(maps: Tensor, drops: Tensor) -> Tensor:
 
 
 def _pixels(ready: Evaluator, images: Tensor, classes: Tensor, steps: int, progress: bool) -> Tensor:
-    chunks = [tensor.split(ready.batch_size) for tensor in (images, classes)]
-    with outside_inference_mode(), tqdm(total=steps, desc="integrated gradients", disable=not progress) as bar:
+    chunks = [torch.split(tensor, ready.batch_size) for tensor in (images, classes)]
+    total = steps * len(chunks[0])
+    with outside_inference_mode(), tqdm(total=total, desc="integrated gradients", disable=not progress) as bar:
         parts = []
         for chunk, own in zip(*chunks, strict=True):
             parts.append(_integrated(ready, normal(chunk.detach()), normal(own), steps))
-            bar.update(steps * len(chunk) / len(images))
+            bar.update(steps)
     pixels = torch.cat(parts).sum(1)
     check_finite("the integrated gradient", pixels)
     return pixels

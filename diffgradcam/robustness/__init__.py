@@ -1,8 +1,8 @@
 """How robust explanations are: audit a checkpoint, repair it, and measure which explainers an attack fools.
 
 A benchmark is of *one* attack. A method that withstands a common-mode hoax may fall to another attack, one that aims at
-it. Name the attack wherever a number from here is shown. And a map that moved need not have lied: with
-``benchmark(..., honesty=True)`` a map that no longer says what its model relies on is told from a model that has changed.
+it. Name the attack wherever a number from here is shown. And a map that moved need not have lied, since the model may
+rely on other things now: ``benchmark(..., honesty=True)`` tells the two apart.
 """
 
 from .._core.explainers import MakeCAM

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .._core.base import BaseCAM
 from .._core.batches import check_images
-from .._core.checks import check_share
+from .._core.checks import check_choice, check_share, described
 from .._core.common_mode import common_mode_share, invisible_score, visible_score
 from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head
 from .._core.layers import LayerSpec
@@ -165,7 +165,11 @@ def audit(
         TypeError: If ``images`` is not a tensor; otherwise as :meth:`~diffgradcam.BaseCAM.explain`.
 
     Reference:
-        Ours. Occlusion: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
+        That softmax does not see what all logits share, and Grad-CAM does, was used to fool before: Lerma and Lucas,
+        2023 (arXiv 2307.03305); Viering et al., 2019 (arXiv 1907.10901). A contrast as what softmax does see: Wang and
+        Wang, NeurIPS 2022. Ours: the share of the common mode as a sign that needs no clean copy, and its agreement
+        with occlusion as the other. Occlusion: Zeiler and Fergus, "Visualizing and Understanding Convolutional
+        Networks", ECCV 2014.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -208,22 +212,36 @@ def audit(
     )
 
 
-def repair(model: nn.Module, *, head: nn.Module | str | None = None) -> nn.Module:
-    """Remove the common mode of the last layer: centre its weights and biases over the classes.
+def repair(
+    model: nn.Module, *, head: nn.Module | str | None = None, where: Literal["head", "output"] = "head"
+) -> nn.Module:
+    """Remove the common mode: centre the last layer's weights over the classes, or the logits themselves.
 
     Softmax does not see the difference, so probabilities and decisions stay, up to rounding; the logits are centred. A
-    common-mode hoax is gone afterwards. What is written elsewhere stays: audit again, with ``occlusion=True``.
+    common-mode hoax is gone afterwards.
+
+    - ``where="head"`` changes weights, so it is in the ``state_dict``. It removes what is in the last layer: after
+      :func:`.sham.common_mode_hoax`, say.
+    - ``where="output"`` subtracts the mean of the logits at the output of any model, by a hook. It removes every common
+      mode, wherever it comes from: after :func:`.sham.input_scalar_wrapper` and :func:`.sham.triggered_hoax` too. A
+      ``state_dict`` does not hold the hook: repair again after loading.
+
+    Neither undoes what is not in the common mode: permuted features (:func:`.sham.spatial_hoax`), fine-tuned features
+    (:func:`.sham.finetune`, :func:`.sham.autofool`) and changed images (:func:`.sham.perturb`) stay. Audit again, with
+    ``occlusion=True``.
 
     Args:
-        model: A softmax classifier whose logits are the output of a linear layer. Without images this cannot be
-            verified: name the layer if in doubt. The model is left as it is.
-        head: That layer or its name; by default the last ``nn.Linear``.
+        model: A softmax classifier; with ``where="head"`` one whose logits are the output of a linear layer. Without
+            images this cannot be verified: name the layer if in doubt. The model is left as it is.
+        head: That layer or its name; by default the last ``nn.Linear``. Only for ``where="head"``.
+        where: ``"head"`` or ``"output"``.
 
     Returns:
         A changed copy.
 
     Raises:
-        ValueError: If no such layer is found, or it has fewer than two rows.
+        ValueError: If no such layer is found, it has fewer than two rows, or an option is unknown. With
+            ``where="output"`` the copy's forward pass raises it if the output is not ``(B, K)``.
         TypeError: If ``head`` is not an ``nn.Linear``.
 
     Example:
@@ -235,6 +253,13 @@ def repair(model: nn.Module, *, head: nn.Module | str | None = None) -> nn.Modul
         >>> torch.allclose(repaired(images).sum(1), torch.zeros(2), atol=1e-6)
         True
     """
+    check_choice("where", where, ("head", "output"))
+    if where == "output":
+        if head is not None:
+            raise ValueError("head is given with where='output'; expected one of them; leave head out")
+        repaired = copy_model(model)
+        repaired.register_forward_hook(_centre_logits)
+        return repaired
     name = find_head(model, head)
     repaired = copy_model(model)
     layer = linear_head(repaired, name)
@@ -242,6 +267,16 @@ def repair(model: nn.Module, *, head: nn.Module | str | None = None) -> nn.Modul
         for rows in layer.parameters():
             rows.copy_(rows.cpu().double() - rows.cpu().double().mean(0))
     return repaired
+
+
+def _centre_logits(_module: nn.Module, _args: Any, output: Any) -> Tensor:
+    """A hook. Being a function of a module, it is copied and pickled."""
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise ValueError(
+            f"the repaired model returned {described(output)}; expected a tensor of logits (B, K); repair the part of "
+            "the model that returns one"
+        )
+    return output - output.mean(1, keepdim=True)
 
 
 def _weight_share(model: nn.Module, classes: int) -> float | None:

@@ -230,8 +230,8 @@ class BenchmarkResult:
             kept = self.behaviour_kept
             sections += [
                 f"Behaviour kept, r: {_shown(kept.both)} (occlusion {_shown(kept.occlusion)}, integrated gradients "
-                f"{_shown(kept.integrated_gradients)}). Agreement of each map with what its own model relies on, before "
-                "→ after:",
+                f"{_shown(kept.integrated_gradients)}). Agreement of each map with what its own model relies on, "
+                "before → after:",
                 _table(
                     ["explainer", "occlusion", "integrated gradients", "honesty lost", "verdict"],
                     [

@@ -82,9 +82,9 @@ def benchmark(
             dotted name. All explainers read the same layers, through the same ``output`` and ``reshape_transform``.
         loader: Batches of images, or of ``(images, labels, ...)`` in all of them. Images are moved to the models.
         mask: The hoax that the attack aimed at, at the size of the maps; by default there is none to compare with.
-        honesty: Measure too whether each map says what its model relies on, so that a map that lies is told from a model
-            that has changed: True, or a :class:`HonestyCheck` with other options. It needs images of at least 7 x 7
-            pixels and costs about 51 forward passes and 16 passes back and forth an image and model.
+        honesty: Measure too whether each map says what its model relies on, so that a map that lies is told from a
+            model that has changed: True, or a :class:`HonestyCheck` with other options. It needs images of at least
+            7 x 7 pixels; an image costs each model 51 forward passes, and 16 forward and backward.
         classes: Which class to explain: the clean model's ``"decisions"``, or the ``"labels"``.
         fooling_loss: The loss to the hoax that the Fooling Success Rate counts, see :mod:`diffgradcam.sham`: called
             with the maps as the explainer gives them, rectified by default.
@@ -108,8 +108,8 @@ def benchmark(
 
     Reference:
         Whether the map lied or the model changed is asked in "Beyond Fooling", OpenReview RVKG35s2Dm, 2026; how it is
-        measured here is ours. Fooling Success Rate: Heo, Joo, Moon, "Fooling Neural Network Interpretations via Adversarial Model
-        Manipulation", NeurIPS 2019.
+        measured here is ours. Fooling Success Rate: Heo, Joo, Moon, "Fooling Neural Network Interpretations via
+        Adversarial Model Manipulation", NeurIPS 2019.
 
     Example:
         >>> from diffgradcam import DiffGradCAM, GradCAM
@@ -159,17 +159,17 @@ def benchmark(
     def estimates(kept: _Values) -> dict[str, Estimate]:
         return {name: _estimate(torch.cat(parts).numpy(), confidence, resamples, seed) for name, parts in kept.items()}
 
-    model = estimates(decided)
+    measured = estimates(decided)
     decisions = Decisions(
-        accuracy_before=model.get("accuracy_before"),
-        accuracy_after=model.get("accuracy_after"),
-        agreement=model["agreement"],
-        kl=model["kl"],
+        accuracy_before=measured.get("accuracy_before"),
+        accuracy_after=measured.get("accuracy_after"),
+        agreement=measured["agreement"],
+        kl=measured["kl"],
     )
     rows = [_row(name, estimates(kept)) for name, kept in seen.items()]
     behaviour_estimate = None
     if check is not None:
-        behaviour_estimate = _agreement("behaviour_kept", model)
+        behaviour_estimate = _agreement("behaviour_kept", measured)
         rows = [_judged(check, row, estimates(seen[row.explainer]), decisions, behaviour_estimate) for row in rows]
     return BenchmarkResult(
         rows=rows,

@@ -34,7 +34,7 @@ FoolingScope = Literal["head", "last stage", "all"]
 _JUDGED = 128  # images whose behaviour is measured
 _CHECKS = 12  # of each restart
 _BISECTIONS = 5
-_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # shares of the weights' root mean square, tried in this order
+_RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # shares of the weights' root mean square, tried in this order
 _WINDOWS = 6  # covered in each step, to keep the behaviour
 _START = -6.0  # logarithm of the multipliers: at first the way may lead out of bounds
 _CLIMB = 12.0  # the most that it rises in a restart
@@ -112,7 +112,7 @@ def autofool(
     behaviour_kept: float = 0.9,
     held_out: Tensor | None = None,
     scopes: Sequence[FoolingScope] = ("head", "last stage", "all"),
-    steps: int = 300,
+    steps: int = 800,
     seconds: float | None = None,
     batch_size: int = 32,
     head: nn.Module | str | None = None,
@@ -161,15 +161,15 @@ def autofool(
         TypeError: If images are no tensor, or the method is not trainable.
 
     Reference:
-        Ours. Aimed at one explainer, passive fooling is that of Heo, Joo, Moon, NeurIPS 2019, and Piland, Sweet, Czajka,
-        2025 (arXiv 2506.08514). An attack without settings as a standard to compare with: Croce and Hein, "Reliable
+        Ours. Passive fooling aimed at one explainer: Heo, Joo, Moon, NeurIPS 2019; Piland, Sweet, Czajka, 2025 (arXiv
+        2506.08514). An attack without settings as a standard to compare with: Croce and Hein, "Reliable
         evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks", ICML 2020 (arXiv
         2003.01690), for the inputs of classifiers.
     """
     _check_options(hoax, keep, behaviour_kept, scopes, steps, seconds, batch_size, seed)
-    for given in (images, held_out):
-        if given is not None:
-            check_images(given)
+    for some in (images, held_out):
+        if some is not None:
+            check_images(some)
     clean = copy_model(model).eval()
     device = next(clean.parameters(), images).device
     make = _Maker(method, by_name(model, target_layers))
@@ -237,8 +237,8 @@ class _Problem:
         """Logits and signed maps of all images."""
         cam = self.make(model)
         size = 8 * self.batch_size
-        given = [None] * len(self.images) if classes is None else classes.split(size)
-        parts = [cam.explain(chunk, own) for chunk, own in zip(self.images.split(size), given, strict=False)]
+        given = [None] * len(self.images) if classes is None else torch.split(classes, size)
+        parts = [cam.explain(chunk, own) for chunk, own in zip(torch.split(self.images, size), given, strict=False)]
         return torch.cat([part.logits for part in parts]), torch.cat([part.maps for part in parts])
 
     def behaviour(self, model: nn.Module) -> Behaviour:
@@ -271,7 +271,8 @@ class _Problem:
         if self.relied_on is None or effect.reached <= at_least:
             return effect
         effect = self.measure(model)
-        assert effect.behaviour is not None and self.bounds.behaviour is not None  # both are measured
+        assert effect.behaviour is not None  # it was measured
+        assert self.bounds.behaviour is not None
         return effect if effect.behaviour >= self.bounds.behaviour else None
 
 
@@ -445,7 +446,7 @@ class _Ascent:
     def _batch(self) -> Tensor:
         if not self.order:
             count = len(self.problem.images)
-            self.order = list(torch.randperm(count, generator=self.generator).split(self.problem.batch_size))
+            self.order = list(torch.split(torch.randperm(count, generator=self.generator), self.problem.batch_size))
         return self.order.pop()
 
 
