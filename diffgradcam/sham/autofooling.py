@@ -19,7 +19,8 @@ from diffgradcam._core.checks import check_choice, check_count, check_mask_size,
 from diffgradcam._core.editing import by_name, copy_model, find_head
 from diffgradcam._core.layers import LayerSpec
 from diffgradcam._core.wrappers import inner_model
-from diffgradcam.heatmaps import rectify
+from diffgradcam.heatmaps import minmax, rectify
+from diffgradcam.losses import cyborg_loss
 from diffgradcam.methods.gradient import GradCAM
 from diffgradcam.metrics.behaviour import GRID, Behaviour, behaviour_kept, covered, decisions_kept, windows
 from diffgradcam.metrics.behaviour import behaviour as behaviour_of
@@ -32,7 +33,8 @@ from .finetuning import root_mean_square, take_modes
 FoolingScope = Literal["head", "last stage", "all"]
 
 _JUDGED = 128  # images whose behaviour is measured
-_CHECKS = 12  # of each restart
+_TRIAL = 50  # steps of each learning rate
+_CHECKS = 8  # of each restart
 _BISECTIONS = 5
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # shares of the weights' root mean square, tried in this order
 _WINDOWS = 6  # covered in each step, to keep the behaviour
@@ -145,7 +147,7 @@ def autofool(
         held_out: Images that only the result is measured on.
         scopes: What may change, a restart for each: the ``"head"``, the ``"last stage"`` (from the last child with
             weights before the head, of the outermost module that has several, to the end), or ``"all"``.
-        steps: Of each restart. The search for the learning rate takes up to about as many again.
+        steps: Of each restart. The search for the learning rate takes up to half as many more.
         seconds: Stop at the next check after so long; by default never.
         batch_size: Images of a step.
         head: The linear layer whose rows are the classes, or its name; by default the last one.
@@ -229,7 +231,7 @@ class _Problem:
         self.logits, self.maps = self.shown(clean, None)
         self.classes = self.logits.argmax(1)
         check_mask_size(hoax, self.maps.shape[1:], "the maps")
-        self.hoax = hoax.to(self.maps.dtype)
+        self.hoax = minmax(hoax.to(self.maps.dtype).unsqueeze(0)).squeeze(0)
         self.log_probabilities = self.logits.log_softmax(1)
         self.relied_on = None if bounds.behaviour is None else self.behaviour(clean)
 
@@ -288,7 +290,7 @@ def _restart(
     deadline: float,
     bar: tqdm[None],
 ) -> tuple[Restart, nn.Module]:
-    lr = _learning_rate(problem, names, max(1, steps // (2 * len(_RATES))), seed, deadline)
+    lr = _learning_rate(problem, names, max(1, min(_TRIAL, steps // 8)), seed, deadline)
     run = _Ascent(problem, names, lr, steps, seed)
     best, weights = problem.measure(run.model), run.weights()
     for step in range(steps):
@@ -322,6 +324,8 @@ def _learning_rate(problem: _Problem, names: list[str], steps: int, seed: int, d
         run = _Ascent(problem, names, share * scale, steps, seed)
         for _ in range(steps):
             run.step()
+            if time.monotonic() > deadline:
+                return best
         if not run.sound:
             break
         effect = problem.measure(run.model, behaviour=False)
@@ -329,8 +333,6 @@ def _learning_rate(problem: _Problem, names: list[str], steps: int, seed: int, d
         if loss > least:
             break
         best, least = share * scale, loss
-        if time.monotonic() > deadline:
-            break
     return best
 
 
@@ -403,7 +405,9 @@ class _Ascent:
                 logits = problem.output(self.model(images))
                 maps = self.victim.maps(logits, classes)
             hoax = problem.hoax.expand_as(maps)
+            # r is what counts, but the squared error of the scaled map leads there faster.
             fooling = 1 - (pearson(maps, hoax) + pearson(rectify(maps), hoax)).mean() / 2
+            fooling = fooling + cyborg_loss(maps, hoax) / problem.hoax.var()
             kl = F.kl_div(
                 logits.log_softmax(1), problem.log_probabilities[index], log_target=True, reduction="batchmean"
             )
