@@ -93,7 +93,7 @@ def input_scalar_wrapper(model: nn.Module, target_layer: LayerSpec, scalar: Scal
         TypeError: If ``scalar`` is not a function. The copy's forward pass raises it if the model returns no tensor.
 
     Reference:
-        Lerma and Lucas, "Pre or Post-Softmax Scores in Gradient-based Attribution Methods, What is Best?", 2023 (arXiv
+        Lerma and Lucas, "A Vulnerability of Attribution Methods Using Pre-Softmax Scores", 2023 (arXiv
         2307.03305). The factor and other scalars are ours.
 
     Example:
