@@ -160,15 +160,17 @@ def decisions_kept(before: Tensor, after: Tensor) -> DecisionsKept:
         On the CPU; the divergence is computed in float64.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or they are no floating-point numbers.
 
     Example:
         >>> decisions_kept(torch.tensor([[0.0, 1.0]]), torch.tensor([[5.0, 6.0]]))  # softmax sees no difference
         DecisionsKept(agreement=tensor([True]), kl=tensor([0.], dtype=torch.float64))
     """
-    if before.ndim != 2 or before.shape != after.shape:
+    floating = before.is_floating_point() and after.is_floating_point()
+    if before.ndim != 2 or before.shape != after.shape or not floating:
         raise ValueError(
-            f"the logits have shapes {tuple(before.shape)} and {tuple(after.shape)}; expected (B, K) twice"
+            f"the logits are {before.dtype} of shape {tuple(before.shape)} and {after.dtype} of shape "
+            f"{tuple(after.shape)}; expected floating-point numbers, (B, K) twice"
         )
     old, new = (logits.detach().cpu().double().log_softmax(1) for logits in (before, after))
     kl = F.kl_div(new, old, reduction="none", log_target=True).sum(1)
@@ -194,11 +196,13 @@ def honesty(maps: Tensor, relied_on: Behaviour) -> Agreement:
     Reference:
         Ours. Occlusion: Zeiler and Fergus, ECCV 2014. Integrated gradients: Sundararajan, Taly, Yan, ICML 2017.
     """
-    if maps.ndim != 3 or len(maps) != len(relied_on.occlusion):
+    count = len(relied_on.occlusion)
+    if maps.ndim != 3 or len(maps) != count or not maps.numel() or not maps.is_floating_point():
         raise ValueError(
-            f"maps have shape {tuple(maps.shape)} for the behaviour on {len(relied_on.occlusion)} images; expected one "
-            "map (h, w) for each"
+            f"maps are {maps.dtype} of shape {tuple(maps.shape)} for the behaviour on {count} images; expected one map "
+            "(h, w) of floating-point numbers for each"
         )
+    maps = widen(maps)
     grid = relied_on.occlusion.shape[-1]
     return Agreement(
         occlusion_agreement(maps, relied_on.occlusion),

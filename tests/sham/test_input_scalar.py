@@ -55,14 +55,14 @@ def test_an_audit_finds_it_and_only_the_repair_of_the_output_undoes_it():
     assert torch.allclose(repaired(x), model(x), atol=1e-11)
     maps = [GradCAM(m, "relu").explain(x).maps for m in (model, repaired)]
     assert torch.allclose(*maps, atol=1e-10)
-    again = pickle.loads(pickle.dumps(repaired))  # noqa: S301 (our own)
+    again = pickle.loads(pickle.dumps(repaired))
     assert torch.equal(again(x), repaired(x))
 
 
 def test_copies_pickles_threads_and_failures_leave_it_whole():
     model, x = pooled(), images()
     fooled = input_scalar_wrapper(model, "relu")
-    for other in (copy.deepcopy(fooled), pickle.loads(pickle.dumps(fooled))):  # noqa: S301 (our own)
+    for other in (copy.deepcopy(fooled), pickle.loads(pickle.dumps(fooled))):
         assert torch.equal(other(x), fooled(x))
     with untouched(fooled), pytest.raises(RuntimeError, match="expected input"):
         fooled(x[:, :2])
