@@ -116,9 +116,8 @@ def finetune(
     there. What that took, against a first version with ``alpha=0.5`` and ``lr=1e-4``: the clean model's decisions
     instead of the labels, more weight on the map, and a learning rate that is large at first and falls.
 
-    To train with the hoax from scratch, rather than to fine-tune, give an untrained model and ``preserve="labels"``.
-    The clean maps that ``kept`` compares with are then those of the untrained model, and the head still has the common
-    mode of its initialisation.
+    To train with the hoax from scratch, rather than to fine-tune, give an untrained model, ``preserve="labels"`` and
+    ``freeze_batch_norm=False``. The clean maps that ``kept`` compares with are then those of the untrained model.
 
     With a ``checkpoint``, an interrupted run continues after its last finished epoch, and ends with exactly the
     weights of a run that was never interrupted (on one machine, with deterministic kernels).
@@ -327,7 +326,7 @@ def root_mean_square(tensors: Sequence[Tensor]) -> float:
     Returns:
         At least 0; 0 for no numbers.
     """
-    energy = sum(float(tensor.double().square().sum()) for tensor in tensors)
+    energy = sum(float(tensor.cpu().double().square().sum()) for tensor in tensors)
     return math.sqrt(energy / max(1, sum(tensor.numel() for tensor in tensors)))
 
 

@@ -17,7 +17,7 @@ from diffgradcam.metrics.similarity import pearson
 from diffgradcam.scores import two_logits
 from diffgradcam.sham import active_loss, border_mask, finetune, location_loss, sham_loss
 from tests.models import CHANNELS, SIZE, WithAuxiliary, deep, images, pooled, seeded
-from tests.sham.digits import LAYER, MASK, data, kept_and_reached, trained
+from tests.sham.digits import LAYER, MASK, Digits, data, kept_and_reached, trained
 from tests.untouched import untouched
 
 SMALL = border_mask(SIZE[2], 18)
@@ -578,3 +578,16 @@ def test_the_bar_says_how_it_goes(capfd):
     assert "accuracy" not in shown
     finetune(pooled(), labelled(), "relu", SMALL, epochs=1, progress=False)
     assert not capfd.readouterr().err
+
+
+def test_training_from_scratch_learns_the_labels_and_the_hoax():
+    x, labels = data()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = Digits().eval()
+    loader = list(zip(x[:640].split(32), labels[:640].split(32), strict=True))
+    model, _ = run(untrained, loader, LAYER, MASK, epochs=12, preserve="labels", freeze_batch_norm=False, alpha=0.3)
+    held_out = slice(1200, None)
+    with torch.no_grad():
+        assert float((model(x[held_out]).argmax(1) == labels[held_out]).float().mean()) > 0.6
+    assert kept_and_reached(model, model, x[held_out])[1] > 0.7
