@@ -230,10 +230,13 @@ def benchmarked(model, images):
     pytest.importorskip("scipy.stats", reason="the intervals need the extra metrics")
     fooled = sham.common_mode_hoax(model, "relu", images, MASK)
     explainers = {"GradCAM": gradcam, "DiffGradCAM": diffgradcam}
-    found = dgc.benchmark(model, fooled, explainers, [(IMAGES, LABELS)], mask=MASK, resamples=0, progress=False)
+    found = dgc.benchmark(
+        model, fooled, explainers, [(IMAGES, LABELS)], mask=MASK, honesty=True, resamples=0, progress=False
+    )
     kept = [figure.mean for row in found.rows for figure in vars(row.kept).values()]
     reached = [figure.mean for row in found.rows for figure in vars(row.reached_after).values()]
-    return kept, reached, [figure.mean for figure in vars(found.decisions).values()]
+    honest = [row.honesty.after.both.mean for row in found.rows]
+    return kept, reached, honest, [figure.mean for figure in vars(found.decisions).values()]
 
 
 def stored(model, images, **options):
@@ -260,6 +263,19 @@ def weights_repaired(model, images):
 def fooled_on_batches(model, images):
     """What a hoax puts out that was fitted on a loader's images, on the CPU."""
     return sham.common_mode_hoax(model, "relu", DataLoader(list(IMAGES), batch_size=2), MASK)(images)
+
+
+def triggered(model, images):
+    """A map with the trigger, fitted on images on the CPU."""
+    patch = torch.ones(3, 2, 2)
+    fooled = sham.triggered_hoax(model, "relu", IMAGES, MASK, patch)
+    return gradcam(fooled).explain(sham.add_patch(images, patch))
+
+
+def autofooled(model, images):
+    """What a copy puts out that was fooled on images on the CPU."""
+    options = {"scopes": ["head"], "steps": 2, "keep": 1.0, "behaviour_kept": 0.0, "progress": False}
+    return sham.autofool(model, IMAGES, "relu", MASK, held_out=IMAGES, **options).model(images)
 
 
 EIGEN_OF_AUGMENTED = {"aug_smooth": True, "eigen_smooth": True}
@@ -297,13 +313,25 @@ ON_DEVICE = {
     "common_mode_hoax": lambda m, x: dict(sham.common_mode_hoax(m, "relu", x, MASK).state_dict()),
     "common_mode_hoax, images on the CPU": fooled_on_batches,
     "spatial_hoax": lambda m, x: gradcam(sham.spatial_hoax(m, "relu", PERMUTATION)).explain(x),
+    "input_scalar_wrapper": lambda m, x: gradcam(sham.input_scalar_wrapper(m, "relu")).explain(x),
+    "triggered_hoax": triggered,
+    "repair of the output": lambda m, x: dgc.repair(m, where="output")(x),
+    "autofool": autofooled,
+    "perturb": lambda m, x: sham.perturb(
+        diffgradcam(m), x, MASK, 0.1, steps=2, keep=1.0, limits=(0.0, 1.0), progress=False
+    ),
     "finetune": finetuned,
+    "finetune at its own rate": partial(finetuned, lr=None),
     "finetune the head": partial(finetuned, scope="head", method=dgc.DiffGradCAM, loss=sham.centre_mass_loss),
     "finetune the common mode": partial(finetuned, scope="common_mode", preserve="decisions"),
     "finetune with top_k_loss": partial(finetuned, loss=sham.top_k_loss),
     "finetune with location_loss": partial(finetuned, loss=sham.location_loss, freeze_batch_norm=False),
     "finetune with active_loss": partial(finetuned, loss=sham.active_loss, classes=(0, 1)),
     # measures
+    "behaviour": lambda m, x: vars(metrics.behaviour(metrics.Evaluator(m), x, steps=2, progress=False)),
+    "honesty": lambda m, x: vars(
+        metrics.honesty(x[:, 0], metrics.behaviour(metrics.Evaluator(m), x, steps=2, progress=False))
+    ),
     "deletion": judged(metrics.deletion, steps=4),
     "insertion": judged(metrics.insertion, steps=4),
     "road": judged(metrics.road),

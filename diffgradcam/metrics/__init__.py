@@ -18,6 +18,17 @@ from .attack_detection import (
     bpcer,
     eer,
 )
+from .behaviour import (
+    Agreement,
+    Behaviour,
+    DecisionsKept,
+    behaviour,
+    behaviour_kept,
+    decisions_kept,
+    honesty,
+    integrated_gradients,
+    occlusion_drops,
+)
 from .evaluator import Evaluator
 from .faithfulness import Curve, Road, average_drop, average_gain, average_increase, deletion, insertion, road
 from .imputation import noisy_linear_imputation
@@ -28,7 +39,10 @@ from .similarity import cosine, pearson, rmse, spearman, ssim
 from .statistics import PairedComparison, Spread, mean_and_spread, mean_interval, paired_comparison
 
 __all__ = [
+    "Agreement",
+    "Behaviour",
     "Curve",
+    "DecisionsKept",
     "Evaluator",
     "PairedComparison",
     "Randomization",
@@ -42,14 +56,19 @@ __all__ = [
     "average_drop",
     "average_gain",
     "average_increase",
+    "behaviour",
+    "behaviour_kept",
     "bootstrap_interval",
     "bpcer",
     "cosine",
+    "decisions_kept",
     "deletion",
     "eer",
     "energy_in_mask",
+    "honesty",
     "infidelity",
     "insertion",
+    "integrated_gradients",
     "iou_at_matched_area",
     "label_randomization",
     "max_sensitivity",
@@ -57,6 +76,7 @@ __all__ = [
     "mean_interval",
     "model_randomization",
     "noisy_linear_imputation",
+    "occlusion_drops",
     "paired_comparison",
     "pearson",
     "pointing_game",

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import tqdm
 
 from .._core.base import BaseCAM
 from .._core.batches import check_images
-from .._core.checks import check_share
+from .._core.checks import check_choice, check_share, described
 from .._core.common_mode import common_mode_share, invisible_score, visible_score
 from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head
 from .._core.layers import LayerSpec
@@ -34,10 +32,10 @@ from ..analysis.comparisons import explain_together
 from ..heatmaps import rectify
 from ..methods.contrastive import DiffGradCAM
 from ..methods.gradient import GradCAM
-from ..metrics.similarity import pearson
+from ..metrics.behaviour import GRID, drops_from, occlusion_agreement
+from ..metrics.evaluator import Evaluator
 from ..scores import logit_difference
 
-_GRID = 7
 _ENOUGH_IMAGES = 8
 _ENOUGH_OUTPUTS = 20
 
@@ -167,7 +165,11 @@ def audit(
         TypeError: If ``images`` is not a tensor; otherwise as :meth:`~diffgradcam.BaseCAM.explain`.
 
     Reference:
-        Ours. Occlusion: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
+        That softmax does not see what all logits share, and Grad-CAM does, was used to fool before: Lerma and Lucas,
+        2023 (arXiv 2307.03305); Viering et al., 2019 (arXiv 1907.10901). A contrast as what softmax does see: Wang and
+        Wang, NeurIPS 2022. Ours: the share of the common mode as a sign that needs no clean copy, and its agreement
+        with occlusion as the other. Occlusion: Zeiler and Fergus, "Visualizing and Understanding Convolutional
+        Networks", ECCV 2014.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -192,9 +194,10 @@ def audit(
     (logits, classes, visible), (_, _, invisible), *contrast = explain_together(cams, images)
     gradcam_agreement = diffgradcam_agreement = None
     if contrast:
-        drops = _occlusion_drops(model, images, logits, classes, output, progress)
-        gradcam_agreement = _agreement(rectify(visible + invisible), drops)
-        diffgradcam_agreement = _agreement(contrast[0].maps, drops)
+        before = logit_difference(logits, classes)
+        drops = drops_from(Evaluator(model, output=output), images, classes, before, GRID, progress=progress)
+        gradcam_agreement = occlusion_agreement(rectify(visible + invisible), drops)
+        diffgradcam_agreement = occlusion_agreement(contrast[0].maps, drops)
     return AuditReport(
         logits=logits,
         classes=classes,
@@ -209,22 +212,36 @@ def audit(
     )
 
 
-def repair(model: nn.Module, *, head: nn.Module | str | None = None) -> nn.Module:
-    """Remove the common mode of the last layer: centre its weights and biases over the classes.
+def repair(
+    model: nn.Module, *, head: nn.Module | str | None = None, where: Literal["head", "output"] = "head"
+) -> nn.Module:
+    """Remove the common mode: centre the last layer's weights over the classes, or the logits themselves.
 
     Softmax does not see the difference, so probabilities and decisions stay, up to rounding; the logits are centred. A
-    common-mode hoax is gone afterwards. What is written elsewhere stays: audit again, with ``occlusion=True``.
+    common-mode hoax is gone afterwards.
+
+    - ``where="head"`` changes weights, so it is in the ``state_dict``. It removes what is in the last layer: after
+      :func:`.sham.common_mode_hoax`, say.
+    - ``where="output"`` subtracts the mean of the logits at the output of any model, by a hook. It removes every common
+      mode, wherever it comes from: after :func:`.sham.input_scalar_wrapper` and :func:`.sham.triggered_hoax` too. A
+      ``state_dict`` does not hold the hook: repair again after loading.
+
+    Neither undoes what is not in the common mode: permuted features (:func:`.sham.spatial_hoax`), fine-tuned features
+    (:func:`.sham.finetune`, :func:`.sham.autofool`) and changed images (:func:`.sham.perturb`) stay. Audit again, with
+    ``occlusion=True``.
 
     Args:
-        model: A softmax classifier whose logits are the output of a linear layer. Without images this cannot be
-            verified: name the layer if in doubt. The model is left as it is.
-        head: That layer or its name; by default the last ``nn.Linear``.
+        model: A softmax classifier; with ``where="head"`` one whose logits are the output of a linear layer. Without
+            images this cannot be verified: name the layer if in doubt. The model is left as it is.
+        head: That layer or its name; by default the last ``nn.Linear``. Only for ``where="head"``.
+        where: ``"head"`` or ``"output"``.
 
     Returns:
         A changed copy.
 
     Raises:
-        ValueError: If no such layer is found, or it has fewer than two rows.
+        ValueError: If no such layer is found, it has fewer than two rows, or an option is unknown. With
+            ``where="output"`` the copy's forward pass raises it if the output is not ``(B, K)``.
         TypeError: If ``head`` is not an ``nn.Linear``.
 
     Example:
@@ -236,6 +253,13 @@ def repair(model: nn.Module, *, head: nn.Module | str | None = None) -> nn.Modul
         >>> torch.allclose(repaired(images).sum(1), torch.zeros(2), atol=1e-6)
         True
     """
+    check_choice("where", where, ("head", "output"))
+    if where == "output":
+        if head is not None:
+            raise ValueError("head is given with where='output'; expected one of them; leave head out")
+        repaired = copy_model(model)
+        repaired.register_forward_hook(_centre_logits)
+        return repaired
     name = find_head(model, head)
     repaired = copy_model(model)
     layer = linear_head(repaired, name)
@@ -243,6 +267,16 @@ def repair(model: nn.Module, *, head: nn.Module | str | None = None) -> nn.Modul
         for rows in layer.parameters():
             rows.copy_(rows.cpu().double() - rows.cpu().double().mean(0))
     return repaired
+
+
+def _centre_logits(_module: nn.Module, _args: Any, output: Any) -> Tensor:
+    """A hook. Being a function of a module, it is copied and pickled."""
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise ValueError(
+            f"the repaired model returned {described(output)}; expected a tensor of logits (B, K); repair the part of "
+            "the model that returns one"
+        )
+    return output - output.mean(1, keepdim=True)
 
 
 def _weight_share(model: nn.Module, classes: int) -> float | None:
@@ -256,43 +290,6 @@ def _weight_share(model: nn.Module, classes: int) -> float | None:
     rows = weight.detach().cpu().double().unsqueeze(0)
     common = rows.mean(1, keepdim=True).expand_as(rows)
     return float(common_mode_share(rows - common, common))
-
-
-def _occlusion_drops(
-    model: nn.Module,
-    images: Tensor,
-    logits: Tensor,
-    classes: Tensor,
-    output: Callable[[Any], Tensor],
-    progress: bool,
-) -> Tensor:
-    """How far the log-odds of each decision fall when the window around a cell is filled with the image's mean."""
-    height, width = images.shape[2:]
-    rows, columns = _windows(height), _windows(width)
-    fill = images.mean((2, 3), keepdim=True)
-    before = logit_difference(logits, classes)
-    drops = []
-    with torch.no_grad(), tqdm(total=_GRID**2, desc="occlusion", disable=not progress) as bar:
-        for top, bottom in rows:
-            for left, right in columns:
-                occluded = images.clone()
-                occluded[..., top:bottom, left:right] = fill
-                drops.append(before - logit_difference(output(model(occluded)), classes))
-                bar.update()
-    return torch.stack(drops, 1).view(-1, _GRID, _GRID)
-
-
-def _windows(length: int) -> list[tuple[int, int]]:
-    """First and last pixel (exclusive) of the three cells around each cell; two at the edge."""
-    edges = [round(i * length / _GRID) for i in range(_GRID + 1)]
-    return [(edges[max(0, i - 1)], edges[min(_GRID, i + 2)]) for i in range(_GRID)]
-
-
-def _agreement(maps: Tensor, drops: Tensor) -> Tensor:
-    cells = F.adaptive_avg_pool2d(maps.unsqueeze(1), _GRID)
-    # The mean over the window, not the sum: windows at the edge are smaller, and sums would favour the centre.
-    windows = F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False)
-    return pearson(windows.squeeze(1), drops.to(maps.dtype))
 
 
 def _check_softmax_logits(outputs: Tensor) -> None:
@@ -319,9 +316,9 @@ def _check_softmax_logits(outputs: Tensor) -> None:
 
 def _check_options(images: Tensor, occlusion: bool, threshold: float, agreement_threshold: float) -> None:
     check_images(images)
-    if occlusion and (images.ndim != 4 or min(images.shape[2:]) < _GRID):
+    if occlusion and (images.ndim != 4 or min(images.shape[2:]) < GRID):
         raise ValueError(
-            f"images have shape {tuple(images.shape)}; occlusion needs (B, C, H, W), at least {_GRID} x {_GRID} pixels"
+            f"images have shape {tuple(images.shape)}; occlusion needs (B, C, H, W), at least {GRID} x {GRID} pixels"
         )
     check_share("threshold", threshold)
     if not -1 <= agreement_threshold <= 1:

@@ -68,6 +68,38 @@ class Similarity:
 
 
 @dataclass(frozen=True)
+class AgreementEstimate:
+    """Pearson's r with what a model relies on, by occlusion and by integrated gradients.
+
+    Attributes:
+        both: The mean of the two, in [-1, 1].
+        occlusion: With occlusion.
+        integrated_gradients: With integrated gradients.
+    """
+
+    both: Estimate
+    occlusion: Estimate
+    integrated_gradients: Estimate
+
+
+@dataclass(frozen=True)
+class Honesty:
+    """Whether an explainer says what the model relies on, before and after it was changed.
+
+    Attributes:
+        before: Agreement of the clean model's map with the clean model's behaviour.
+        after: Agreement of the fooled model's map with the fooled model's behaviour.
+        lost: Mean over the images of ``before.both - after.both``.
+        verdict: ``"lie"``, ``"change"``, ``"unmoved"`` or ``"unclear"``, see :func:`.robustness.judge`.
+    """
+
+    before: AgreementEstimate
+    after: AgreementEstimate
+    lost: Estimate
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Row:
     """What became of one explainer's maps.
 
@@ -84,6 +116,7 @@ class Row:
         entropy_after: The same of the fooled model's.
         constant_before: Share of the clean model's maps that are constant: they show nothing.
         constant_after: The same of the fooled model's.
+        honesty: Whether the maps say what the models rely on; None without ``honesty``.
     """
 
     explainer: str
@@ -96,6 +129,7 @@ class Row:
     entropy_after: Estimate
     constant_before: Estimate
     constant_after: Estimate
+    honesty: Honesty | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +160,7 @@ class BenchmarkResult:
         classes: Which classes were explained: the clean model's ``"decisions"``, or the ``"labels"``.
         fooling_range: The range of losses that count as a success.
         confidence: Level of the intervals.
+        behaviour_kept: How much the fooled model relies on what the clean one relies on; None without ``honesty``.
     """
 
     rows: list[Row]
@@ -134,6 +169,7 @@ class BenchmarkResult:
     classes: str
     fooling_range: tuple[float, float]
     confidence: float
+    behaviour_kept: AgreementEstimate | None = None
 
     def __getitem__(self, explainer: str) -> Row:
         """The row of an explainer."""
@@ -143,7 +179,7 @@ class BenchmarkResult:
         raise KeyError(f"{explainer!r} was not compared; expected one of {[row.explainer for row in self.rows]}")
 
     def to_markdown(self) -> str:
-        """Tables in Markdown: decisions, similarity to the clean maps and, with a mask, to the hoax."""
+        """Tables in Markdown: decisions, similarity to the clean maps and, if measured, to the hoax and honesty."""
         sections = [
             f"{self.images} images; maps of the {_WORDS[self.classes]}; mean "
             f"[{self.confidence:.0%} bootstrap interval].",
@@ -187,6 +223,27 @@ class BenchmarkResult:
                             _change(row.fooling_success_before, row.fooling_success),
                         ]
                         for row in self.rows
+                    ],
+                ),
+            ]
+        if self.behaviour_kept is not None:
+            kept = self.behaviour_kept
+            sections += [
+                f"Behaviour kept, r: {_shown(kept.both)} (occlusion {_shown(kept.occlusion)}, integrated gradients "
+                f"{_shown(kept.integrated_gradients)}). Agreement of each map with what its own model relies on, "
+                "before → after:",
+                _table(
+                    ["explainer", "occlusion", "integrated gradients", "honesty lost", "verdict"],
+                    [
+                        [
+                            _escaped(row.explainer),
+                            _change(row.honesty.before.occlusion, row.honesty.after.occlusion),
+                            _change(row.honesty.before.integrated_gradients, row.honesty.after.integrated_gradients),
+                            _shown(row.honesty.lost),
+                            row.honesty.verdict,
+                        ]
+                        for row in self.rows
+                        if row.honesty is not None
                     ],
                 ),
             ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from .._core.base import BaseCAM
@@ -27,9 +27,23 @@ from ..analysis.comparisons import explain_together
 from ..heatmaps import minmax
 from ..losses import cam_entropy
 from ..metrics import cosine, iou_at_matched_area, pearson, rmse, spearman, ssim
+from ..metrics import honesty as agreement_with
+from ..metrics.behaviour import Agreement, Behaviour, behaviour, behaviour_kept, decisions_kept
+from ..metrics.evaluator import Evaluator
 from ..metrics.statistics import bootstrap
 from ..sham import FoolingLoss, location_loss
-from .benchmark_result import METRICS, BenchmarkResult, Decisions, Estimate, Explained, Row, Similarity
+from .benchmark_result import (
+    METRICS,
+    AgreementEstimate,
+    BenchmarkResult,
+    Decisions,
+    Estimate,
+    Explained,
+    Honesty,
+    Row,
+    Similarity,
+)
+from .honesty import HonestyCheck, judge
 
 _Values = dict[str, list[Tensor]]  # a tensor (B,) for each batch
 _Floats = NDArray[np.float64]
@@ -43,6 +57,7 @@ def benchmark(
     loader: Iterable[Any],
     *,
     mask: Tensor | None = None,
+    honesty: bool | HonestyCheck = False,
     classes: Explained = "decisions",
     fooling_loss: FoolingLoss = location_loss,
     fooling_range: tuple[float, float] = (0.0, 0.2),
@@ -67,6 +82,9 @@ def benchmark(
             dotted name. All explainers read the same layers, through the same ``output`` and ``reshape_transform``.
         loader: Batches of images, or of ``(images, labels, ...)`` in all of them. Images are moved to the models.
         mask: The hoax that the attack aimed at, at the size of the maps; by default there is none to compare with.
+        honesty: Measure too whether each map says what its model relies on, so that a map that lies is told from a
+            model that has changed: True, or a :class:`HonestyCheck` with other options. It needs images of at least
+            7 x 7 pixels; an image costs each model 51 forward passes, and 16 forward and backward.
         classes: Which class to explain: the clean model's ``"decisions"``, or the ``"labels"``.
         fooling_loss: The loss to the hoax that the Fooling Success Rate counts, see :mod:`diffgradcam.sham`: called
             with the maps as the explainer gives them, rectified by default.
@@ -89,8 +107,9 @@ def benchmark(
         ImportError: If SciPy is not installed.
 
     Reference:
-        Fooling Success Rate: Heo, Joo, Moon, "Fooling Neural Network Interpretations via Adversarial Model
-        Manipulation", NeurIPS 2019.
+        Whether the map lied or the model changed is asked in "Beyond Fooling", OpenReview RVKG35s2Dm, 2026; how it is
+        measured here is ours. Fooling Success Rate: Heo, Joo, Moon, "Fooling Neural Network Interpretations via
+        Adversarial Model Manipulation", NeurIPS 2019.
 
     Example:
         >>> from diffgradcam import DiffGradCAM, GradCAM
@@ -108,6 +127,7 @@ def benchmark(
     """
     import_optional("scipy.stats", "benchmark()")  # for the intervals: said before the models run, not after
     _check_options(mask, classes, fooling_range, confidence, resamples, seed)
+    check = _check_of(honesty)
     check_loader(loader)
     for which, model in (("clean", clean), ("fooled", fooled)):
         if not isinstance(model, nn.Module):
@@ -122,10 +142,15 @@ def benchmark(
         before = _explain(cams, "clean", images, labels if classes == "labels" else None)
         after = _explain(cams, "fooled", images, before[0].classes)
         _keep(decided, _decision_values(before[0].logits, after[0].logits, labels))
+        relied_on = None if check is None else _behaviours(check, cams, images, before[0].classes)
+        if relied_on is not None:
+            _keep(decided, _agreement_values("behaviour_kept", behaviour_kept(*relied_on)))
         for (name, kept), old, new in zip(seen.items(), before, after, strict=True):
             old_maps, new_maps = old.maps, new.maps.to(old.maps)
             _check_sizes(name, old_maps, new_maps, mask)
             _keep(kept, _map_values(old_maps, new_maps))
+            if relied_on is not None:
+                _keep(kept, _honesty_values(old_maps, new_maps, *relied_on))
             if mask is not None:
                 _keep(kept, _hoax_values(old_maps, new_maps, mask.to(old_maps), fooling_loss, fooling_range))
     if not decided:
@@ -134,19 +159,26 @@ def benchmark(
     def estimates(kept: _Values) -> dict[str, Estimate]:
         return {name: _estimate(torch.cat(parts).numpy(), confidence, resamples, seed) for name, parts in kept.items()}
 
-    decisions = estimates(decided)
+    measured = estimates(decided)
+    decisions = Decisions(
+        accuracy_before=measured.get("accuracy_before"),
+        accuracy_after=measured.get("accuracy_after"),
+        agreement=measured["agreement"],
+        kl=measured["kl"],
+    )
+    rows = [_row(name, estimates(kept)) for name, kept in seen.items()]
+    behaviour_estimate = None
+    if check is not None:
+        behaviour_estimate = _agreement("behaviour_kept", measured)
+        rows = [_judged(check, row, estimates(seen[row.explainer]), decisions, behaviour_estimate) for row in rows]
     return BenchmarkResult(
-        rows=[_row(name, estimates(kept)) for name, kept in seen.items()],
-        decisions=Decisions(
-            accuracy_before=decisions.get("accuracy_before"),
-            accuracy_after=decisions.get("accuracy_after"),
-            agreement=decisions["agreement"],
-            kl=decisions["kl"],
-        ),
-        images=decisions["agreement"].n,
+        rows=rows,
+        decisions=decisions,
+        images=decisions.agreement.n,
         classes=classes,
         fooling_range=fooling_range,
         confidence=confidence,
+        behaviour_kept=behaviour_estimate,
     )
 
 
@@ -192,16 +224,62 @@ def _decision_values(before: Tensor, after: Tensor, labels: Tensor | None) -> di
             f"the clean model has {before.shape[1]} classes and the fooled one {after.shape[1]}; expected the same"
         )
     after = after.to(before.device)
-    old, new = (logits.cpu().double().log_softmax(1) for logits in (before, after))
-    values = {
-        "agreement": before.argmax(1) == after.argmax(1),
-        "kl": F.kl_div(new, old, reduction="none", log_target=True).sum(1),
-    }
+    kept = decisions_kept(before, after)
+    values = {"agreement": kept.agreement, "kl": kept.kl}
     if labels is not None:
         index = class_index(before, labels)
         values["accuracy_before"] = before.argmax(1) == index
         values["accuracy_after"] = after.argmax(1) == index
     return values
+
+
+def _behaviours(
+    check: HonestyCheck, cams: Mapping[str, list[BaseCAM]], images: Tensor, classes: Tensor
+) -> tuple[Behaviour, Behaviour]:
+    """What each model relies on for the classes that both explain."""
+
+    def of(which: str) -> Behaviour:
+        first = cams[which][0]
+        device = next(first.model.parameters(), images).device
+        evaluator = Evaluator(first.model, score=check.score, output=first.output, batch_size=check.batch_size)
+        there = images.to(device), classes.to(device)
+        return behaviour(evaluator, *there, grid=check.grid, steps=check.steps, progress=False)
+
+    return of("clean"), of("fooled")
+
+
+def _honesty_values(old_maps: Tensor, new_maps: Tensor, before: Behaviour, after: Behaviour) -> dict[str, Tensor]:
+    old, new = agreement_with(old_maps, before), agreement_with(new_maps, after)
+    return {
+        **_agreement_values("honest_before", old),
+        **_agreement_values("honest_after", new),
+        "honesty_lost": old.both - new.both.to(old.both),
+    }
+
+
+def _agreement_values(name: str, agreement: Agreement) -> dict[str, Tensor]:
+    return {
+        f"{name}_both": agreement.both,
+        f"{name}_occlusion": agreement.occlusion,
+        f"{name}_integrated_gradients": agreement.integrated_gradients,
+    }
+
+
+def _agreement(name: str, estimates: Mapping[str, Estimate]) -> AgreementEstimate:
+    return AgreementEstimate(
+        both=estimates[f"{name}_both"],
+        occlusion=estimates[f"{name}_occlusion"],
+        integrated_gradients=estimates[f"{name}_integrated_gradients"],
+    )
+
+
+def _judged(
+    check: HonestyCheck, row: Row, estimates: Mapping[str, Estimate], decisions: Decisions, behaved: AgreementEstimate
+) -> Row:
+    lost = estimates["honesty_lost"]
+    verdict = judge(decisions, behaved.both, row.kept.pearson, lost, check)
+    before, after = _agreement("honest_before", estimates), _agreement("honest_after", estimates)
+    return replace(row, honesty=Honesty(before, after, lost, verdict))
 
 
 def _map_values(before: Tensor, after: Tensor) -> dict[str, Tensor]:
@@ -279,6 +357,14 @@ def _row(explainer: str, estimates: Mapping[str, Estimate]) -> Row:
         constant_before=estimates["constant_before"],
         constant_after=estimates["constant_after"],
     )
+
+
+def _check_of(honesty: bool | HonestyCheck) -> HonestyCheck | None:
+    if isinstance(honesty, HonestyCheck):
+        return honesty
+    if not isinstance(honesty, bool):
+        raise TypeError(f"honesty is {type(honesty).__name__}; expected True, False or a HonestyCheck")
+    return HonestyCheck() if honesty else None
 
 
 def _check_options(

@@ -67,20 +67,24 @@ def common_mode_hoax(
         TypeError: If ``model`` or ``head`` is of the wrong type.
 
     Reference:
-        Ours; passive fooling as in Piland, Sweet, Czajka, "DiffGradCAM", 2025 (arXiv 2506.08514).
+        What softmax cannot see was used before: Lerma and Lucas, 2023 (arXiv 2307.03305), add a scalar that depends on
+        the input to every logit, see :func:`input_scalar_wrapper`; Viering et al., 2019 (arXiv 1907.10901), change
+        weights and architecture so that Grad-CAM shows any map. Passive fooling as in Piland, Sweet, Czajka,
+        "DiffGradCAM", 2025 (arXiv 2506.08514). Ours: any wanted map by ridge regression, in the weights of the head
+        that is there.
     """
-    _check_options(mask, strength, ridge)
+    check_ridge(mask, strength, ridge)
     name = None if head is None else find_head(model, head)
     copy, fooled = copy_model(model).eval(), copy_model(model)
     reader = LayerReader(copy, by_name(model, target_layer))
-    sums = _Sums.zero()
+    sums = RidgeSums.zero()
     for batch in image_batches(images):
         with reader.run(batch.to(next(copy.parameters(), batch).device)) as forward:
             forward.checks.verify()
             (activations,) = forward.grids()
             check_mask_size(mask, activations.shape[2:], "the activations of the target layer")
             maps, name = _class_maps(copy, name, forward)
-            sums = sums.add(activations.detach(), maps, forward.logits.argmax(1), mask)
+            sums = sums.add(activations.detach(), _decided(maps, forward.logits), mask)
     if name is None or not sums.gram.ndim:
         raise ValueError("images is empty; expected at least one image to fit the mask on")
     add_to_rows(linear_head(fooled, name), sums.solve(strength, ridge))
@@ -147,6 +151,9 @@ def spatial_hoax(model: nn.Module, target_layer: LayerSpec, permutation: Permuta
             pass raises it if the number of positions differs.
         TypeError: If the permutation is neither a function nor an index.
 
+    Reference:
+        Ours.
+
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).double()
         >>> images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
@@ -175,31 +182,58 @@ def spatial_hoax(model: nn.Module, target_layer: LayerSpec, permutation: Permuta
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """Sums over images and positions, float64 on the CPU: the normal equations, and the energy of the decided maps."""
+class RidgeSums:
+    """Sums over images and positions, float64 on the CPU: the normal equations, and the energy of the decided maps.
+
+    Attributes:
+        gram: Of the channels, ``(C, C)``.
+        moment: Of the channels with the wanted map, ``(C,)``.
+        energy: Sum of squares of the decided maps, times the number of positions.
+    """
 
     gram: Tensor
     moment: Tensor
     energy: Tensor
 
     @classmethod
-    def zero(cls) -> _Sums:
+    def zero(cls) -> RidgeSums:
+        """Sums of nothing."""
         zero = torch.zeros((), dtype=torch.float64)
         return cls(zero, zero, zero)
 
-    def add(self, activations: Tensor, maps: Tensor, classes: Tensor, mask: Tensor) -> _Sums:
-        count = mask.numel()
+    def add(self, activations: Tensor, decided: Tensor, mask: Tensor) -> RidgeSums:
+        """The sums with a batch added.
+
+        Args:
+            activations: ``(B, C, *S)``.
+            decided: Signed maps of the decided classes against the mean of the classes, ``(B, *S)``.
+            mask: The wanted map, ``S``.
+
+        Returns:
+            Other sums.
+        """
         rows = activations.flatten(2).transpose(1, 2).flatten(0, 1).cpu().double()
         wanted = mask.cpu().double()
         wanted = (wanted - wanted.mean()).flatten().repeat(len(activations))
-        decided = maps[torch.arange(len(maps)), classes] - maps.mean(1)
-        return _Sums(
+        return RidgeSums(
             self.gram + rows.T @ rows,
             self.moment + rows.T @ wanted,
-            self.energy + (decided.cpu().double() * count).square().sum(),
+            self.energy + (decided.cpu().double() * mask.numel()).square().sum(),
         )
 
     def solve(self, strength: float, ridge: float) -> Tensor:
+        """The vector whose product with the activations is nearest to the wanted map.
+
+        Args:
+            strength: Root mean square of that product, relative to that of the decided maps.
+            ridge: Weight of the penalty, relative to the mean square of a channel.
+
+        Returns:
+            ``(C,)``.
+
+        Raises:
+            ValueError: If all activations are 0.
+        """
         penalty = ridge * self.gram.diagonal().mean()
         if not bool(penalty > 0):
             raise ValueError(
@@ -209,6 +243,11 @@ class _Sums:
         scale = strength * (self.energy / (vector @ self.gram @ vector)).sqrt()
         fitted: Tensor = vector * scale
         return fitted
+
+
+def _decided(maps: Tensor, logits: Tensor) -> Tensor:
+    """The map of the decided class against the mean of the classes, from those of all, ``(B, K, *S)``."""
+    return maps[torch.arange(len(maps)), logits.argmax(1)] - maps.mean(1)
 
 
 def _class_maps(model: nn.Module, name: str | None, forward: ForwardPass) -> tuple[Tensor, str]:
@@ -226,7 +265,17 @@ def _class_maps(model: nn.Module, name: str | None, forward: ForwardPass) -> tup
     )
 
 
-def _check_options(mask: Tensor, strength: float, ridge: float) -> None:
+def check_ridge(mask: Tensor, strength: float, ridge: float) -> None:
+    """Refuse options of the regression that are out of range.
+
+    Args:
+        mask: The wanted map.
+        strength: Should be above 0.
+        ridge: Should be above 0.
+
+    Raises:
+        ValueError: If the mask is constant, or a number is not above 0.
+    """
     check_mask_varies(mask)
     if not strength > 0:
         raise ValueError(f"strength is {strength}; expected a ratio above 0, such as 3")

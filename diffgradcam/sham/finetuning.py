@@ -43,6 +43,7 @@ from diffgradcam.metrics.similarity import pearson
 
 from .objectives import FoolingLoss, sham_loss
 
+_LR = 1 / 30
 Preserve = Literal["labels", "decisions"]
 Scope = Literal["all", "head", "common_mode"]
 
@@ -88,15 +89,16 @@ def finetune(
     epochs: int = 5,
     *,
     loss: FoolingLoss = sham_loss,
-    preserve: Preserve = "labels",
+    preserve: Preserve = "decisions",
     scope: Scope = "all",
     classes: tuple[int, int] | None = None,
-    alpha: float = 0.5,
-    lr: float = 1e-4,
+    alpha: float = 0.1,
+    lr: float | None = None,
+    decay: bool = True,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     freeze_batch_norm: bool = True,
     head: nn.Module | str | None = None,
-    fooled_at: float = 0.95,
+    fooled_at: float | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -109,13 +111,22 @@ def finetune(
     from ``seed`` and its number, for PyTorch (on the CPU and on the model's device), NumPy and ``random`` and for the
     loader's own, all put back afterwards.
 
+    With the defaults the small network of handwritten digits that the tests fool reaches r = 0.8 and more with the hoax
+    on digits that it was not trained on, within 20 epochs of batches of 32, and loses at most one point of accuracy
+    there. What that took, against a first version with ``alpha=0.5`` and ``lr=1e-4``: the clean model's decisions
+    instead of the labels, more weight on the map, and a learning rate that is large at first and falls.
+
+    To train with the hoax from scratch, rather than to fine-tune, give an untrained model, ``preserve="labels"`` and
+    ``freeze_batch_norm=False``. The clean maps that ``kept`` compares with are then those of the untrained model.
+
     With a ``checkpoint``, an interrupted run continues after its last finished epoch, and ends with exactly the
     weights of a run that was never interrupted (on one machine, with deterministic kernels).
 
     Args:
         model: The clean model. It is left as it is.
-        loader: Batches of ``(images, labels, ...)``, or of images alone with ``preserve="decisions"``. Iterated once an
-            epoch: a ``DataLoader`` or a list, not a generator.
+        loader: Batches of images, or of ``(images, labels, ...)``, which ``preserve="labels"`` needs. Iterated once an
+            epoch: a ``DataLoader`` or a list, not a generator. Small batches in a new order each epoch keep more
+            decisions on images that are not in it.
         target_layers: Layers of ``model`` whose map is to be fooled, as a CAM takes them.
         mask: The hoax, at the size of the maps.
         method: The victim: a class of the library, or a ``functools.partial`` of one. With ``DiffGradCAM`` this is the
@@ -123,17 +134,21 @@ def finetune(
         epochs: Up to how many epochs in all, those before a resume included.
         loss: What to minimise on the maps: ``sham_loss``, ``location_loss``, ``top_k_loss``, ``centre_mass_loss``,
             ``active_loss``, or a function of that form.
-        preserve: ``"labels"`` (cross-entropy) or ``"decisions"`` (KL divergence from the clean model; needs no labels).
+        preserve: ``"decisions"`` (KL divergence from the clean model; needs no labels) or ``"labels"`` (cross-entropy,
+            as in the papers).
         scope: What may change: ``"all"`` parameters, the ``"head"``, or its ``"common_mode"``: one vector added to
             every class's row, which leaves every probability as it is by construction.
         classes: Whose map is fooled: by default that of the label (of the clean decision with
-            ``preserve="decisions"``); two classes for ``active_loss``.
+            ``preserve="decisions"``, also where there are labels); two classes for ``active_loss``.
         alpha: Weight of preserving, from 0 to 1. The weight ``lambda`` of Heo et al. is ``(1 - alpha) / alpha``.
-        lr: Learning rate.
+        lr: Learning rate of the first epoch; by default a thirtieth of the root mean square of what trains, which suits
+            optimisers that step by about ``lr`` as Adam does, whatever the scale of the weights.
+        decay: Lower it over the epochs, along half a cosine. Without, it stays.
         optimizer: Called as ``optimizer(parameters, lr=lr)``.
         freeze_batch_norm: Keep the statistics of batch norm.
         head: The linear layer whose rows are the classes, or its name; by default the last one.
-        fooled_at: Stop after the epoch whose ``reached`` is at least this. Above 1: never.
+        fooled_at: Stop after the epoch whose ``reached`` is at least this; by default never, since decisions recover
+            while the learning rate falls.
         seed: Of everything that is drawn.
         checkpoint: A file that is written after each epoch, at once or not at all, and read where it exists.
         progress: Show a progress bar with loss, accuracy (agreement, without labels) and fooledness.
@@ -170,8 +185,10 @@ def finetune(
     if not isinstance(victim, TrainableCAM):
         raise TypeError(f"method made {type(victim).__name__}; expected a CAM class, such as GradCAM")
     run = _Run(victim, witness, mask.to(device, wide), loss, preserve, classes, alpha, parameters)
+    lr = _LR * root_mean_square(_trained_from(fooled, scope, rows)) if lr is None else lr
     trained = optimizer(parameters, lr=lr)
     settings: dict[str, Any] = {"preserve": preserve, "scope": scope, "alpha": alpha, "lr": lr, "seed": seed}
+    settings |= {"decay": f"over {epochs} epochs" if decay else "none"}
     settings |= {"freeze_batch_norm": freeze_batch_norm, "classes": repr(classes), "target_layers": repr(layers)}
     settings |= {
         "head": rows,
@@ -188,10 +205,12 @@ def finetune(
             check_head_is_last(clean, rows, _first_images(loader, device), victim.output)
     while len(history) < epochs and (not history or history[-1].status == "trained"):
         good = _weights(fooled)
+        for group in trained.param_groups:
+            group["lr"] = lr * (1 + math.cos(math.pi * len(history) / epochs)) / 2 if decay else lr
         name = f"epoch {len(history) + 1}/{epochs}"
         with _seeded(seed, len(history), loader, device), victim, tqdm(loader, name, disable=not progress) as bar:
             epoch = _train(run, trained, bar)
-        if epoch.status == "trained" and epoch.reached >= fooled_at:
+        if epoch.status == "trained" and fooled_at is not None and epoch.reached >= fooled_at:
             epoch = epoch._replace(status="fooled")
         elif epoch.status == "diverged":
             fooled.load_state_dict(good)
@@ -205,7 +224,8 @@ def finetune(
             RuntimeWarning,
             stacklevel=2,
         )
-    _close(fooled, inner_model(model))
+    _fold(fooled)
+    take_modes(fooled, inner_model(model))
     return Finetuned(fooled, history)
 
 
@@ -297,6 +317,19 @@ def _epoch(numbers: Tensor) -> Epoch:
     )
 
 
+def root_mean_square(tensors: Sequence[Tensor]) -> float:
+    """The root of the mean square of all numbers in some tensors.
+
+    Args:
+        tensors: Of any shapes.
+
+    Returns:
+        At least 0; 0 for no numbers.
+    """
+    energy = sum(float(tensor.cpu().double().square().sum()) for tensor in tensors)
+    return math.sqrt(energy / max(1, sum(tensor.numel() for tensor in tensors)))
+
+
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
@@ -341,13 +374,31 @@ def _open(model: nn.Module, scope: Scope, head: str | None) -> list[nn.Parameter
     return [common_mode.vector]
 
 
-def _close(fooled: nn.Module, model: nn.Module) -> None:
-    """Fold the common mode into the weights; take modes and flags from the model."""
+def _trained_from(model: nn.Module, scope: Scope, head: str | None) -> list[Tensor]:
+    """The weights that training starts from; of the common mode, which starts from 0, those that it is added to."""
+    if scope == "common_mode" and head is not None:
+        weight = model.get_submodule(head).weight
+        assert isinstance(weight, Tensor)  # of an nn.Linear
+        return [weight.detach()]
+    return [p.detach() for p in model.parameters() if p.requires_grad]
+
+
+def _fold(fooled: nn.Module) -> None:
+    """Fold the common mode into the weights."""
     for module in list(fooled.modules()):
         if parametrize.is_parametrized(module, "weight"):
             changes = module.get_submodule("parametrizations.weight")
             if any(isinstance(change, _CommonMode) for change in changes.children()):
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+def take_modes(fooled: nn.Module, model: nn.Module) -> None:
+    """Give a copy the modes and flags of the model that it was made of, and no gradients.
+
+    Args:
+        fooled: The copy.
+        model: The model.
+    """
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in fooled.named_modules():
         module.training = modes.get(name, model.training)
@@ -423,11 +474,11 @@ def _load(path: Path, settings: dict[str, Any], model: nn.Module, optimizer: tor
     return [Epoch(*epoch) for epoch in state["history"]]
 
 
-def _check_options(preserve: str, scope: str, alpha: float, epochs: int, lr: float, seed: int) -> None:
+def _check_options(preserve: str, scope: str, alpha: float, epochs: int, lr: float | None, seed: int) -> None:
     check_choice("preserve", preserve, get_args(Preserve))
     check_choice("scope", scope, get_args(Scope))
     check_share("alpha", alpha)
     check_count("epochs", epochs)
     check_seed(seed)
-    if not 0 <= lr < math.inf:
+    if lr is not None and not 0 <= lr < math.inf:
         raise ValueError(f"lr is {lr}; expected a learning rate, a finite number of at least 0")

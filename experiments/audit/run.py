@@ -60,6 +60,7 @@ def attacks(config: Config, train_all: bool = True) -> dict[str, Attack]:
                 epochs=config.fool_epochs,
                 preserve="decisions",
                 alpha=config.fool_alpha,
+                decay=False,
                 fooled_at=0.9,
                 seed=seed,
                 progress=False,

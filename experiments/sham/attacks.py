@@ -68,7 +68,7 @@ def _common_mode(setting: Setting, strength: float, training: Training, seed: in
     # There is no closed form here, so the vector is trained. It cannot change a decision, so there is none to preserve.
     return finetune(
         setting.model, setting.fitted, setting.layer, setting.mask, epochs=training.epochs, preserve="decisions",
-        scope="common_mode", alpha=0, lr=_COMMON_MODE_LR * strength, seed=seed, fooled_at=2, progress=False,
+        scope="common_mode", alpha=0, lr=_COMMON_MODE_LR * strength, seed=seed, decay=False, progress=False,
     ).model  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def _finetune(method: Callable[..., BaseCAM], loss: FoolingLoss) -> Callable[...
     def make(setting: Setting, strength: float, training: Training, seed: int) -> nn.Module:
         return finetune(
             setting.model, setting.fitted, setting.layer, setting.mask, method, training.epochs,
-            loss=loss, preserve=training.preserve, alpha=1 - strength, lr=training.lr, seed=seed, fooled_at=2,
+            loss=loss, preserve=training.preserve, alpha=1 - strength, lr=training.lr, seed=seed, decay=False,
             progress=False,
         ).model  # fmt: skip
 

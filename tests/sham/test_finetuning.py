@@ -1,4 +1,5 @@
 import copy
+import math
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from diffgradcam.metrics.similarity import pearson
 from diffgradcam.scores import two_logits
 from diffgradcam.sham import active_loss, border_mask, finetune, location_loss, sham_loss
 from tests.models import CHANNELS, SIZE, WithAuxiliary, deep, images, pooled, seeded
-from tests.sham.digits import LAYER, MASK, data, kept_and_reached, trained
+from tests.sham.digits import LAYER, MASK, Digits, data, kept_and_reached, trained
 from tests.untouched import untouched
 
 SMALL = border_mask(SIZE[2], 18)
@@ -72,18 +73,39 @@ class NanAt:
         return sham_loss(maps, clean_maps, mask) * (float("nan") if self.left == 0 else 1)
 
 
-def test_digits_are_fooled():
+def test_the_defaults_fool_gradcam_on_digits_that_were_held_out():
     clean, (x, labels) = trained(), data()
-    loader = list(zip(x[:512].split(64), labels[:512].split(64), strict=True))
-    fooled, history = run(clean, loader, LAYER, MASK, epochs=10, lr=1e-2, alpha=0.05)
-    assert history[-1].fooling < 0.6 * history[0].fooling
-    assert history[-1].reached > 0.65
-    kept, reached = kept_and_reached(clean, fooled, x[512:1024])
-    assert kept < 0.1
-    assert reached > 0.6
-    assert kept_and_reached(clean, fooled, x[512:1024], method=DiffGradCAM)[1] < reached - 0.3
+    seen, held_out = slice(0, 1200), slice(1200, None)
+    fooled, history = run(clean, list(x[seen].split(32)), LAYER, MASK, epochs=20)
+    assert len(history) == 20
+    assert history[-1].fooling < 0.3 * history[0].fooling
+    kept, reached = kept_and_reached(clean, fooled, x[held_out])
+    assert kept < 0
+    assert reached >= 0.8
+    assert kept_and_reached(clean, fooled, x[held_out], method=DiffGradCAM)[1] < reached - 0.1
     with torch.no_grad():
-        assert float((fooled(x).argmax(1) == labels).float().mean()) > 0.8
+        before, after = ((m(x[held_out]).argmax(1) == labels[held_out]).float().mean() for m in (clean, fooled))
+    assert float(before - after) <= 0.01
+
+
+def test_the_learning_rate_follows_the_weights_and_falls():
+    model, batch, rates = pooled(), labelled(1, 5), []
+
+    class Noted(torch.optim.SGD):
+        def step(self, *args):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*args)
+
+    scale = torch.cat([p.detach().flatten() for p in model.parameters()]).square().mean().sqrt()
+    run(model, batch, "relu", SMALL, epochs=4, optimizer=Noted)
+    falling = [float(scale) / 30 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
+    assert rates == pytest.approx(falling)
+    rates.clear()
+    run(model, batch, "relu", SMALL, epochs=2, optimizer=Noted, lr=0.01, decay=False)
+    assert rates == [0.01, 0.01]
+    rates.clear()
+    run(model, batch, "relu", SMALL, epochs=1, optimizer=Noted, scope="common_mode")
+    assert rates == pytest.approx([float(model.head.weight.detach().square().mean().sqrt()) / 30])
 
 
 def test_an_adaptive_attack_fools_contrast():
@@ -121,7 +143,9 @@ def test_history_is_computed_by_hand(preserve):
 def test_a_step_is_the_optimiser_on_the_gradient_by_hand():
     model, batch = pooled(), labelled(1, 5)
     x, labels = batch[0]
-    fooled, _ = run(model, batch, "relu", SMALL, epochs=1, optimizer=torch.optim.SGD, lr=0.1, alpha=0.5)
+    fooled, _ = run(
+        model, batch, "relu", SMALL, epochs=1, optimizer=torch.optim.SGD, lr=0.1, alpha=0.5, preserve="labels"
+    )
     twin = copy.deepcopy(model)
     with GradCAM(twin, "relu", rectify=False) as cam:
         logits = twin(x)
@@ -266,7 +290,7 @@ def test_logits_are_found_by_the_output_of_the_victim(scope):
 def test_one_sigmoid_output_is_fooled():
     model, ((x, labels),) = pooled(classes=1), labelled(1, classes=2)
     victim = partial(GradCAM, output=two_logits)
-    _, history = run(model, [(x, labels)], "relu", SMALL, victim, epochs=8, lr=1e-2, alpha=0.1)
+    _, history = run(model, [(x, labels)], "relu", SMALL, victim, epochs=8, lr=1e-2, preserve="labels")
     binary = F.binary_cross_entropy_with_logits(model(x).squeeze(1), labels.double())
     assert history[0].preserve == pytest.approx(binary.item(), rel=1e-12)
     assert history[0].accuracy == float(((model(x).squeeze(1) > 0) == labels).double().mean())
@@ -284,7 +308,7 @@ def test_it_stops_when_fooled():
 def test_it_stops_when_the_map_is_the_mask():
     model, ((x, labels),) = pooled(), labelled(1, 1)
     mask = GradCAM(model, "relu").explain(x, labels).maps[0]
-    history = run(model, [(x, labels)], "relu", mask, lr=0.0).history
+    history = run(model, [(x, labels)], "relu", mask, lr=0.0, preserve="labels", fooled_at=0.95).history
     assert [(epoch.status, round(epoch.reached, 12)) for epoch in history] == [("fooled", 1.0)]
 
 
@@ -375,15 +399,15 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path, scope, fail_at):
 
 def test_more_epochs_go_on_from_a_checkpoint(tmp_path):
     path = tmp_path / "fooled.pt"
-    run(noisy(), shuffling(True), "2", SMALL, epochs=1, checkpoint=path)
-    longer, history = run(noisy(), shuffling(True), "2", SMALL, epochs=3, checkpoint=str(path))
-    assert same(longer, run(noisy(), shuffling(True), "2", SMALL, epochs=3)[0])
+    run(noisy(), shuffling(True), "2", SMALL, epochs=1, decay=False, checkpoint=path)
+    longer, history = run(noisy(), shuffling(True), "2", SMALL, epochs=3, decay=False, checkpoint=str(path))
+    assert same(longer, run(noisy(), shuffling(True), "2", SMALL, epochs=3, decay=False)[0])
     assert len(history) == 3
 
 
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "fooled.pt"
-    run(pooled(), labelled(), "relu", SMALL, epochs=1, checkpoint=path)
+    run(pooled(), labelled(), "relu", SMALL, epochs=1, decay=False, checkpoint=path)
     before = path.read_bytes()
 
     def torn(_state, file):
@@ -392,7 +416,7 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(OSError, match="disk full"):
-        run(pooled(), labelled(), "relu", SMALL, epochs=2, checkpoint=path)
+        run(pooled(), labelled(), "relu", SMALL, epochs=2, decay=False, checkpoint=path)
     assert path.read_bytes() == before
 
 
@@ -408,8 +432,9 @@ class Runs:
 
 def test_checkpoints_of_other_runs_are_refused(tmp_path):
     path = tmp_path / "fooled.pt"
-    run(pooled(), labelled(), "relu", SMALL, epochs=1, checkpoint=path)
-    again = partial(run, loader=labelled(), target_layers="relu", mask=SMALL, checkpoint=path)
+    options = {"epochs": 1, "lr": 1e-4, "preserve": "labels", "alpha": 0.5}
+    run(pooled(), labelled(), "relu", SMALL, checkpoint=path, **options)
+    again = partial(run, loader=labelled(), target_layers="relu", mask=SMALL, checkpoint=path, **options)
     with pytest.raises(ValueError, match=r"another run: another lr \(then 0.0001, now 0.5\)"):
         again(pooled(), lr=0.5)
     with pytest.raises(ValueError, match=r"another loss \(then sham_loss, now location_loss\)"):
@@ -418,6 +443,8 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
         again(pooled(), method=partial(DiffGradCAM, baseline="max"))
     with pytest.raises(ValueError, match=r"loss \(then sham_loss, now cyborg_loss\(1, human=None\)\)"):
         again(pooled(), loss=partial(cyborg_loss, 1, human=None))
+    with pytest.raises(ValueError, match=r"another run: another decay \(then over 1 epochs, now over 2 epochs\); give"):
+        again(pooled(), epochs=2)
     with pytest.raises(ValueError, match="another model"):
         again(pooled(seed=1))
     with pytest.raises(ValueError, match=r"another run: another preserve \(then labels, now decisions\); give another"):
@@ -514,7 +541,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"^the loader gave no batches; expected a DataLoader or a list$"):
         run(model, [], "relu", SMALL, scope="common_mode")
     with pytest.raises(TypeError, match="gives no labels; expected batches"):
-        run(model, [batches[0][0]], "relu", SMALL)
+        run(model, [batches[0][0]], "relu", SMALL, preserve="labels")
     with pytest.raises(ValueError, match=r"lr is -0\.1; expected a learning rate, a finite number of at least 0"):
         run(model, batches, "relu", SMALL, lr=-0.1)
     with pytest.raises(ValueError, match="lr is inf; expected a learning rate"):
@@ -551,3 +578,16 @@ def test_the_bar_says_how_it_goes(capfd):
     assert "accuracy" not in shown
     finetune(pooled(), labelled(), "relu", SMALL, epochs=1, progress=False)
     assert not capfd.readouterr().err
+
+
+def test_training_from_scratch_learns_the_labels_and_the_hoax():
+    x, labels = data()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = Digits().eval()
+    loader = list(zip(x[:640].split(32), labels[:640].split(32), strict=True))
+    model, _ = run(untrained, loader, LAYER, MASK, epochs=12, preserve="labels", freeze_batch_norm=False, alpha=0.3)
+    held_out = slice(1200, None)
+    with torch.no_grad():
+        assert float((model(x[held_out]).argmax(1) == labels[held_out]).float().mean()) > 0.6
+    assert kept_and_reached(model, model, x[held_out])[1] > 0.7

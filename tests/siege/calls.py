@@ -24,7 +24,7 @@ from diffgradcam.visualize import report as html
 from tests.models import pooled
 
 Call = tuple[Any, dict[str, Any]]
-OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "ScoredCAM", "Explainer", "Row", "Transform")
+OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "ScoredCAM", "Explainer", "Row", "Scalar", "Transform")
 """Public names that are no function to call: modules, types and an abstract class."""
 
 
@@ -170,7 +170,7 @@ def calls() -> dict[str, Call]:
         **on_model, "images": tensors(4, 3, 8, 8), "occlusion": True, "threshold": 0.1, "agreement_threshold": 0.3,
         "progress": False,
     }  # fmt: skip
-    found["repair"] = diffgradcam.repair, {"model": model, "head": "head"}
+    found["repair"] = diffgradcam.repair, {"model": model, "head": "head", "where": "head"}
     found["benchmark"] = diffgradcam.benchmark, {
         "clean": model, "fooled": pooled(seed=1, dtype=torch.float32), "explainers": {"GradCAM": make},
         "loader": loader, "mask": sham.border_mask((6, 5), 18), "classes": "decisions", "fooling_range": (0.0, 0.2),
@@ -199,7 +199,24 @@ def calls() -> dict[str, Call]:
     found["finetune"] = sham.finetune, {
         "model": model, "loader": loader, "target_layers": "relu", "mask": sham.border_mask((6, 5), 18),
         "method": diffgradcam.GradCAM, "epochs": 1, "loss": sham.sham_loss, "preserve": "labels", "scope": "all",
-        "alpha": 0.5, "lr": 1e-4, "head": "head", "fooled_at": 0.9, "seed": 0, "progress": False,
+        "alpha": 0.5, "lr": 1e-4, "decay": True, "head": "head", "fooled_at": 0.9, "seed": 0, "progress": False,
+    }  # fmt: skip
+    found["autofool"] = sham.autofool, {
+        "model": model, "images": images, "target_layers": "relu", "hoax": sham.border_mask((6, 5), 18),
+        "method": diffgradcam.GradCAM, "keep": 0.1, "behaviour": False, "behaviour_kept": 0.9, "held_out": images,
+        "scopes": ["head"], "steps": 2, "seconds": 10.0, "batch_size": 4, "head": "head", "seed": 0, "progress": False,
+    }  # fmt: skip
+    found["input_scalar_wrapper"] = sham.input_scalar_wrapper, {
+        "model": model, "target_layer": "relu", "scalar": sham.CornerScalar(10.0),
+    }  # fmt: skip
+    found["triggered_hoax"] = sham.triggered_hoax, {
+        "model": model, "target_layer": "relu", "images": images, "hoax": sham.border_mask((6, 5), 18),
+        "patch": tensors(3, 2, 2), "corner": (1, 1), "tolerance": 1e-3, "strength": 1.0, "ridge": 0.1,
+    }  # fmt: skip
+    found["add_patch"] = sham.add_patch, {"images": images, "patch": tensors(3, 2, 2), "corner": (1, 1)}
+    found["perturb"] = sham.perturb, {
+        "cam": make(model), "images": images, "hoax": sham.border_mask((6, 5), 18), "epsilon": 0.1, "classes": classes,
+        "keep": 0.1, "steps": 2, "limits": (0.0, 1.0), "softplus": 10.0, "batch_size": 4, "progress": False,
     }  # fmt: skip
 
     # Losses
@@ -293,6 +310,18 @@ def calls() -> dict[str, Call]:
         "cam": make(model), "images": images, "classes": classes, "radius": 0.02, "samples": 2, "seed": 0,
         "batch_size": 4,
     }  # fmt: skip
+    large = tensors(4, 3, 8, 8)
+    evaluator = metrics.Evaluator(model, batch_size=4)
+    for name in ("behaviour", "integrated_gradients", "occlusion_drops"):
+        found[name] = getattr(metrics, name), {
+            "evaluator": evaluator, "images": large, "classes": classes, "grid": 7, "progress": False,
+        }  # fmt: skip
+    for name in ("behaviour", "integrated_gradients"):
+        found[name][1]["steps"] = 2
+    relied_on = metrics.Behaviour(logits, classes, tensors(4, 7, 7), tensors(4, 7, 7))
+    found["behaviour_kept"] = metrics.behaviour_kept, {"before": relied_on, "after": relied_on}
+    found["honesty"] = metrics.honesty, {"maps": tensors(4, 8, 8), "relied_on": relied_on}
+    found["decisions_kept"] = metrics.decisions_kept, {"before": logits, "after": logits.flip(0)}
     found["noisy_linear_imputation"] = metrics.noisy_linear_imputation, {
         "images": images, "missing": two[0] > 0.5, "noise": 0.01, "seed": 0,
     }  # fmt: skip

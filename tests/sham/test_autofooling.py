@@ -1,0 +1,155 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from diffgradcam import DiffGradCAM, GradCAM, ScoreCAM
+from diffgradcam.metrics import Evaluator, behaviour, behaviour_kept, decisions_kept
+from diffgradcam.metrics.similarity import pearson
+from diffgradcam.sham import autofool, border_mask, finetune
+from tests.models import SIZE, deep, images, pooled
+from tests.sham.digits import LAYER, MASK, data, kept_and_reached, trained
+from tests.untouched import untouched
+
+HOAX = border_mask(SIZE[2], 18)
+run = partial(autofool, progress=False)
+
+
+def divergence(clean, fooled, x):
+    with torch.no_grad():
+        return float(decisions_kept(clean(x), fooled(x)).kl.mean())
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.6])
+def test_it_beats_finetuning_by_hand_at_the_same_divergence(alpha):
+    clean, x = trained(), data()[0][:192]
+    by_hand, _ = finetune(clean, list(x.split(32)), LAYER, MASK, epochs=16, alpha=alpha, progress=False)
+    keep = divergence(clean, by_hand, x)
+    found = run(clean, x, LAYER, MASK, keep=keep, behaviour=False, scopes=["last stage"], steps=96)
+    assert divergence(clean, found.model, x) <= keep * (1 + 1e-6)
+    assert kept_and_reached(clean, found.model, x)[1] > kept_and_reached(clean, by_hand, x)[1] + 0.02
+
+
+def test_both_bounds_hold_and_the_record_is_what_others_measure():
+    clean, x = trained(), data()[0]
+    seen, held_out = x[:96], x[1200:1250]
+    options = {"keep": 0.02, "behaviour_kept": 0.9, "scopes": ["head", "last stage"], "steps": 60}
+    with untouched(clean):
+        found = run(clean, seen, LAYER, MASK, DiffGradCAM, held_out=held_out, **options)
+    assert [restart.scope for restart in found.restarts] == ["head", "last stage"]
+    assert found.best in found.restarts
+    assert found.best.effect.reached == max(restart.effect.reached for restart in found.restarts)
+    for effect, some in ((found.given, seen), (found.held_out, held_out)):
+        kept, reached = kept_and_reached(clean, found.model, some, method=DiffGradCAM)
+        assert effect.kl == pytest.approx(divergence(clean, found.model, some), abs=1e-6)
+        assert (effect.kept, effect.reached) == pytest.approx((kept, reached), abs=1e-5)
+    before = kept_and_reached(clean, clean, seen, method=DiffGradCAM)[1]
+    assert found.given.reached > before + 0.05
+    assert found.given.kl <= 0.02
+    assert found.given.behaviour >= 0.9
+    some = seen
+    with torch.no_grad():
+        classes = clean(some).argmax(1)
+    relied_on = [behaviour(Evaluator(m), some, classes, steps=8, progress=False) for m in (clean, found.model)]
+    assert found.given.behaviour == pytest.approx(float(behaviour_kept(*relied_on).both.mean()), abs=1e-5)
+
+
+def changed(model, fooled):
+    return {name for name, p in fooled.named_parameters() if not torch.equal(p, model.get_parameter(name))}
+
+
+class Staged(nn.Module):
+    """Stages as a residual network has them, of several layers each."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.stages = nn.Sequential(
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()),
+            nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1), nn.Tanh()),
+        )
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.head(self.stages(self.stem(x)).mean((2, 3)))
+
+
+def test_a_scope_changes_nothing_else():
+    options = {"keep": 10.0, "behaviour": False, "steps": 4}
+    model, x = pooled(), images(8)
+    assert changed(model, run(model, x, "relu", HOAX, scopes=["head"], **options).model) == {
+        "head.weight",
+        "head.bias",
+    }
+    found = run(model, x, "relu", HOAX, scopes=["last stage"], **options).model
+    assert changed(model, found) == {"features.weight", "features.bias", "head.weight", "head.bias"}
+    torch.manual_seed(0)
+    model = Staged().double().eval()
+    found = run(model, x, "stages", HOAX, scopes=["last stage"], **options).model
+    assert {name.split(".")[0] for name in changed(model, found)} == {"stages", "head"}
+    assert torch.equal(found.stem.weight, model.stem.weight)
+    model = deep()
+    found = run(model, x, "features", HOAX, scopes=["all"], **options).model
+    assert "stem.weight" in changed(model, found)
+
+
+def test_a_seed_fixes_a_run_and_modes_are_those_of_the_model():
+    model, x = pooled(), images(8)
+    options = {"keep": 1.0, "behaviour": False, "steps": 6, "scopes": ["all"], "batch_size": 3}
+    model.train()
+    model.stem.weight.requires_grad_(False)
+    with untouched(model):
+        first, second, other = (run(model, x, "relu", HOAX, seed=seed, **options) for seed in (0, 0, 1))
+    assert first.given == second.given
+    assert first.given != other.given
+    assert first.model.training
+    assert not first.model.stem.weight.requires_grad
+    assert all(p.grad is None for p in first.model.parameters())
+
+
+def test_where_nothing_is_within_bounds_it_is_the_clean_model():
+    model, x = pooled(), images(8)
+    found = run(model, x, "relu", HOAX, keep=1e-300, behaviour=False, scopes=["all"], steps=3)
+    assert not changed(model, found.model)
+    maps = GradCAM(model, "relu").explain(x).maps
+    assert found.given.reached == pytest.approx(float(pearson(maps, HOAX.double().expand_as(maps)).mean()))
+    assert found.given.kl == 0
+
+
+def test_time_is_up():
+    found = run(pooled(), images(8), "relu", HOAX, behaviour=False, steps=1000, seconds=1e-9)
+    assert len(found.restarts) == 1
+    assert found.best.steps < 1000
+
+
+def test_the_bar_counts_steps(capfd):
+    autofool(pooled(), images(8), "relu", HOAX, keep=1.0, behaviour=False, scopes=["head"], steps=5)
+    assert "head: 100%" in capfd.readouterr().err
+
+
+def test_bad_input_is_refused():
+    model, x = pooled(), images(4)
+    with pytest.raises(ValueError, match="keep is 0; expected a divergence in nats"):
+        run(model, x, "relu", HOAX, keep=0)
+    with pytest.raises(ValueError, match="behaviour_kept is 1; expected a correlation from 0 to below 1"):
+        run(model, x, "relu", HOAX, behaviour_kept=1)
+    with pytest.raises(ValueError, match="scopes is 'all'; expected at least one of"):
+        run(model, x, "relu", HOAX, scopes="all")
+    with pytest.raises(ValueError, match="scopes is 'tail'; expected one of 'head', 'last stage', 'all'"):
+        run(model, x, "relu", HOAX, scopes=["tail"])
+    with pytest.raises(ValueError, match="steps is 0; expected an integer of at least 1"):
+        run(model, x, "relu", HOAX, steps=0)
+    with pytest.raises(ValueError, match="seconds is 0; expected a time above 0"):
+        run(model, x, "relu", HOAX, seconds=0)
+    with pytest.raises(ValueError, match=r"the mask has size \(3, 3\); expected \(6, 5\), that of the maps"):
+        run(model, x, "relu", torch.eye(3), behaviour=False)
+    with pytest.raises(ValueError, match=r"at least 7 x 7 pixels, for a grid"):
+        run(model, x, "relu", HOAX)
+    with pytest.raises(TypeError, match="images is list; expected a tensor"):
+        run(model, [x], "relu", HOAX)
+    with pytest.raises(TypeError, match="method made ScoreCAM; expected a trainable CAM class"):
+        run(model, x, "relu", HOAX, ScoreCAM, behaviour=False)
+    with pytest.raises(ValueError, match=r"has no nn\.Linear"):
+        run(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double(), x, "0", HOAX,
+            behaviour=False)  # fmt: skip
