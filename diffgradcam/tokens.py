@@ -129,12 +129,14 @@ def fitting_grids(
     found = []
     for halved in range(_MOST_HALVINGS if patch_grid is not None else 1):
         for base in bases:
-            grid = tuple(-(-length // 2**halved) for length in base)
-            extra = tokens - math.prod(grid)
-            most = _MOST_EXTRA if patch_grid is not None and not halved else 0
-            usual = extra in EXTRA_TOKENS or 0 <= extra <= most
-            if min(grid) > 0 and (extra == extra_tokens or (extra_tokens is None and usual)):
-                found.append(FittingGrid(grid, extra))
+            # Of a clip, time may stay as it is where rows and columns are halved.
+            for kept in {0, len(base) - 2} if halved else {0}:
+                grid = base[:kept] + tuple(-(-length // 2**halved) for length in base[kept:])
+                extra = tokens - math.prod(grid)
+                most = _MOST_EXTRA if patch_grid is not None and not halved else 0
+                usual = extra in EXTRA_TOKENS or 0 <= extra <= most
+                if min(grid) > 0 and (extra == extra_tokens or (extra_tokens is None and usual)):
+                    found.append(FittingGrid(grid, extra))
     return list(dict.fromkeys(found))
 
 
