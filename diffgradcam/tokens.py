@@ -53,7 +53,8 @@ def tokens_to_grid(
         width: Columns of patches.
         extra_tokens: How many class, distillation and register tokens come before the patches. By default whatever the
             grid leaves over, if that is one of the usual numbers.
-        image_size: The spatial size of the image, in pixels; of volumes and clips three numbers.
+        image_size: The spatial size of the image, in pixels; of volumes and clips three numbers; empty if it is not
+            certain.
         patch_grid: The grid of patches that the model makes of the image.
 
     Returns:
@@ -83,6 +84,12 @@ def tokens_to_grid(
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; expected at least {least}")
     if tensor.ndim == 3:
+        if image_size is not None and not len(image_size) and height is None and width is None:
+            raise ValueError(
+                f"the {tensor.shape[1]} tokens of activations {tuple(tensor.shape)} are of an input whose size as an "
+                "image is not certain; give the grid that they are, such as reshape_transform=functools.partial("
+                "tokens_to_grid, height=..., width=..., extra_tokens=...)"
+            )
         if image_size is None or height is not None or width is not None:
             rows, columns, extra = _grid_of_tokens(tensor, height, width, extra_tokens)
             found = FittingGrid((rows, columns), extra)

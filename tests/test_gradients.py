@@ -16,7 +16,7 @@ def closed_form(model, layer, images):
     """The maps of all logits, or None if the head is of another kind."""
     with torch.no_grad(), CutRecorder(find_layers(model, layer)) as recorder:
         logits = model(images)
-    found = pooled_linear_maps(model, logits, [each.activations for each in recorder.recorded()])
+    found = pooled_linear_maps(model, logits, [each.activations for each in recorder.recorded(model)])
     return found.maps if found is not None and found.holds else None
 
 

@@ -1544,6 +1544,7 @@ ELSEWHERE = {
     "outputs look like probabilities": "a warning; test_inputs",
     "in more than one way": "test_tokens",
     "give image_size= (a CAM does": "test_tokens",
+    "whose size as an image is not certain": "test_tokens",
     "are a grid (B, h, w, C) or (B, C, h, w)": "test_tokens",
     "the model is in training mode": "a warning; test_cam",
     "loader is a tensor": "test_saliency_dataset, metrics",

@@ -284,6 +284,6 @@ def test_recorder_hooks_only_while_attached():
     with recorder:
         logits = model(X)
         assert logits.requires_grad
-        assert [tuple(each.activations.shape) for each in recorder.recorded()] == [(3, 4, 6, 5), (3, CHANNELS)]
+        assert [tuple(each.activations.shape) for each in recorder.recorded(model)] == [(3, 4, 6, 5), (3, CHANNELS)]
         assert hooks(model) != before
     assert hooks(model) == before

@@ -80,6 +80,8 @@ def test_images_that_are_all_the_same_have_no_map():
 def test_bad_inputs():
     with pytest.raises(ValueError, match=r"images have shape \(3, 4, 4\): expected \(N, C, H, W\)"):
         pca_saliency(torch.rand(3, 4, 4))
+    with pytest.raises(ValueError, match="images hold NaN, infinite or too large values, or no channel"):
+        pca_saliency(torch.full((3, 1, 4, 4), torch.nan))
     with pytest.raises(ValueError, match="components is 0 and grid 24: expected at least 1 each"):
         pca_saliency(IMAGES, components=0)
     with pytest.raises(ValueError, match=r"labels have shape \(3,\) for 20 images"):

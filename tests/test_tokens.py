@@ -147,6 +147,12 @@ def test_tokens_that_are_no_patches_of_the_image():
     refused(r"with 3 extra tokens; give the grid", torch.zeros(2, 197, 8), image_size=(224, 224), extra_tokens=3)
 
 
+def test_no_square_is_guessed_for_an_input_that_may_be_no_image():
+    refused(r"^the 16 tokens .* image is not certain; give the grid", torch.zeros(2, 16, 8), image_size=())
+    tokens = numbered(2, 16, 3)
+    assert torch.equal(tokens_to_grid(tokens, 2, 8, image_size=()), by_loops(tokens, 2, 8, 0))
+
+
 def test_the_named_fix_works():
     tokens = numbered(2, 295, 3)
     fixed = partial(tokens_to_grid, height=14, width=21, extra_tokens=1)

@@ -250,7 +250,8 @@ def _with_image(
         parameters = inspect.signature(reshape_transform).parameters
     except (TypeError, ValueError):  # a function that Python cannot look into
         return reshape_transform
-    known = {"image_size": size, "patch_grid": patch_grid(model, size) if size else None}
+    # An empty size says that the image has none that is certain, so that nothing is guessed.
+    known = {"image_size": size or (), "patch_grid": patch_grid(model, size) if size else None}
     told = {name: value for name, value in known.items() if name in parameters and value is not None}
     return functools.partial(reshape_transform, **told) if told else reshape_transform
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .base import BaseCAM, ScoredCAM, TrainableCAM
+from .base import BaseCAM, CAMOptions, ScoredCAM, ScoredOptions, TrainableCAM
 
 _C = TypeVar("_C", bound=type[BaseCAM])
 
@@ -57,7 +57,12 @@ class Method:
     @property
     def options(self) -> tuple[str, ...]:
         """The names of the options that this method has and others have not."""
-        common = {*inspect.signature(TrainableCAM).parameters, "options"}
+        common = {
+            *inspect.signature(TrainableCAM).parameters,
+            *CAMOptions.__annotations__,
+            *ScoredOptions.__annotations__,
+            "options",
+        }
         return tuple(name for name in inspect.signature(self.make).parameters if name not in common)
 
 

@@ -98,6 +98,8 @@ def _pixels(images: Tensor, components: int, grid: int) -> tuple[Tensor, tuple[i
     shape = max(1, round(height * scale)), max(1, round(width * scale))
     grey = images.double().mean(1, keepdim=True)
     pixels: Tensor = F.interpolate(grey, shape, mode="area").flatten(1)
+    if not (pixels - pixels.mean(0)).isfinite().all():
+        raise ValueError("images hold NaN, infinite or too large values, or no channel: expected finite values")
     return pixels, shape
 
 

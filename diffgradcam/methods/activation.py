@@ -22,6 +22,18 @@ from .._core.tensors import spread
 ChannelWeighting = Callable[[Tensor], Tensor]
 
 
+def uniform(activations: Tensor) -> Tensor:
+    """The same weight for every channel: the map is made of the activations as they are.
+
+    Args:
+        activations: ``(B, C, *S)``.
+
+    Returns:
+        Ones, of the same shape.
+    """
+    return torch.ones_like(activations)
+
+
 class ActivationCAM(BaseCAM):
     """A CAM of the activations alone: no score, no gradient, and the same map for every class.
 
@@ -33,7 +45,7 @@ class ActivationCAM(BaseCAM):
         **options: As :class:`BaseCAM`.
     """
 
-    weighting: ChannelWeighting = staticmethod(torch.ones_like)
+    weighting: ChannelWeighting = staticmethod(uniform)
     needs_graph: ClassVar[bool] = False
     choices: ClassVar[tuple[str, ...]] = ("weighting", *BaseCAM.choices)
 

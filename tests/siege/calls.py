@@ -221,10 +221,11 @@ def calls() -> dict[str, Call]:
 
     # Losses
     found["cyborg_loss"] = losses.cyborg_loss, {"true_maps": two[0], **human}
+    found["camal_loss"] = losses.camal_loss, {"maps": two[0], **human}
     for name in ("difference_salience_loss", "contrast_salience_loss", "divergence_salience_loss"):
         found[name] = getattr(losses, name), {"true_maps": two[0], "false_maps": two[1], **human}
     found["divergence_salience_loss"][1]["weight"] = 1.0
-    for name in ("CyborgLoss", "DifferenceSalienceLoss", "ContrastSalienceLoss", "DivergenceSalienceLoss"):
+    for name in ("CyborgLoss", "CamalLoss", "DifferenceSalienceLoss", "ContrastSalienceLoss", "DivergenceSalienceLoss"):
         found[name] = getattr(losses, name), {"scope": "image", "reduction": "mean"}
     found["DivergenceSalienceLoss"][1]["weight"] = 1.0
     found["cam_entropy"] = losses.cam_entropy, {"maps": two[0]}
@@ -380,6 +381,9 @@ def calls() -> dict[str, Call]:
         albumentations_style,
         {"transform": lambda image, mask: {"image": image, "mask": mask}},
     )
+    for name in ("pca_saliency", "lda_saliency"):
+        found[name] = getattr(datasets, name), {"images": tensors(4, 3, 6, 5), "components": 2, "grid": 4}
+    found["lda_saliency"][1].update(labels=torch.tensor([0, 1, 1, 0]), shrinkage=0.1)
     found["explain_dataset"] = datasets.explain_dataset, {
         "cam": make(model), "loader": DataLoader(TensorDataset(images), batch_size=2),
         "out": tempfile.mkdtemp(dir=root),
