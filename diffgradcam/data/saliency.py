@@ -52,10 +52,10 @@ class SaliencyDataset(Dataset[SaliencyItem]):
     r"""Labelled images with human saliency, from a folder and a CSV.
 
     The CSV (UTF-8, comma-separated) has a header with the columns ``image`` and ``label`` and, optionally, ``saliency``
-    and ``group``; for other columns, such as ``patient``, see :meth:`column`.
-    Paths are relative to ``root``. An empty ``saliency`` means that there is
-    no human map for that image. Map and image have the same size; a map is greyscale, 0 where nobody looked. Files are
-    JPEG, PNG, WebP, GIF, TIFF, BMP or PPM, of at most 100 million pixels.
+    and ``group``; for other columns, such as ``patient``, see ``SaliencyDataset.column``. Paths are relative to
+    ``root``. An empty ``saliency`` means that there is no human map for that image. Map and image have the same size; a
+    map is greyscale, 0 where nobody looked. Files are JPEG, PNG, WebP, GIF, TIFF, BMP or PPM, of at most 100 million
+    pixels.
 
     All rows are checked at construction, pixels when an item is read. Rows in error messages count as in a
     spreadsheet: the header is row 1.

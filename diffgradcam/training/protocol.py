@@ -92,7 +92,7 @@ class Settings:
         """Settings by name, some of them changed.
 
         Args:
-            name: One of :data:`PRESETS`.
+            name: One of ``diffgradcam.training.PRESETS``.
             changes: Fields that differ.
 
         Returns:

@@ -816,7 +816,11 @@ the command takes by default was explained by Grad-CAM, and the map was compared
 through the whole model. The command explains classifiers of images: in detectors, models of clips, CLIP, AST and
 VideoMAE a layer near the end was chosen by hand. The maps compared are signed, before the ReLU. Versions: {versions}.
 
+<!-- counts -->
+
 {summary}
+
+<!-- end of the counts -->
 
 {meaning}
 
