@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Call = Callable[[], object]
+from benchmarks.measure import Call
 
 TEN = 10
 

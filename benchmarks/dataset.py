@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import statistics
 import tempfile
 import time
@@ -71,11 +70,10 @@ def throughput(images: int, size: int, batch: int, workers: int, rounds: int) ->
     for number in range(rounds):
         took = {}
         for name in random.Random(number).sample(list(calls), len(calls)):
-            folder = Path(tempfile.mkdtemp())
-            wall, cpu = time.perf_counter(), time.process_time()
-            calls[name](folder)
-            took[name] = time.perf_counter() - wall, time.process_time() - cpu
-            shutil.rmtree(folder)
+            with tempfile.TemporaryDirectory() as folder:
+                wall, cpu = time.perf_counter(), time.process_time()
+                calls[name](Path(folder))
+                took[name] = time.perf_counter() - wall, time.process_time() - cpu
         for name, (wall, cpu) in took.items():
             ratios[name].append((took["inference"][0] / wall, took["inference"][1] / cpu))
     median = {n: [statistics.median(values) for values in zip(*r, strict=True)] for n, r in ratios.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
+from benchmarks.contenders import bare
+from benchmarks.measure import Call
 from benchmarks.resnet import ResNet18
 from diffgradcam import GradCAM, weightings
 
@@ -25,7 +27,6 @@ RESULTS = Path(__file__).parent / "results" / "recording.json"
 CLASSES = 100
 LAYER = "layer4"
 
-Call = Callable[[], object]
 Row = dict[str, Any]
 
 
@@ -49,8 +50,8 @@ def main() -> None:
 def measured(model: nn.Module, images: Tensor, rounds: int) -> list[Row]:
     """A row for each way of computing the same maps."""
     works = {
-        "one map": (partial(bare, model, images), one_map(model, images)),
-        f"{CLASSES} maps": (partial(bare, model, images), all_maps(model, images)),
+        "one map": (bare(model, images), one_map(model, images)),
+        f"{CLASSES} maps": (bare(model, images), all_maps(model, images)),
         "a training step with maps": (partial(step, model, images), training(model, images)),
     }
     rows: list[Row] = []
@@ -79,7 +80,7 @@ def one_map(model: nn.Module, images: Tensor) -> dict[str, Call]:
 def all_maps(model: nn.Module, images: Tensor) -> dict[str, Call]:
     """Many classes, from one forward pass."""
     cam = GradCAM(model, LAYER)
-    # Not declared linear, so that the engine does not know of the closed form.
+    # Not declared linear, so that the CAM does not know of the closed form.
     batched = cam.replace(weighting=lambda activations, gradients: weightings.gradcam(activations, gradients))
 
     def one_by_one() -> list[Tensor]:
@@ -108,12 +109,6 @@ def training(model: nn.Module, images: Tensor) -> dict[str, Call]:
         "`maps`: the forward pass of the step": partial(recorded, twice=False),
         "a second forward pass for the maps": partial(recorded, twice=True),
     }
-
-
-def bare(model: nn.Module, images: Tensor) -> None:
-    """Plain inference."""
-    with torch.inference_mode():
-        model(images)
 
 
 def step(model: nn.Module, images: Tensor) -> None:

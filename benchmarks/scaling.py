@@ -12,7 +12,7 @@ import json
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks import measure
+from benchmarks.contenders import bare
 from benchmarks.dataset import Images, inference
 from benchmarks.resnet import ResNet18
 from diffgradcam import DiffGradCAM, FinerCAM, GradCAM, LayerCAM, explain_pairs
@@ -71,7 +72,6 @@ def images(rounds: int, *, quick: bool) -> Points:
     model = ResNet18().eval()
     for count in (32,) if quick else (32, 64, 128, 256):
         loader = DataLoader(Images(count, 224), batch_size=16)
-
         calls = {"DiffGradCAM": partial(explain_into_a_folder, model, loader)}
         yield count, measure.interleaved_ratios(partial(inference, model, loader), calls, rounds, 200)
 
@@ -112,16 +112,6 @@ def model_classes(*, quick: bool) -> Iterator[tuple[int, dict[str, float], dict[
             {name: statistics.median(values[1:]) for name, values in seconds.items()},
             {name: held / 2**20 for name, held in memory.items()} | {"the maps themselves": 8 * count * 49 * 4 / 2**20},
         )
-
-
-def bare(model: nn.Module, given: torch.Tensor) -> Callable[[], object]:
-    """Plain inference."""
-
-    def run() -> None:
-        with torch.inference_mode():
-            model(given)
-
-    return run
 
 
 def draw(curves: dict[str, Curve]) -> Figure:

@@ -366,4 +366,4 @@ def _flat(maps: Tensor) -> Tensor:
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator``, 0 where the denominator is 0, with a finite gradient there too."""
     zero = denominator == 0
-    return torch.where(zero, torch.zeros_like(numerator), numerator / torch.where(zero, 1, denominator))
+    return torch.where(zero, 0, numerator / torch.where(zero, 1, denominator))

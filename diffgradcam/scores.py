@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -211,7 +211,7 @@ class LogitDifference(Score):
             ``(B, K)``, each row with the sum 1, not in the graph of the logits.
 
         Raises:
-            ValueError: If the baseline has no name.
+            ValueError: If the baseline is a class index.
         """
         with torch.enable_grad():
             source = logits.detach().requires_grad_()
@@ -401,7 +401,7 @@ def logit_difference(logits: Tensor, classes: Tensor, baseline: str | int | Base
         True
     """
     check_contrast(logits)
-    if isinstance(baseline, int) and not isinstance(baseline, bool):
+    if _is_class(baseline):
         return logit(logits, classes) - _contrast_logit(logits, classes, baseline)
     values = baseline_function(baseline)(_others(logits, classes))
     if not isinstance(values, Tensor) or values.shape != classes.shape:
@@ -533,7 +533,7 @@ def _others(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, index + (index >= classes.unsqueeze(1)).long())
 
 
-def _is_class(baseline: object) -> bool:
+def _is_class(baseline: object) -> TypeGuard[int]:
     return isinstance(baseline, int) and not isinstance(baseline, bool)
 
 

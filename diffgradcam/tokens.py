@@ -61,7 +61,8 @@ def tokens_to_grid(
         ``(B, C, h, w)``, without the extra tokens; with one more dimension for volumes and clips.
 
     Raises:
-        ValueError: If no grid fits, or more than one; the message names those that fit the image.
+        ValueError: If no grid fits, or more than one; the message names those that fit the image. If ``image_size`` is
+            empty, tokens are given, and neither ``height`` nor ``width``.
 
     Example:
         >>> import torch
@@ -159,7 +160,8 @@ def vit_reshape_transform(
 
     Args:
         tensor: ``(B, 1 + height * width, C)``.
-        height: Rows of patches; without it and the width, the grid is square (there: 14 by 14).
+        height: Rows of patches; without it and the width, the grid is taken from the image (there: 14 by 14), and is
+            square where nothing is told of the image.
         width: Columns of patches.
         image_size: As :func:`tokens_to_grid`; the CAM gives it.
         patch_grid: As :func:`tokens_to_grid`; the CAM gives it.
@@ -185,7 +187,8 @@ def swinT_reshape_transform(
 
     Args:
         tensor: ``(B, height * width, C)``, or ``(B, height, width, C)`` as newer Swin models put out.
-        height: Rows of patches; without it and the width, the grid is square (there: 7 by 7).
+        height: Rows of patches; without it and the width, the grid is taken from the image (there: 7 by 7), and is
+            square where nothing is told of the image.
         width: Columns of patches.
         image_size: As :func:`tokens_to_grid`; the CAM gives it.
         patch_grid: As :func:`tokens_to_grid`; the CAM gives it.

@@ -81,7 +81,8 @@ def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
     Reference:
         Chattopadhay et al., "Grad-CAM++", WACV 2018, equation 19.
     """
-    return _plus_plus(activations, gradients.relu(), gradients.relu())
+    positive = gradients.relu()
+    return _plus_plus(activations, positive, positive)
 
 
 def smooth_gradcam_plus_plus(activations: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:

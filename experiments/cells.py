@@ -6,12 +6,12 @@ A cell that exists is finished, so you can stop a run at any time and continue i
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from diffgradcam._core.persistence import atomic_file
 
 _NUMBER = r"(?:-?\d[\d.]*(?:[eE][-+]?\d+)?|null)"
 _ENTRY = rf'"\w+": {_NUMBER}'
@@ -20,15 +20,15 @@ _NUMBERS = re.compile(rf"\[\s*{_NUMBER}(?:,\s*{_NUMBER})*\s*\]|\{{\s*{_ENTRY}(?:
 
 
 def write(path: Path, cell: Mapping[str, Any]) -> None:
-    """Write to a temporary file, then move it. A list of numbers, or an object that has only numbers, takes one line.
+    """Write a cell at once or not at all. A list of numbers, or an object that has only numbers, takes one line.
 
     Args:
         path: The cell's file, ``.json``, in a folder that exists.
         cell: A value that JSON can represent.
     """
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
-        file.write(_NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), json.dumps(cell, indent=1)) + "\n")
-    os.replace(file.name, path)
+    text = _NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), json.dumps(cell, indent=1))
+    with atomic_file(path) as file:
+        file.write(f"{text}\n".encode())
 
 
 def names(folder: Path, config: Mapping[str, Any]) -> set[str]:

@@ -22,7 +22,7 @@ def test_a_cell_is_there_completely_or_not_at_all(tmp_path: Path, monkeypatch: p
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cells.os, "replace", killed)
+    monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         cells.write(tmp_path / "cell.json", {"a": 1})
     assert cells.read(tmp_path) == []

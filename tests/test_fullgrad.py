@@ -215,6 +215,11 @@ def test_eigen_smoothing_leaves_it_and_a_copy_explains_its_own_model():
     exact(copied.explain(images, 0).maps, expected)
 
 
+def test_it_takes_every_run_and_ignores_no_choice_of_one():
+    with pytest.raises(TypeError, match=r"^FullGrad takes every run of every module and no run=$"):
+        FullGrad(normed(), run="last")
+
+
 def test_it_shares_no_forward_pass_with_a_cam_of_another_kind():
     model, images = normed(), models.images()
     both = explain_together([FullGrad(model), FullGrad(model, score=logit_difference)], images, 1)

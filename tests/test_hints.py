@@ -452,6 +452,30 @@ def tokens_that_are_no_patches():
     )
 
 
+class OnSpectrograms(nn.Module):
+    """Sixteen tokens, in two rows, of an input without channels: (B, time, frequency)."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.head = nn.Linear(4, CHANNELS), nn.Linear(CHANNELS, 3)
+
+    def forward(self, spectrogram):
+        return self.head(self.tokens(spectrogram.reshape(-1, 16, 4)).tanh().mean(1))
+
+
+@hint(ValueError, r"whose size as an image is not certain; give the grid that they are, .*extra_tokens=\.\.\.\)$")
+def tokens_of_a_spectrogram():
+    model, spectrogram = seeded(OnSpectrograms), SQUARE.new_ones(3, 32, 2) * torch.arange(32)[:, None] / 32
+    grid = functools.partial(tokens_to_grid, height=2, width=8)
+    return (
+        lambda: maps(GradCAM(model, "tokens", tokens_to_grid), spectrogram),
+        lambda _: maps(GradCAM(model, "tokens", grid), spectrogram),
+        lambda: by_hand(
+            model, "tokens", lambda: model(spectrogram), grid=lambda a: a.transpose(1, 2).unflatten(2, (2, 8))
+        ),
+    )
+
+
 class Last(nn.Module):
     """Channels come last."""
 
@@ -1544,7 +1568,6 @@ ELSEWHERE = {
     "outputs look like probabilities": "a warning; test_inputs",
     "in more than one way": "test_tokens",
     "give image_size= (a CAM does": "test_tokens",
-    "whose size as an image is not certain": "test_tokens",
     "are a grid (B, h, w, C) or (B, C, h, w)": "test_tokens",
     "the model is in training mode": "a warning; test_cam",
     "loader is a tensor": "test_saliency_dataset, metrics",

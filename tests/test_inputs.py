@@ -17,6 +17,7 @@ from diffgradcam import (
     NoiseSmooth,
     ScoreCAM,
     SmoothGradCAMPlusPlus,
+    TrueFalseCAM,
     layer_input,
 )
 from diffgradcam.scores import Counterfactual
@@ -80,6 +81,13 @@ def test_a_model_that_is_called_by_keywords_alone(name):
     cam, plain = METHODS[name](model, "inner.relu"), METHODS[name](model.inner, "relu")
     exact(cam.explain(**given).maps, plain.explain(IMAGES).maps)
     np.testing.assert_allclose(cam(**given), plain(IMAGES), rtol=0, atol=1e-6)
+
+
+def test_both_sides_of_a_decision_of_a_model_that_is_called_by_keywords_alone():
+    model = models.seeded(ByName)
+    given = {"input_ids": torch.zeros(3, 4, dtype=torch.long), "pixel_values": IMAGES}
+    found = TrueFalseCAM(model, "inner.relu").compare(**given)
+    exact(found.difference, TrueFalseCAM(model.inner, "relu").compare(IMAGES).difference)
 
 
 class Siamese(nn.Module):

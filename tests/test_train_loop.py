@@ -177,11 +177,11 @@ def test_a_training_that_stopped_between_epochs_ends_with_the_same_numbers(tmp_p
     def killed(*arguments):
         scored.append(1)
         if len(scored) == 2:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("between epochs")
         return original(*arguments)
 
     monkeypatch.setattr(loop, "_score", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^between epochs$"):
         run(settings, tmp_path / "state.safetensors")
     monkeypatch.setattr(loop, "_score", original)
     assert len(read_checkpoint(tmp_path / "state.safetensors").about["history"]) == 1

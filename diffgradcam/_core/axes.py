@@ -80,7 +80,7 @@ def image_size(shape: Sequence[int], channels: int | None = None) -> ImageSize:
 
 def input_channels(model: nn.Module) -> int | None:
     """How many channels the first convolution of a model takes; None without one."""
-    first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
+    first = _first_convolution(model)
     return None if first is None else first.in_channels
 
 
@@ -148,18 +148,22 @@ def channel_axis(module: nn.Module, model: nn.Module, shape: Sequence[int], size
         return 1
     if _surely_last(module):
         return last
-    widths = _widths(module), _widths(model)
-    own, whole = (
-        {axis for axis, known in zip((1, last), found, strict=True) if shape[axis] in known} for found in widths
-    )
+
+    def as_wide(widths: tuple[set[int], set[int]]) -> set[int]:
+        return {axis for axis, known in zip((1, last), widths, strict=True) if shape[axis] in known}
+
     reduced = {axis: _reduction(tuple(shape[1:axis]) + tuple(shape[axis + 1 :]), size) for axis in (1, last)}
     alike = {axis for axis, distortion in reduced.items() if distortion <= _ALIKE}
     evenly = {axis for axis, distortion in reduced.items() if distortion <= _DISTORTED}
     # The module itself tells most; then how the image was reduced; other modules of the model least.
-    for choice in (own, alike, evenly, whole):
+    for choice in (as_wide(_widths(module)), alike, evenly):
         if len(choice) == 1:
             return choice.pop()
-    if not whole and set(shape[2:last]) & widths[1][0]:
+    widths = _widths(model)
+    whole = as_wide(widths)
+    if len(whole) == 1:
+        return whole.pop()
+    if not whole and set(shape[2:last]) & widths[0]:
         return None  # the channels lie between, as in clips that are (B, T, C, H, W)
     # The convention, unless something in this model has its channels last.
     return 1 if not whole or not _has_channels_last(model) else None
@@ -175,7 +179,7 @@ def patch_grid(model: nn.Module, size: Sequence[int]) -> tuple[int, ...] | None:
     Returns:
         As many numbers; None if the model does not start with a convolution of as many dimensions.
     """
-    first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
+    first = _first_convolution(model)
     if first is None or len(first.kernel_size) != len(size) or isinstance(first.padding, str):
         return None
     found = tuple(
@@ -185,6 +189,10 @@ def patch_grid(model: nn.Module, size: Sequence[int]) -> tuple[int, ...] | None:
         )
     )
     return found if min(found) > 0 else None
+
+
+def _first_convolution(model: nn.Module) -> _ConvNd | None:
+    return next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
 
 
 def _check_places(

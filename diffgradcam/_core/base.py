@@ -25,7 +25,7 @@ from .axes import input_channels
 from .explanation import Explanation
 from .forward import ForwardPass, LayerReader, Output, Recording, ReshapeTransform
 from .gradients import linear_maps
-from .inputs import ImageOf, Inputs
+from .inputs import ImageOf, Inputs, positional
 from .layers import LayerSpec, Run
 from .naming import callable_name
 from .outputs import Classes, class_index, find_logits
@@ -254,8 +254,7 @@ class BaseCAM(ABC):
                 the layer has no spatial dimensions, or the model has lazy layers that never ran.
             RuntimeError: If no layer ran, a layer ran more than once, or the output does not depend on any.
         """
-        first = () if input_tensor is None and kwargs and not args else (input_tensor,)
-        with self._reader.run(*first, *args, **kwargs) as forward:
+        with self._reader.run(*positional(input_tensor, args, kwargs), **kwargs) as forward:
             return forward.settle(lambda: self.explanation(forward, classes))
 
     def __call__(
@@ -298,8 +297,7 @@ class BaseCAM(ABC):
         """
         messages.refuse_old_arguments(kwargs)
         cam = self.summed_by_principal_component() if eigen_smooth else self
-        first = () if input_tensor is None and kwargs else (input_tensor,)
-        inputs = Inputs(first, kwargs, self.image)
+        inputs = Inputs(positional(input_tensor, (), kwargs), kwargs, self.image)
         if inputs.image is None:
             raise TypeError(
                 f"input_tensor is {type(input_tensor).__name__}; expected a tensor of images (B, C, H, W), such as "
@@ -565,10 +563,9 @@ class TrainableCAM(ScoredCAM):
 
     def _in_blocks(self, recording: Recording, request: Request, *, create_graph: bool = False) -> list[Tensor]:
         """Signed maps ``(B, N, *S)`` of each layer, so many of the ``N`` at once as memory allows."""
-        numbers = sum(tensor.shape[1:].numel() for tensor in (recording.logits, *recording.activations))
         grids = recording.grids()
         done = []
-        for block in request.blocks(numbers):
+        for block in recording.blocks(request):
             gradients = self.gradients(recording, block, create_graph=create_graph)
             done.append(
                 [self._weighted(recording, number, grids[number], rows) for number, rows in enumerate(gradients)]
@@ -597,7 +594,7 @@ class TrainableCAM(ScoredCAM):
 
 
 class _Note:
-    """Notes of each forward pass of the caller how many spatial dimensions its image has."""
+    """Notes the shape of the image in each forward pass of the caller."""
 
     def __init__(self, cam: weakref.ref[TrainableCAM]) -> None:
         self._cam = cam

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..scores import logit
+
 
 def visible_score(logits: Tensor, classes: Tensor) -> Tensor:
     """The part of a logit that softmax sees: the logit minus the mean of all logits.
@@ -20,7 +22,7 @@ def visible_score(logits: Tensor, classes: Tensor) -> Tensor:
     Returns:
         ``(B,)``.
     """
-    return logits.gather(1, classes.unsqueeze(1)).squeeze(1) - logits.mean(1)
+    return logit(logits, classes) - invisible_score(logits, classes)
 
 
 def invisible_score(logits: Tensor, _classes: Tensor) -> Tensor:

@@ -97,6 +97,10 @@ class Recording:
         """The activations of each layer that was used, ``(B, C, *S)``."""
         return [self.to_grid(tensor, number) for number, tensor in enumerate(self.activations)]
 
+    def blocks(self, request: Request) -> Sequence[Request]:
+        """A request in parts, which bound the memory of what is computed for each thing asked for."""
+        return request.blocks(sum(tensor.shape[1:].numel() for tensor in (self.logits, *self.activations)))
+
     def gradients(self, request: Request, *, create_graph: bool = False) -> list[Tensor]:
         """The gradients of what is asked for, with respect to the activations of each layer that was used.
 

@@ -137,6 +137,20 @@ class Inputs:
         return found
 
 
+def positional(input_tensor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The positional arguments of the model.
+
+    Args:
+        input_tensor: The first; None also where it was left out.
+        args: Those that follow.
+        kwargs: The keyword arguments.
+
+    Returns:
+        All of them: none for a model that is called with keyword arguments alone.
+    """
+    return () if input_tensor is None and kwargs and not args else (input_tensor, *args)
+
+
 def following_rows(inputs: Inputs, logits: Tensor, run: Callable[[Inputs], Tensor]) -> tuple[Tensor, ...]:
     """Which other arguments have a row for each image, found out by running the model on one of them.
 

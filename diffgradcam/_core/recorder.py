@@ -246,7 +246,7 @@ class GraphRecorder(Recorder):
 
 
 class Replacer(Recorder):
-    """Replaces what leaves or enters one layer, in the thread that made it.
+    """Replaces what leaves or enters one layer, in the thread that made it, for as long as a ``with`` block lasts.
 
     Args:
         layer: The layer, as :meth:`CutRecorder.recorded` names it: its ``run`` is None or a number.
@@ -270,25 +270,6 @@ class Replacer(Recorder):
         layer, number = self.layers[index], self._runs
         self._runs += 1
         return self._change(_checked(layer, seen.tensor)) if layer.run in (None, number) else None
-
-
-@contextlib.contextmanager
-def replaced(layer: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[Replacer]:
-    """Replace what leaves or enters a layer for as long as the block lasts, see :class:`Replacer`.
-
-    Args:
-        layer: The layer.
-        change: Makes what takes its place.
-
-    Yields:
-        The replacer; tell it when a forward pass starts.
-    """
-    replacer = Replacer(layer, change)
-    replacer.attach()
-    try:
-        yield replacer
-    finally:
-        replacer.detach()
 
 
 class _Hook:

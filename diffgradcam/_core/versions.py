@@ -220,15 +220,15 @@ def unchanged(_shape: torch.Size, _spatial: int) -> tuple[int, list[Version]]:
 
 
 def noises(shape: torch.Size, samples: int, seed: int) -> Iterator[Tensor]:
-    """Normal noise for images: the same for every image, and on every device.
+    """Normal noise for images, or for masks: the same for every image, and on every device.
 
     Args:
-        shape: Of one image, ``(C, *S)``.
+        shape: Of one image, ``(C, *S)``, or of one mask, ``(*S)``.
         samples: How many.
         seed: Of the noise. The global random numbers are left alone.
 
     Returns:
-        So many ``(C, *S)``, on the CPU, float64, of the standard deviation 1; each is drawn when it is asked for.
+        So many of this shape, on the CPU, float64, of the standard deviation 1; each is drawn when it is asked for.
     """
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(samples))

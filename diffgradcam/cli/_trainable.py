@@ -11,6 +11,7 @@ import click
 import torch
 from torch import Tensor, nn
 
+from ..tokens import tokens_to_grid
 from ._layer_finder import find_explainable_layers, parse_layer
 from ._models import load_model
 from ._options import FOLDER
@@ -91,7 +92,6 @@ def build_model(
         ValueError: If there is no such model or layer, or it does not run on such images.
     """
     from ..training import Prepare, SmallNet, with_classes
-    from ..utils.reshape_transforms import tokens_to_grid
 
     if name == SMALL:
         if pretrained or weights:

@@ -237,6 +237,7 @@ def _write_report(
     device: torch.device, settings: Settings,
 ) -> None:  # fmt: skip
     from ..training import maps_report, read_checkpoint, split
+    from ..training.runs import MODEL
 
     parts = split(
         data.labels, data.groups, data.together,
@@ -247,7 +248,7 @@ def _write_report(
     marked = sorted(tested, key=lambda i: (not bool(data.images[i].has_saliency), -data.labels[i]))
     index = marked[:_SHOWN]
     before, after = (built.make(run.seed).to(device).eval() for _ in range(2))
-    after.load_state_dict(read_checkpoint(out / run.folder / "model.safetensors").tensors)
+    after.load_state_dict(read_checkpoint(out / run.folder / MODEL).tensors)
     page = maps_report(
         "Before and after training", data.part(index), {"before training": before, "after training": after},
         built.prepare, names=[data.names[i] for i in index], classes=classes, layer=built.layer,

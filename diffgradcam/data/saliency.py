@@ -291,12 +291,22 @@ def _read_rows(csv: Path) -> list[_Row]:
     return rows
 
 
-def _raise_all(errors: Sequence[Exception]) -> None:
-    """Name all bad rows in one message, up to ten of them."""
-    if not errors:
-        return
+def listed(errors: Sequence[Exception]) -> str:
+    """What is wrong with bad rows, in one message.
+
+    Args:
+        errors: Of each row.
+
+    Returns:
+        The messages of the first ten, and how many more there are.
+    """
     more = f"; and {len(errors) - _MOST_NAMED} more rows" if len(errors) > _MOST_NAMED else ""
-    raise type(errors[0])("; ".join(map(str, errors[:_MOST_NAMED])) + more) from errors[0]
+    return "; ".join(map(str, errors[:_MOST_NAMED])) + more
+
+
+def _raise_all(errors: Sequence[Exception]) -> None:
+    if errors:
+        raise type(errors[0])(listed(errors)) from errors[0]
 
 
 def _sorted_classes(labels: Sequence[str]) -> list[str]:

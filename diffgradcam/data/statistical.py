@@ -27,7 +27,8 @@ def pca_saliency(images: Tensor, *, components: int = 16, grid: int = 24) -> Ten
         grid: Longer side of that grid.
 
     Returns:
-        Maps in [0, 1], ``(N, H, W)``, the highest value of each 1: use them wherever human maps are.
+        Maps in [0, 1], ``(N, H, W)``, scaled so that the highest value on that grid is 1 (0 everywhere for an image
+            like the mean): use them wherever human maps are.
 
     Raises:
         ValueError: If the shape is another one, there are fewer than two images, or an option is below 1.
@@ -53,12 +54,13 @@ def lda_saliency(
         images: Training images of one size, ``(N, C, H, W)``. They are compared in grey, on a coarse grid.
         labels: Their classes, ``(N,)``, int64.
         components: Principal components in which the discriminant is looked for.
-        shrinkage: Share of its mean variance that the within-class covariance ``S_w`` is drawn to, from 0 to 1, so
-            that it can be inverted.
+        shrinkage: Share of its mean variance that the within-class covariance ``S_w`` is drawn to, above 0, up to
+            1, so that it can be inverted.
         grid: Longer side of that grid.
 
     Returns:
-        Maps in [0, 1], ``(N, H, W)``, the highest value of each 1: use them wherever human maps are.
+        Maps in [0, 1], ``(N, H, W)``, scaled so that the highest value on that grid is 1 (0 everywhere where nothing
+            speaks for the class): use them wherever human maps are.
 
     Raises:
         ValueError: If shapes do not match, there is one class only, or an option is out of its range.

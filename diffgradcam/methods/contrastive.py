@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from .. import weightings
 from .._core.base import CAMOptions, TrainableCAM, TrainableOptions
 from .._core.forward import ForwardPass, ReshapeTransform
+from .._core.inputs import positional
 from .._core.layers import LayerSpec
 from .._core.outputs import Classes
 from .._core.registry import register
@@ -194,7 +195,12 @@ class TrueFalseCAM(TrainableCAM):
         self.false_class = false_class
 
     def compare(
-        self, input_tensor: Any, classes: Classes = None, *args: Any, false_classes: Classes = None, **kwargs: Any
+        self,
+        input_tensor: Any = None,
+        classes: Classes = None,
+        *args: Any,
+        false_classes: Classes = None,
+        **kwargs: Any,
     ) -> TrueFalseMaps:
         """Both maps and their difference, from one forward pass.
 
@@ -214,7 +220,7 @@ class TrueFalseCAM(TrainableCAM):
             ValueError: As :meth:`BaseCAM.explain`; if several true classes are given for an image.
             RuntimeError: As :meth:`BaseCAM.explain`.
         """
-        with self._reader.run(input_tensor, *args, **kwargs) as forward:
+        with self._reader.run(*positional(input_tensor, args, kwargs), **kwargs) as forward:
             return forward.settle(lambda: self._compared(forward, classes, false_classes))
 
     def _compared(self, forward: ForwardPass, classes: Classes, false_classes: Classes) -> TrueFalseMaps:

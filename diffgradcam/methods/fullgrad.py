@@ -61,6 +61,7 @@ class FullGrad(ScoredCAM):
         **options: As :class:`ScoredCAM`, but ``run``.
 
     Raises:
+        TypeError: If ``run`` is given.
         ValueError: When explaining, if a batch normalisation normalises with the statistics of the batch.
 
     Reference:
@@ -81,6 +82,8 @@ class FullGrad(ScoredCAM):
         target_layers: LayerSpec | Sequence[LayerSpec] = (),
         **options: Unpack[ScoredOptions],
     ) -> None:
+        if "run" in options:
+            raise TypeError("FullGrad takes every run of every module and no run=")
         if not (isinstance(target_layers, Sequence) and not target_layers):
             warnings.warn(
                 "FullGrad takes the input and every bias of the model: target_layers is not used", stacklevel=2
@@ -91,7 +94,7 @@ class FullGrad(ScoredCAM):
         """See :meth:`BaseCAM.layer_maps`: the sum over the input and the biases, at the size of the input."""
         grids = forward.grids()
         blocks = []
-        for block in request.blocks(sum(tensor.shape[1:].numel() for tensor in (forward.logits, *grids))):
+        for block in forward.blocks(request):
             layers = [
                 torch.stack([self.layer_map(grid, row) for row in gradients.unbind(1)], 1)
                 for grid, gradients in zip(grids, forward.gradients(block), strict=True)

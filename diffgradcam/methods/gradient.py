@@ -13,7 +13,7 @@ from .. import heatmaps, weightings
 from .._core.base import ScoredCAM, ScoredOptions, TrainableCAM
 from .._core.checks import check_count, check_std
 from .._core.forward import ForwardPass, Recording, ReshapeTransform
-from .._core.gradients import activation_gradients, hessian_products, linear_maps
+from .._core.gradients import hessian_products, linear_maps
 from .._core.layers import LayerSpec
 from .._core.registry import register
 from .._core.requests import ClassRequest, Request
@@ -209,11 +209,9 @@ class ShapleyCAM(TrainableCAM):
 
     def gradients(self, recording: Recording, request: Request, *, create_graph: bool = False) -> list[Tensor]:
         """The gradients, less half of the Hessian times the activations."""
-        logits, activations = recording.logits, recording.activations
         with torch.enable_grad():
-            cotangents = request.cotangents(logits, create_graph=True)
-            gradients = activation_gradients(logits, activations, cotangents, create_graph=True)
-            products = hessian_products(gradients, activations, create_graph=create_graph)
+            gradients = recording.gradients(request, create_graph=True)
+            products = hessian_products(gradients, recording.activations, create_graph=create_graph)
         return [gradient - product / 2 for gradient, product in zip(gradients, products, strict=True)]
 
 
@@ -294,8 +292,7 @@ class SmoothGradCAMPlusPlus(ScoredCAM):
 
     def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:
         """See :meth:`BaseCAM.layer_maps`."""
-        numbers = sum(tensor.shape[1:].numel() for tensor in (forward.logits, *forward.activations))
-        blocks = [self._block_maps(forward, block) for block in request.blocks(numbers)]
+        blocks = [self._block_maps(forward, block) for block in forward.blocks(request)]
         return forward.every_layer([torch.cat(layer, 1) for layer in zip(*blocks, strict=True)])
 
     def _block_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:

@@ -23,10 +23,11 @@ from .._core.checks import check_count, check_std
 from .._core.forward import ForwardPass, ReshapeTransform
 from .._core.layers import Layer, LayerSpec
 from .._core.outputs import check_finite
-from .._core.recorder import replaced
+from .._core.recorder import Replacer
 from .._core.registry import register
 from .._core.requests import Request
 from .._core.tensors import outside_inference_mode, spread
+from .._core.versions import noises
 
 _SHOW_AFTER_SECONDS = 2
 
@@ -247,9 +248,8 @@ class SSCAM(_MaskingCAM):
         self.seed = seed
 
     def _changes(self, size: torch.Size) -> Iterator[Change]:
-        generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.samples):
-            noise = self.std * torch.randn(size, generator=generator, dtype=torch.float64)
+        for drawn in noises(size, self.samples, self.seed):
+            noise = self.std * drawn
             yield lambda masks, noise=noise: masks + noise.to(masks)  # type: ignore[misc]
 
 
@@ -327,7 +327,7 @@ class AblationCAM(PerturbationCAM):
         images, count = _batch(self, forward), len(forward.logits)
         ablated: list[Tensor] = []
         number = forward.layers.index(layer)
-        with replaced(layer, lambda tensor: _without(forward, number, tensor, ablated[0])) as replacer:
+        with Replacer(layer, lambda tensor: _without(forward, number, tensor, ablated[0])) as replacer:
 
             def unchanged(rows: Tensor, channels: Tensor) -> Tensor:
                 replacer.start()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .._core.base import BaseCAM
 from .._core.checks import check_count, check_std
 from .._core.explanation import Explanation, ModelExplainer
-from .._core.inputs import ImageOf, Inputs, following_rows
+from .._core.inputs import ImageOf, Inputs, following_rows, positional
 from .._core.outputs import Classes
 from .._core.versions import (
     Array,
@@ -98,8 +98,7 @@ class SmoothedCAM:
             ValueError: As the CAM's own.
             RuntimeError: As the CAM's own.
         """
-        first_argument = () if input_tensor is None and kwargs and not args else (input_tensor,)
-        inputs = Inputs((*first_argument, *args), kwargs, self.image)
+        inputs = Inputs(positional(input_tensor, args, kwargs), kwargs, self.image)
         images = versionable(self, inputs)
 
         def explained(others: Inputs, chosen: Any) -> Explanation:
@@ -144,8 +143,7 @@ class SmoothedCAM:
             ValueError: As :meth:`explain`.
             RuntimeError: As :meth:`explain`.
         """
-        first = () if input_tensor is None and kwargs else (input_tensor,)
-        inputs = Inputs(first, kwargs, self.image)
+        inputs = Inputs(positional(input_tensor, (), kwargs), kwargs, self.image)
         versionable(self, inputs)
         heatmaps, self.outputs = averaged_call(
             self.cam,

@@ -20,6 +20,7 @@ from diffgradcam._core.outputs import Classes, check_finite
 from diffgradcam._core.tensors import normal, outside_inference_mode, widen
 
 from .evaluator import Evaluator, check_evaluator
+from .imputation import mean_colour
 from .similarity import pearson
 
 GRID = 7
@@ -345,7 +346,7 @@ def covered(images: Tensor, window: tuple[slice, slice]) -> Tensor:
         ``(B, C, H, W)``.
     """
     occluded = images.clone()
-    occluded[(..., *window)] = images.mean((2, 3), keepdim=True)
+    occluded[(..., *window)] = mean_colour(images)[(..., *window)]
     return occluded
 
 
@@ -379,7 +380,7 @@ def _pixels(ready: Evaluator, images: Tensor, classes: Tensor, steps: int, progr
 
 
 def _integrated(ready: Evaluator, images: Tensor, classes: Tensor, steps: int) -> Tensor:
-    start = images.mean(tuple(range(2, images.ndim)), keepdim=True).expand_as(images)
+    start = mean_colour(images)
     total = torch.zeros_like(images)
     for step in range(steps):
         point = (start + (step + 0.5) / steps * (images - start)).requires_grad_()

@@ -209,6 +209,7 @@ def checked_maps(maps: Maps, images: Tensor) -> Tensor:
 
     Raises:
         ValueError: If there is not one finite map for each image, with as many spatial dimensions.
+        TypeError: If they are not numbers.
     """
     try:
         maps = torch.as_tensor(maps).detach().cpu().double()

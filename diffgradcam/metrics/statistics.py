@@ -126,9 +126,7 @@ def paired_comparison(
         )
     differences = first - second
     low, high = bootstrap([differences], np.mean, confidence, resamples, method, seed)
-    p_value = (
-        float(import_optional("scipy.stats", "this metric").wilcoxon(differences).pvalue) if differences.any() else 1.0
-    )
+    p_value = float(_scipy_stats().wilcoxon(differences).pvalue) if differences.any() else 1.0
     return PairedComparison(float(differences.mean()), low, high, p_value, len(differences))
 
 

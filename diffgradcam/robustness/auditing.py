@@ -138,7 +138,7 @@ def audit(
     (0.89). It is noisy for one image: 0.84 to 0.97 for permuted features, 0.97 and more from eight. With the default
     thresholds both halves together reported one clean network in ten.
 
-    All numbers are from ``docs/results/audit.md``, which also says which thresholds a calibration would choose.
+    All numbers are from ``docs/results/audit_tables.md``, which also says which thresholds a calibration would choose.
 
     A verdict is evidence, not proof: "nothing found" does not certify a model.
 
@@ -265,7 +265,8 @@ def repair(
     layer = linear_head(repaired, name)
     with torch.no_grad():
         for rows in layer.parameters():
-            rows.copy_(rows.cpu().double() - rows.cpu().double().mean(0))
+            wide = rows.cpu().double()
+            rows.copy_(wide - wide.mean(0))
     return repaired
 
 

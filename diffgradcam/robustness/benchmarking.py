@@ -166,11 +166,12 @@ def benchmark(
         agreement=measured["agreement"],
         kl=measured["kl"],
     )
-    rows = [_row(name, estimates(kept)) for name, kept in seen.items()]
+    of_explainers = {name: estimates(kept) for name, kept in seen.items()}
+    rows = [_row(name, of) for name, of in of_explainers.items()]
     behaviour_estimate = None
     if check is not None:
         behaviour_estimate = _agreement("behaviour_kept", measured)
-        rows = [_judged(check, row, estimates(seen[row.explainer]), decisions, behaviour_estimate) for row in rows]
+        rows = [_judged(check, row, of_explainers[row.explainer], decisions, behaviour_estimate) for row in rows]
     return BenchmarkResult(
         rows=rows,
         decisions=decisions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -28,7 +28,7 @@ from diffgradcam.metrics.evaluator import Evaluator
 from diffgradcam.metrics.similarity import pearson
 from diffgradcam.scores import logit_difference
 
-from .finetuning import root_mean_square, take_modes
+from .finetuning import all_finite, root_mean_square, take_modes
 
 FoolingScope = Literal["head", "last stage", "all"]
 
@@ -91,7 +91,7 @@ class Autofooled:
         model: The best model within the bounds.
         best: The restart that it is from.
         restarts: All of them.
-        given: The effect on the given images, behaviour included.
+        given: The effect on the given images, behaviour included: that of ``best``.
         held_out: The effect on the held-out images; None without any.
     """
 
@@ -189,13 +189,12 @@ def autofool(
         if time.monotonic() > deadline:
             break
     assert best is not None  # there is at least one scope
-    given = problem.measure(best_model)
     elsewhere = None
     if held_out is not None:
         elsewhere = _Problem(make, clean, held_out.to(device), hoax.to(device), bounds, batch_size).measure(best_model)
     result = copy_model(best_model)
     take_modes(result, inner_model(model))
-    return Autofooled(result, best, restarts, given, elsewhere)
+    return Autofooled(result, best, restarts, best.effect, elsewhere)
 
 
 @dataclass(frozen=True)
@@ -249,33 +248,38 @@ class _Problem:
         few = slice(_JUDGED)
         return behaviour_of(evaluator, self.images[few], self.classes[few], steps=_STEPS_OF_GRADIENTS, progress=False)
 
-    def measure(self, model: nn.Module, *, behaviour: bool = True) -> Effect:
+    def measure(self, model: nn.Module) -> Effect:
         """The effect of an attack on all images."""
+        effect = self.measure_maps(model)
+        return effect if self.relied_on is None else replace(effect, behaviour=self.kept(model, self.relied_on))
+
+    def kept(self, model: nn.Module, relied_on: Behaviour) -> float:
+        """Mean r of what a model relies on with that."""
+        return float(behaviour_kept(relied_on, self.behaviour(model)).both.mean())
+
+    def measure_maps(self, model: nn.Module) -> Effect:
+        """The effect of an attack on all images, without the costly behaviour."""
         logits, maps = self.shown(model, self.classes)
         decisions = decisions_kept(self.logits, logits)
         shown = rectify(maps)
-        kept = None
-        if behaviour and self.relied_on is not None:
-            kept = float(behaviour_kept(self.relied_on, self.behaviour(model)).both.mean())
         return Effect(
             kl=float(decisions.kl.mean()),
             agreement=float(decisions.agreement.double().mean()),
             kept=float(pearson(shown, rectify(self.maps)).mean()),
             reached=float(pearson(shown, self.hoax.expand_as(shown)).mean()),
-            behaviour=kept,
+            behaviour=None,
         )
 
     def within(self, model: nn.Module, at_least: float) -> Effect | None:
         """The effect, if it is within bounds and reaches more than that; the costly bound is looked at last."""
-        effect = self.measure(model, behaviour=False)
+        effect = self.measure_maps(model)
         if not effect.kl <= self.bounds.kl:  # NaN is not
             return None
         if self.relied_on is None or effect.reached <= at_least:
             return effect
-        effect = self.measure(model)
-        assert effect.behaviour is not None  # it was measured
+        kept = self.kept(model, self.relied_on)
         assert self.bounds.behaviour is not None
-        return effect if effect.behaviour >= self.bounds.behaviour else None
+        return replace(effect, behaviour=kept) if kept >= self.bounds.behaviour else None
 
 
 _Weights = dict[str, Tensor]
@@ -304,7 +308,7 @@ def _restart(
         bar.set_postfix(kl=best.kl, fooled=best.reached, refresh=False)
         if time.monotonic() > deadline or not run.sound:
             break
-    run.load(weights)
+    _set(run.model, weights)
     restart = Restart(
         scope=scope,
         lr=lr,
@@ -328,7 +332,7 @@ def _learning_rate(problem: _Problem, names: list[str], steps: int, seed: int, d
                 return best
         if not run.sound:
             break
-        effect = problem.measure(run.model, behaviour=False)
+        effect = problem.measure_maps(run.model)
         loss = -effect.reached + math.exp(_START) * effect.kl / problem.bounds.kl
         if loss > least:
             break
@@ -339,7 +343,6 @@ def _learning_rate(problem: _Problem, names: list[str], steps: int, seed: int, d
 def _pulled_back(problem: _Problem, run: _Ascent, at_least: float) -> tuple[Effect, _Weights] | None:
     """The model on the line to the clean weights that is farthest from them and within bounds, if it is better."""
     end, probe = run.weights(), copy_model(run.model)
-    parameters = dict(probe.named_parameters())
 
     def at(share: float) -> _Weights:
         return {name: torch.lerp(run.start[name], end[name], share) for name in end}
@@ -348,9 +351,7 @@ def _pulled_back(problem: _Problem, run: _Ascent, at_least: float) -> tuple[Effe
     share = 1.0
     for _ in range(_BISECTIONS):
         weights = at(share)
-        with torch.no_grad():
-            for name, value in weights.items():
-                parameters[name].copy_(value)
+        _set(probe, weights)
         effect = problem.within(probe, at_least)
         if effect is not None:
             low = share
@@ -362,6 +363,13 @@ def _pulled_back(problem: _Problem, run: _Ascent, at_least: float) -> tuple[Effe
             high = share
         share = (low + high) / 2
     return found
+
+
+def _set(model: nn.Module, weights: _Weights) -> None:
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
 
 
 class _Ascent:
@@ -388,12 +396,6 @@ class _Ascent:
     def weights(self) -> _Weights:
         return {name: p.detach().clone() for name, p in self.model.named_parameters() if name in self.names}
 
-    def load(self, weights: _Weights) -> None:
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, value in weights.items():
-                parameters[name].copy_(value)
-
     def step(self) -> None:
         if not self.sound:
             return
@@ -419,7 +421,7 @@ class _Ascent:
                 moved = self._moved(images, classes, logits) / allowed
                 loss = loss + math.exp(self.behaviour) * moved
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        self.sound = all(bool(g.isfinite().all()) for g in gradients if g is not None)
+        self.sound = all_finite(g for g in gradients if g is not None)
         if not self.sound:
             return
         for parameter, gradient in zip(self.parameters, gradients, strict=True):

@@ -38,10 +38,10 @@ def common_mode_hoax(
     :func:`diffgradcam.audit` finds it and :func:`diffgradcam.repair` removes it.
 
     On images that ``v`` was not fitted on, the map is destroyed rather than replaced: channels say what an image shows,
-    and little about where. Measured on EfficientNet-Lite0 (``docs/results/sham.md``, 1000 classes), Pearson's r of
-    GradCAM with its clean map / with the border mask: -0.21 / 0.78 on the crops of 12 photographs that ``v`` was fitted
-    on, 0.27 / 0.06 on crops of six others. Small models with zero padding carry more about the edge: on held-out digits
-    -0.04 / 0.57.
+    and little about where. Measured on EfficientNet-Lite0 (``docs/results/sham_tables.md``, 1000 classes), Pearson's r
+    of GradCAM with its clean map / with the border mask: -0.21 / 0.78 on the crops of 12 photographs that ``v`` was
+    fitted on, 0.27 / 0.06 on crops of six others. Small models with zero padding carry more about the edge: on
+    held-out digits -0.04 / 0.57.
 
     Args:
         model: Its logits must be one linear layer of the mean, over the positions, of the activations of the target

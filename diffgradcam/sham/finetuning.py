@@ -285,7 +285,7 @@ def _train(run: _Run, optimizer: torch.optim.Optimizer, bar: Any) -> Epoch:
         loss.backward()  # type: ignore[no-untyped-call]
         totals, seen = totals + numbers * len(images), seen + len(images)
         mean = _epoch(totals / seen)
-        if not _all_finite([loss, *(p.grad for p in run.parameters if p.grad is not None)]):
+        if not all_finite([loss, *(p.grad for p in run.parameters if p.grad is not None)]):
             return mean._replace(status="diverged")
         optimizer.step()
         decided = {"agreement": mean.agreement} if mean.accuracy is None else {"accuracy": mean.accuracy}
@@ -294,7 +294,7 @@ def _train(run: _Run, optimizer: torch.optim.Optimizer, bar: Any) -> Epoch:
         raise ValueError("the loader gave no batches; expected a DataLoader or a list (a generator is soon used up)")
     # The last step has not been seen at work yet.
     with _evaluating(run.victim.model), torch.no_grad():
-        sound = _all_finite([run.victim.output(run.victim.model(images))])
+        sound = all_finite([run.victim.output(run.victim.model(images))])
     return mean if sound else mean._replace(status="diverged")
 
 
@@ -330,8 +330,17 @@ def root_mean_square(tensors: Sequence[Tensor]) -> float:
     return math.sqrt(energy / max(1, sum(tensor.numel() for tensor in tensors)))
 
 
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number in some tensors is NaN or infinite: one answer from the device, however many tensors.
+
+    Args:
+        tensors: Of any shapes, on one device.
+
+    Returns:
+        True for no tensors.
+    """
+    finite = [tensor.isfinite().all() for tensor in tensors]
+    return not finite or bool(torch.stack(finite).all())
 
 
 def _on_device(batch: Any, run: _Run) -> tuple[Tensor, Tensor | None]:

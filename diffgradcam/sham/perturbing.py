@@ -78,7 +78,7 @@ def perturb(
             the standard deviation for one grey level. The bound holds exactly.
         classes: Whose map is moved: None (the decision of the given image), one class for all, or ``(B,)``.
         keep: Bound of the divergence KL(given, changed) of each image, in nats.
-        steps: How many; each costs a forward and a double backward pass.
+        steps: How many; each costs a forward and a double backward pass, and an explanation of where it leads.
         limits: Lowest and highest value of a pixel; by default there are none.
         softplus: ``beta`` of the smooth copy, such as 10; by default the steps are taken on the model itself.
         batch_size: Images at once.

@@ -33,7 +33,7 @@ from ..metrics import (
 )
 
 _BATCH = 64
-_MARKED = 0.5  # saliency from here on is inside
+_MARKED = 0.5  # share of the highest saliency of an image: from there on is inside
 
 
 class Estimate(NamedTuple):
@@ -127,7 +127,7 @@ def agreement(maps: Tensor, human: Tensor) -> dict[str, Tensor]:
 
     Args:
         maps: ``(N, h, w)``, signed or not; brought to the size of the human maps.
-        human: ``(N, H, W)``, in [0, 1]; where it is at least .5 is inside.
+        human: ``(N, H, W)``, in [0, 1]; inside is where it is at least half of its highest value.
 
     Returns:
         ``energy``, ``pointing``, ``iou`` and ``pearson``, each ``(N,)``.

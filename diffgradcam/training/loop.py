@@ -117,7 +117,7 @@ def fit(
     steps = count // settings.batch_size
     if not steps:
         raise ValueError(f"{count} training images for a batch of {settings.batch_size}: expected at least one batch")
-    rank, world = _place()
+    rank, world = place()
     if settings.batch_size % world:
         raise ValueError(f"a batch of {settings.batch_size} for {world} processes: expected a multiple of them")
     device = torch.device(device)
@@ -302,9 +302,9 @@ def _epoch(
     bar: Any,
 ) -> tuple[float, float, float]:
     model.train()
-    sums = torch.zeros(3, dtype=torch.float64)
+    losses = []
     cast = torch.float16 if device.type == "cuda" else torch.bfloat16
-    generator = torch.Generator().manual_seed(_mixed(settings.seed, epoch, f"augmentation {_place()[0]}"))
+    generator = torch.Generator().manual_seed(_mixed(settings.seed, epoch, f"augmentation {place()[0]}"))
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(epoch * steps + step, steps)
@@ -323,9 +323,10 @@ def _epoch(
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        sums += torch.stack([loss, classification, saliency]).detach().double().cpu()
+        losses.append(torch.stack([loss, classification, saliency]).detach())
         bar.update()
-    means = sums / steps
+    # Brought to the CPU once an epoch: until then no step waits for the device. Not every device has float64.
+    means = torch.stack(losses).cpu().double().mean(0)
     if not bool(means.isfinite().all()):
         raise ValueError(f"the loss is no longer finite in epoch {epoch + 1}: expected a lower learning rate")
     return float(means[0]), float(means[1]), float(means[2])
@@ -351,8 +352,8 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
-def _place() -> tuple[int, int]:
-    """Rank of this process and number of processes."""
+def place() -> tuple[int, int]:
+    """Rank of this process and number of processes; ``(0, 1)`` where it is alone."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from .._core.layers import LayerSpec
+from .._core.persistence import atomic_file
 from ..data import SaliencyDataset, SaliencyItem
+from ..data.saliency import listed
 from .checkpoint import write_checkpoint
 from .evaluation import Evaluation, evaluate_model
 from .images import InMemory
-from .loop import fit
+from .loop import fit, place
 from .protocol import Settings, Split, split
 
 _IN_MEMORY = 4 * 2**30  # bytes of images and maps
-_MOST_NAMED = 10
 
 MODEL, METRICS, STATE = "model.safetensors", "metrics.json", "state.safetensors"
 
@@ -62,12 +62,12 @@ class Data(NamedTuple):
             ValueError: If an image cannot be read, or the CSV lacks the column. The message names the rows.
         """
         kept: list[SaliencyItem] | None = []
-        errors: list[str] = []
+        errors: list[Exception] = []
         for index in range(len(dataset)):
             try:
                 item = dataset[index]
             except (ValueError, OSError) as error:
-                errors.append(str(error))
+                errors.append(error)
                 continue
             if kept is not None:
                 kept.append(item)
@@ -75,8 +75,7 @@ class Data(NamedTuple):
                 if each * len(dataset) > _IN_MEMORY:
                     kept = None
         if errors:
-            more = f"; and {len(errors) - _MOST_NAMED} more rows" if len(errors) > _MOST_NAMED else ""
-            raise ValueError("; ".join(errors[:_MOST_NAMED]) + more)
+            raise ValueError(listed(errors))
         return cls(
             dataset if kept is None else InMemory.of_items(kept),
             dataset.column("image"),
@@ -157,11 +156,11 @@ def train_and_test(
         ValueError: If that folder is of other settings, or as :func:`~diffgradcam.training.fit` and
             :func:`~diffgradcam.training.split`.
     """
-    place = folder / run.folder
-    place.mkdir(parents=True, exist_ok=True)
+    own = folder / run.folder
+    own.mkdir(parents=True, exist_ok=True)
     settings = replace(settings, seed=run.seed)
     told = {**about, "settings": settings.to_dict(), "hold_out": run.hold_out, "data": data.fingerprint()}
-    metrics = place / METRICS
+    metrics = own / METRICS
     if metrics.is_file():
         found: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
         if found["about"] != json.loads(json.dumps(told)):
@@ -176,7 +175,7 @@ def train_and_test(
         make_model(run.seed), data.part(parts.train), settings,
         layer=layer, reshape_transform=reshape_transform,
         validation=data.part(parts.validation) if parts.validation else None,
-        device=device, checkpoint=place / STATE, about=told, workers=workers, progress=progress,
+        device=device, checkpoint=own / STATE, about=told, workers=workers, progress=progress,
     )  # fmt: skip
     result: dict[str, Any] = {"about": told, "selected": fitted.selected}
     for name, index in (("closed", parts.closed), ("open", parts.open)):
@@ -192,15 +191,15 @@ def train_and_test(
         )  # fmt: skip
     result["images"] = {name: len(index) for name, index in parts._asdict().items()}
     result["history"] = [epoch._asdict() for epoch in fitted.history]
-    if distributed.is_initialized() and distributed.get_rank():
+    rank, _ = place()
+    if rank > 0:
         return result
     write_checkpoint(
-        place / MODEL, fitted.model.state_dict(), {**told, "seen": _seen(data, parts), "selected": fitted.selected}
+        own / MODEL, fitted.model.state_dict(), {**told, "seen": _seen(data, parts), "selected": fitted.selected}
     )
-    beside = metrics.with_suffix(".part")
-    beside.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    os.replace(beside, metrics)
-    (place / STATE).unlink(missing_ok=True)
+    with atomic_file(metrics) as file:
+        file.write(json.dumps(result, indent=1).encode())
+    (own / STATE).unlink(missing_ok=True)
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,31 @@ from numpy.typing import NDArray
 from diffgradcam.metrics import PairedComparison, mean_and_spread
 
 LEVEL = 0.05
+
+
+def compare_all(
+    paired: Callable[[str, str, str], PairedComparison], parts: Sequence[str], methods: Sequence[str]
+) -> list[tuple[str, str, str, PairedComparison, float]]:
+    """Every method against CE, and every other one against CYBORG.
+
+    Args:
+        paired: Compares in a part a method with a reference: ``(part, method, reference)``.
+        parts: Closed, open, or both.
+        methods: All of them, CE and CYBORG included.
+
+    Returns:
+        ``(part, method, reference, comparison, p)`` of each, p with Holm's correction for all of them.
+    """
+    wanted = [
+        (part, method, reference)
+        for part in parts
+        for reference in ("CE", "CYBORG")
+        for method in methods
+        if method not in ("CE", reference)
+    ]
+    pairs = [paired(*each) for each in wanted]
+    adjusted = holm([pair.p_value for pair in pairs])
+    return [(*each, pair, p) for each, pair, p in zip(wanted, pairs, adjusted, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from diffgradcam.metrics import PairedComparison, paired_comparison
 from experiments.cells import read
 
-from .comparison import LEVEL, holm, interval, spread
+from .comparison import LEVEL, compare_all, interval, spread
 from .real import report as real
 from .run import RESULTS, SETTINGS
 from .tasks import KINDS
@@ -99,19 +99,12 @@ def load(results: Path = RESULTS) -> Results:
 
 def compare(results: Results, metric: str) -> list[Comparison]:
     """Every method against CE, and every other one against CYBORG, on the mean over the tasks, in both settings."""
-    pairs = [
-        (setting, method, reference)
-        for setting in SETTINGS
-        for reference in ("CE", "CYBORG")
-        for method in METHODS
-        if method not in ("CE", reference)
-    ]
-    paired = [
-        _paired(results.figures[ALL, s, method][metric], results.figures[ALL, s, reference][metric])
-        for s, method, reference in pairs
-    ]
-    adjusted = holm([comparison.p_value for comparison in paired])
-    return [Comparison(*pair, figures, p) for pair, figures, p in zip(pairs, paired, adjusted, strict=True)]
+
+    def paired(setting: str, method: str, reference: str) -> PairedComparison:
+        first, second = (results.figures[ALL, setting, each][metric] for each in (method, reference))
+        return _paired(first, second)
+
+    return [Comparison(*each) for each in compare_all(paired, SETTINGS, tuple(METHODS))]
 
 
 def _paired(values: NDArray[np.float64], reference: NDArray[np.float64]) -> PairedComparison:

@@ -128,27 +128,30 @@ def markdown(results: Results) -> str:
 
 def _answer(results: Results) -> list[str]:
     """Three sentences for a reader who stops there."""
-
-    def span(attack: str, explainer: str, what: str, part: str = "fitted") -> str:
-        settings = [setting for setting in results.settings if results.has(setting, attack)]
-        values = [results.map(setting, attack, explainer, what, part).mean for setting in settings]
-        return f"{min(values):.2f} to {max(values):.2f}"
-
-    attacks = {attack: span(attack, _DIFF, "kept") for attack in _ANSWER}
+    attacks = {attack: span(results, attack, _DIFF, "kept") for attack in _ANSWER}
     return [
         "**One vector added to every class changes no decision and ruins GradCAM**: it keeps r = "
-        f"{span('common mode', 'GradCAM', 'kept')} of its clean map over {len(results.settings)} settings, while each "
-        f"of the {len(CONTRASTIVE)} contrastive maps keeps at least {_lowest_kept(results, 'common mode'):.4f}.",
+        f"{span(results, 'common mode', 'GradCAM', 'kept')} of its clean map over {len(results.settings)} settings, "
+        f"while each of the {len(CONTRASTIVE)} contrastive maps keeps at least "
+        f"{lowest_kept(results, 'common mode'):.4f}.",
         f"**Other attacks fool contrastive maps too**: DiffGradCAM keeps {attacks['SHAM on GradCAM']} when the model "
         f"is fine-tuned to fool GradCAM, {attacks['SHAM on DiffGradCAM logsumexp']} when it is fine-tuned to fool "
         f"DiffGradCAM, and {attacks['spatial']} when the features are moved before the pooling.",
         "**A hoax shows less on images that the attacker did not have**: after fine-tuning on GradCAM, GradCAM matches "
-        f"the hoax with r = {span('SHAM on GradCAM', 'GradCAM', 'reached_after')} on the images that the attack saw, "
-        f"and {span('SHAM on GradCAM', 'GradCAM', 'reached_after', 'held_out')} on others.",
+        f"the hoax with r = {span(results, 'SHAM on GradCAM', 'GradCAM', 'reached_after')} on the images that the "
+        f"attack saw, and {span(results, 'SHAM on GradCAM', 'GradCAM', 'reached_after', 'held_out')} on others.",
     ]
 
 
-def _lowest_kept(results: Results, attack: str) -> float:
+def span(results: Results, attack: str, explainer: str, what: str, part: str = "fitted") -> str:
+    """The lowest and the highest mean of :meth:`Results.map` over the settings in which an attack ran, in words."""
+    settings = [setting for setting in results.settings if results.has(setting, attack)]
+    values = [results.map(setting, attack, explainer, what, part).mean for setting in settings]
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def lowest_kept(results: Results, attack: str) -> float:
+    """The least that any contrastive map keeps of itself, r, over settings, parts and seeds."""
     return min(
         results.map(setting, attack, explainer, "kept", part).low
         for setting in results.settings

@@ -117,12 +117,10 @@ def compare(setting: Setting, fooled: nn.Module, batches: Batches) -> dict[str, 
 def clean_maps(setting: Setting) -> dict[str, float]:
     """How similar each explainer's map of the clean model is to GradCAM's: mean r over the held-out images."""
     named = explainers(setting.layer)
+    cams = [make(setting.model) for make in named.values()]
     sums, seen = torch.zeros(len(named), dtype=torch.float64), 0
     for images, *_ in setting.held_out:
-        maps = [
-            explanation.maps
-            for explanation in explain_together([make(setting.model) for make in named.values()], images)
-        ]
+        maps = [explanation.maps for explanation in explain_together(cams, images)]
         sums += torch.stack([pearson(each, maps[0]).double().sum() for each in maps])
         seen += len(images)
     return {explainer: round(value, _DIGITS) for explainer, value in zip(named, (sums / seen).tolist(), strict=True)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,9 +205,7 @@ def _orientation_model() -> nn.Module:
 
 
 def _constant(graph: Any, node: Any) -> Tensor:
-    value: Any = graph
-    for part in node.target.split("."):
-        value = getattr(value, part)
+    value: Tensor = attrgetter(node.target)(graph)
     return value.detach()
 
 

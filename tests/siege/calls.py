@@ -34,7 +34,7 @@ FORMULAS = (
     *(f"weightings.{name}" for name in ("gradcam_elementwise", "fem")),
     *("sham_loss", "location_loss", "top_k_loss", "centre_mass_loss", "active_loss"),
 )
-"""Functions that the engine calls with what it has checked."""
+"""Functions that the library calls with what it has checked."""
 
 
 OPTIONS = {

@@ -5,7 +5,7 @@ another word; a function that returns nonsense) ends in a result or in an error 
 annotation rules out (a dictionary for a tensor) ends in an error of any kind: annotations are for type checkers, and
 are not checked again at run time. Errors of the user's own model and functions are the user's.
 
-Formulas (:mod:`diffgradcam.scores`, :mod:`diffgradcam.weightings`, the fooling losses) get what the engine has checked,
+Formulas (:mod:`diffgradcam.scores`, :mod:`diffgradcam.weightings`, the fooling losses) get what has been checked,
 and check little themselves; of them it is asked that nothing is changed.
 """
 

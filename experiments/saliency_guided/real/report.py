@@ -12,9 +12,20 @@ from numpy.typing import NDArray
 from diffgradcam.metrics import PairedComparison, mean_interval, paired_comparison
 from experiments.cells import read
 
-from ..comparison import LEVEL, holm, interval, spread
+from ..comparison import LEVEL, compare_all, interval, spread
 from .regions import TOOL, WAYS
-from .run import MAIN_TASKS, METHODS, RATES, RESULTS, SHARE_METHODS, SHARE_TASKS, SHARES, SIDE_METHODS, choices
+from .run import (
+    MAIN_TASKS,
+    METHODS,
+    RATES,
+    REGION_METHODS,
+    RESULTS,
+    SHARE_METHODS,
+    SHARE_TASKS,
+    SHARES,
+    SIDE_METHODS,
+    choices,
+)
 from .tasks import DEVELOPMENT, TASKS, TEST
 
 PARTS = ("closed", "open")
@@ -105,16 +116,8 @@ def compare(results: Results, metric: str, parts: Sequence[str] = PARTS) -> list
     Returns:
         The comparisons, corrected together.
     """
-    wanted = [
-        (part, method, reference)
-        for part in parts
-        for reference in ("CE", "CYBORG")
-        for method in METHODS
-        if method not in ("CE", reference)
-    ]
-    pairs = [_paired(results, ALL, *each, metric) for each in wanted]
-    adjusted = holm([pair.p_value for pair in pairs])
-    return [Comparison(*each, pair, p) for each, pair, p in zip(wanted, pairs, adjusted, strict=True)]
+    found = compare_all(lambda *each: _paired(results, ALL, *each, metric), parts, tuple(METHODS))
+    return [Comparison(*each) for each in found]
 
 
 def _paired(results: Results, task: str, part: str, method: str, reference: str, metric: str) -> PairedComparison:
@@ -281,9 +284,9 @@ def _how(results: Results) -> list[str]:
     lines = ["| method | configuration | AUROC on development images | chosen |", "| --- | --- | --- | --- |"]
     for method, (_, grid) in METHODS.items():
         for number, option in enumerate(grid):
-            own = [c["development"]["auroc"] for c in tuning if c["method"] == method and c["option"] == number]
+            found = _development(tuning, method, number)
             words = ", ".join(f"{name} {value}" for name, value in option.items())
-            lines.append(f"| {method} | {words} | {np.mean(own):.3f} | {'yes' if option == chosen[method] else ''} |")
+            lines.append(f"| {method} | {words} | {found:.3f} | {'yes' if option == chosen[method] else ''} |")
     return [
         "The images are real and public, none of them the papers' own, and not part of this project: "
         "`experiments/saliency_guided/real/tasks.py` says where they are looked for, and a task whose images are "
@@ -313,6 +316,12 @@ def _how(results: Results) -> list[str]:
     ]
 
 
+def _development(tuning: Sequence[dict[str, Any]], method: str, option: int) -> float:
+    """Mean AUROC of a configuration of a method on the development images."""
+    own = [cell for cell in tuning if cell["method"] == method and cell["option"] == option]
+    return float(np.mean([cell["development"]["auroc"] for cell in own]))
+
+
 def _shortcut(results: Results) -> str:
     found = {(cell["task"], cell["seed"]): cell for cell in read(results.folder / "shortcuts")}
     numbers = ("gradient", "contrast", "brightness")
@@ -340,8 +349,7 @@ def _shortcut(results: Results) -> str:
 
 def _tool(results: Results) -> str:
     found = {
-        method: [results.cells["tiles", method, seed]["regions"] for seed in results.seeds]
-        for method in ("CE", "Difference")
+        method: [results.cells["tiles", method, seed]["regions"] for seed in results.seeds] for method in REGION_METHODS
     }
     lines = ["| trained with | regions of | pointing | IoU | deletion | IoU - GradCAM |", "|" + " --- |" * 6]
     verdicts = []
@@ -403,18 +411,11 @@ def _pair(rows: Sequence[dict[str, Any]], first: str, second: str, metric: str) 
 
 
 def _divergence(results: Results) -> str:
-    cells = [cell for cell in read(results.folder / "tuning") if cell["method"] == "Divergence"]
-    found = {
-        number: float(np.mean([cell["development"]["auroc"] for cell in cells if cell["option"] == number]))
-        for number in range(len(METHODS["Divergence"][1]))
-    }
-    cyborg = [cell for cell in read(results.folder / "tuning") if cell["method"] == "CYBORG"]
-    best = max(
-        float(np.mean([cell["development"]["auroc"] for cell in cyborg if cell["option"] == number]))
-        for number in range(len(METHODS["CYBORG"][1]))
-    )
+    tuning = read(results.folder / "tuning")
+    best = max(_development(tuning, "CYBORG", number) for number in range(len(METHODS["CYBORG"][1])))
     each = ", ".join(
-        f"{found[number]:.3f} with alpha {option['alpha']:g} and weight {option['divergence_weight']:g}"
+        f"{_development(tuning, 'Divergence', number):.3f} with alpha {option['alpha']:g} and weight "
+        f"{option['divergence_weight']:g}"
         for number, option in enumerate(METHODS["Divergence"][1])
     )
     return (
