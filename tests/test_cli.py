@@ -291,6 +291,43 @@ class TestModels:
         assert found.default is not None
         assert found.default.name == "attention.layernorm_before"
 
+    def test_what_is_of_no_one_image_or_of_any_image_is_left_out(self):
+        class Parts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.place, self.a = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 3)
+                self.window, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+            def forward(self, x):
+                rows = torch.linspace(0, 1, 16).view(1, 1, 16, 1).expand(len(x), 2, 16, 16)
+                y = self.a(x + self.place(rows))  # the embedding of places is the same for every image
+                quarters = y.unflatten(2, (2, 7)).unflatten(4, (2, 7)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+                return self.head(self.window(quarters).unflatten(0, (-1, 4)).mean((1, 3, 4)))
+
+        found = find_explainable_layers(Parts().eval(), 3, 16)
+        assert [place.name for place in found.outputs] == ["a"]
+        assert found.default is not None
+        assert found.default.name == "a"
+
+    def test_tokens_that_are_pooled_without_attention(self):
+        patches, rest = nn.Conv2d(3, 12, 4, 4), nn.Sequential(nn.Linear(12, 12), nn.GELU(), nn.LayerNorm(12))
+
+        class Tokens(nn.Module):
+            def __init__(self, tokens):
+                super().__init__()
+                self.patches, self.rest, self.head, self.tokens = patches, rest, nn.Linear(12, 2), tokens
+
+            def forward(self, x):
+                return self.head(self.rest(self.patches(x).flatten(2).mT[:, : self.tokens]).mean(1))
+
+        found = find_explainable_layers(Tokens(16).eval(), 3, 16).default
+        assert found is not None
+        assert (found.name, found.shape, found.form) == ("rest", (16, 12), "tokens")
+        # Other tokens than the grid has cells are nobody's places: the grid is taken.
+        found = find_explainable_layers(Tokens(9).eval(), 3, 16).default
+        assert found is not None
+        assert (found.name, found.form) == ("patches", "grid")
+
     def test_the_given_layer_is_used(self, model, folder, tmp_path):
         arguments = ["explain", folder / "a.png", "--model", model, *SMALL, "--out", tmp_path]
         assert run_json(*arguments, "--layer", "input:2")["layer"] == "input:2"
@@ -418,7 +455,7 @@ class TestModels:
         flat.write_text("from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(12, 2))\n")
         result = run("layers", f"{flat}:make")
         assert result.exit_code == 1
-        assert "does not run on an image of shape (1, 3, 224, 224)" in result.stderr
+        assert "does not run on images of shape (2, 3, 224, 224)" in result.stderr
         data = run_json("explain", folder / "a.png", "--model", f"{flat}:make", "--size", 2, "--out", tmp_path)
         assert data["layer"] == "input:0"  # what enters the flattening is the image itself
 

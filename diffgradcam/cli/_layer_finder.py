@@ -1,4 +1,4 @@
-"""Find the layers that can be explained, by running the model once on a square image and reading the shapes."""
+"""Find the layers that can be explained, by running the model once on two square images and reading the shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Form = Literal["grid", "channels last", "tokens"]
 _INPUT = "input:"
 # What enters the attention of the last block of a transformer, by the names of torchvision, timm and transformers.
 # After it only the class token counts, and the patches have no gradient any more.
-_BEFORE_ATTENTION = ("ln_1", "norm1", "layernorm_before")
+_BEFORE_ATTENTION = ("ln_1", "norm1", "norm_out", "layernorm_before")
 _ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
@@ -84,10 +84,11 @@ def parse_layer(name: str) -> LayerSpec:
 
 
 def find_explainable_layers(model: nn.Module, channels: int, size: int) -> ExplainableLayers:
-    """Run the model once and find the layers whose activations have positions.
+    """Run the model once and find the layers whose activations have positions, and depend on the image.
 
     The default is the last of them: the activations that are pooled or flattened next. For a transformer of tokens it
-    is what enters the attention of the last block.
+    is what enters the attention of the last block; for other models of tokens, the last tokens, if there are as many
+    as the last grid has cells.
 
     Args:
         model: In evaluation mode. It is left as it is.
@@ -142,7 +143,10 @@ def _dry_run(model: nn.Module, channels: int, size: int) -> tuple[list[_Event], 
     runs: Counter[str] = Counter()
 
     def note(name: str, module: nn.Module, entering: bool, tensor: Any) -> None:
-        form = form_of(module, model, tensor.shape, size) if isinstance(tensor, Tensor) else None
+        # As many rows as images: not windows, heads or parts of an image. Rows that differ: no positional embedding.
+        if not isinstance(tensor, Tensor) or tensor.shape[:1] != images.shape[:1] or torch.equal(tensor[0], tensor[1]):
+            return
+        form = form_of(module, model, tensor.shape, size)
         if form is not None:
             events.append(_Event(name, entering, tensor, form))
 
@@ -164,13 +168,14 @@ def _dry_run(model: nn.Module, channels: int, size: int) -> tuple[list[_Event], 
                 module.register_forward_hook(lambda module, _, output, name=name: left(name, module, output))
             )
     parameter = next(model.parameters(), torch.zeros(()))
-    image = torch.zeros(1, channels, size, size, dtype=parameter.dtype, device=parameter.device)
+    ramp = torch.linspace(-1, 1, channels * size * size, dtype=parameter.dtype, device=parameter.device)
+    images = torch.stack([torch.zeros_like(ramp), ramp]).view(2, channels, size, size)
     try:
         with torch.no_grad():
-            model(image)
+            model(images)
     except Exception as error:  # a model can raise anything
         raise ValueError(
-            f"{type(model).__name__} does not run on an image of shape {tuple(image.shape)}: "
+            f"{type(model).__name__} does not run on images of shape {tuple(images.shape)}: "
             f"{' '.join(str(error).split())[:300]}; give the size that it takes with --size, and as many --mean and "
             "--std as it has channels"
         ) from error
@@ -188,10 +193,19 @@ def _default(events: list[_Event], runs: Counter[str]) -> Place | None:
         return events[attention].place()
     if grid is None:
         return None
-    # The same tensor goes by the name of what made it, unless that made others too (a shared activation).
     last = events[grid]
+    # Blocks of tokens without attention, such as gated MLPs: pooled where a grid would be.
+    if events[once[-1]].form == "tokens" and events[once[-1]].tensor.shape[1] == _cells(last):
+        last = events[once[-1]]
+    # The same tensor goes by the name of what made it, unless that made others too (a shared activation).
     maker = [event for event in events if event.tensor is last.tensor and not event.entering][-1:]
     return maker[0].place() if maker and runs[maker[0].name] == 1 else last.place()
+
+
+def _cells(grid: _Event) -> int:
+    _, *lengths = grid.tensor.shape
+    lengths.pop(0 if grid.form == "grid" else -1)
+    return lengths[0] * lengths[1]
 
 
 def _before_attention(event: _Event) -> bool:
