@@ -88,5 +88,7 @@ def test_bad_inputs():
         lda_saliency(IMAGES, LABELS[:3])
     with pytest.raises(ValueError, match=r"all labels are \[1\]: expected at least two classes"):
         lda_saliency(IMAGES, torch.ones(20, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"labels are torch.float32: expected class indices; .* labels.long\(\)"):
+        lda_saliency(IMAGES, LABELS.float())
     with pytest.raises(ValueError, match="shrinkage is 0: expected a share above 0"):
         lda_saliency(IMAGES, LABELS, shrinkage=0)

@@ -63,7 +63,8 @@ def lda_saliency(
             speaks for the class): use them wherever human maps are.
 
     Raises:
-        ValueError: If shapes do not match, there is one class only, or an option is out of its range.
+        ValueError: If shapes do not match, labels are no integers, there is one class only, or an option is out of its
+            range.
 
     Reference:
         Our construction, after Belhumeur, Hespanha and Kriegman, "Eigenfaces vs. Fisherfaces", 1997, and arXiv
@@ -72,6 +73,8 @@ def lda_saliency(
     pixels, shape = _pixels(images, components, grid)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(images)} images: expected one each, (N,)")
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels are {labels.dtype}: expected class indices; convert them with labels.long()")
     classes: Tensor = torch.unique(labels)
     if len(classes) < 2:
         raise ValueError(f"all labels are {classes.tolist()}: expected at least two classes to tell apart")
