@@ -534,9 +534,7 @@ class SaliencyGuidedLoss(nn.Module):
         _check_labels(logits, labels)
         return self.join(F.cross_entropy(logits, labels, self.class_weights), maps, human, mask)
 
-    def join(
-        self, classification: Tensor, maps: Tensor, human: Tensor, mask: Tensor | None = None
-    ) -> GuidedLoss:
+    def join(self, classification: Tensor, maps: Tensor, human: Tensor, mask: Tensor | None = None) -> GuidedLoss:
         """Join the saliency loss with a classification loss of your own, as :meth:`forward` does with cross-entropy.
 
         Args:
