@@ -589,7 +589,7 @@ class SaliencyGuidedLoss(nn.Module):
             >>> SaliencyGuidedLoss(difference_salience_loss).classes(logits, labels)
             tensor([[1, 2]])
         """
-        both = true_and_false_classes(logits.detach(), labels, choice)
+        both = true_and_false_classes(logits, labels, choice)
         return both if _map_count(self.saliency_loss) == 2 else both[:, 0]
 
     def _total(self, classification: Tensor, saliency: Tensor) -> Tensor:

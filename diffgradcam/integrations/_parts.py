@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor, distributed
@@ -15,8 +15,7 @@ from ..losses import ClassChoice, GuidedLoss, SaliencyGuidedLoss
 from ..robustness import AuditReport
 from ..training import audit_in_training, guided_loss, log_maps
 from ..training.loop import place
-from ..training.watching import Writer
-from ..visualize.arrays import ImageLike
+from ..visualize.arrays import Array, ImageLike
 
 Key = int | str
 OnFooled = Literal["warn", "stop"]
@@ -126,17 +125,17 @@ class MapsEvery:
         self.cam, self.images, self.every_n_steps, self.classes = cam, images, every_n_steps, classes
         self.names, self.pictures, self.tag = names, pictures, tag
 
-    def log(self, writers: Sequence[Writer], step: int) -> None:
+    def log(self, writers: Sequence[Callable[[str, Array, int], object]], step: int) -> None:
         """Send the maps, if they are due.
 
         Args:
-            writers: Where to.
+            writers: Where to, each a function of the tag, the picture and the step.
             step: How many optimizer steps there were.
         """
         if step % self.every_n_steps or not writers:
             return
 
-        def to_all(tag: str, picture: Any, step: int) -> None:
+        def to_all(tag: str, picture: Array, step: int) -> None:
             for write in writers:
                 write(tag, picture, step)
 

@@ -23,7 +23,7 @@ from ._parts import Audits, Guidance, MapsEvery, OnFooled
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
-    from transformers.integrations import TensorBoardCallback, WandbCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 else:
     _transformers = import_optional("transformers", "diffgradcam.integrations.hugging_face")
     Trainer, TrainerCallback = _transformers.Trainer, _transformers.TrainerCallback
@@ -92,7 +92,7 @@ class SaliencyGuidedTrainer(Trainer):
         with self._guidance.cam:
             return super().train(*args, **kwargs)
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override] # older releases pass no num_items_in_batch
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         """The guided loss in training, the loss of the model elsewhere."""
@@ -165,11 +165,11 @@ class MapLogger(TrainerCallback):
                 'pass TrainingArguments(report_to=["tensorboard"]) or ["wandb"]'
             )
 
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Draw the model before it is trained."""
         self._log(state)
 
-    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Draw, if it is time."""
         self._log(state)
 
@@ -207,7 +207,7 @@ class AuditEachEpoch(TrainerCallback):
         """The report of each epoch; None where the model could not be audited."""
         return self._audits.reports
 
-    def on_epoch_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> Any:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         """Audit."""
         stop = self._audits.stops()
         control.should_training_stop = control.should_training_stop or stop

@@ -159,7 +159,7 @@ class MapLogger(Callback):
         """Find the loggers, and draw the model before it is trained."""
         if not trainer.is_global_zero:
             return
-        found = [sender(logger.experiment, "trainer/global_step") for logger in trainer.loggers]
+        found = [sender(getattr(logger, "experiment", None), "trainer/global_step") for logger in trainer.loggers]
         self._writers = [writer for writer in found if writer is not None]
         if not self._writers:
             given = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"

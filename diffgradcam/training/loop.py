@@ -295,13 +295,13 @@ def _epoch(
         labels, has = batch.label.to(device), batch.has_saliency.to(device)
         with torch.autocast(device.type, dtype=cast, enabled=settings.amp):
             logits = find_logits(model(images)).float()
-        if settings.loss == "ce":
-            loss = classification = criterion(logits, labels)
-            saliency = loss.new_zeros(())
-        else:
+        if isinstance(criterion, SaliencyGuidedLoss):
             loss, classification, saliency = guided_loss(
                 cam, criterion, logits, labels, human, has, choice=settings.explained
             )
+        else:
+            loss = classification = criterion(logits, labels)
+            saliency = loss.new_zeros(())
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)

@@ -41,7 +41,8 @@ def items(count=16, seed=1):
     human[~has] = torch.nan
     labels = torch.arange(count) % CLASSES
     return [
-        SaliencyItem(image, label, saliency, one, "") for image, label, saliency, one in zip(images, labels, human, has)
+        SaliencyItem(image, label, saliency, one, "")
+        for image, label, saliency, one in zip(images, labels, human, has, strict=True)
     ]
 
 

@@ -183,13 +183,13 @@ class TestErrors:
             SaliencyGuidance(cam, weighted, **KEYS)
         with pytest.raises(TypeError, match=r"^criterion is CyborgLoss; expected SaliencyGuidedLoss, such as Sal"):
             SaliencyGuidance(cam, CyborgLoss(), **KEYS)
-        with pytest.raises(TypeError, match="^cam is Network; expected a method that trains, such as GradCAM"):
+        with pytest.raises(TypeError, match=r"^cam is Network; expected a method that trains, such as GradCAM"):
             SaliencyGuidance(network(), criterion(), **KEYS)
-        with pytest.raises(ValueError, match="^choice is 'best'"):
+        with pytest.raises(ValueError, match=r"^choice is 'best'"):
             SaliencyGuidance(cam, criterion(), **KEYS, choice="best")
-        with pytest.raises(ValueError, match="^every_n_steps is 0; expected an integer of at least 1"):
+        with pytest.raises(ValueError, match=r"^every_n_steps is 0; expected an integer of at least 1"):
             MapLogger(cam, FIXED, every_n_steps=0)
-        with pytest.raises(ValueError, match="^on_fooled is 'panic'"):
+        with pytest.raises(ValueError, match=r"^on_fooled is 'panic'"):
             AuditEachEpoch(cam, FIXED, on_fooled="panic")
 
 
@@ -255,7 +255,7 @@ class TestAudit:
         model = network(norm=False)
         model.head.bias.data.fill_(torch.nan)
         watch = AuditEachEpoch(GradCAM(model, "features"), self.images, on_fooled="stop")
-        with pytest.warns(UserWarning, match="^the model was not audited after this epoch: .* is NaN or infinite"):
+        with pytest.warns(UserWarning, match=r"^the model was not audited after this epoch: .* is NaN or infinite"):
             trainer = fit(Module(model), [watch], max_epochs=2)
         assert watch.reports == [None, None]
         assert trainer.current_epoch == 2
