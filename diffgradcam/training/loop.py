@@ -303,7 +303,7 @@ def _epoch(
             loss = classification = criterion(logits, labels)
             saliency = loss.new_zeros(())
         optimizer.zero_grad()
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
         losses.append(torch.stack([loss, classification, saliency]).detach())

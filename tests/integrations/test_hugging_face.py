@@ -20,11 +20,18 @@ from .logs import pictures_of
 
 transformers = import_peer("transformers")
 import_peer("accelerate")
+from transformers.integrations import TensorBoardCallback  # noqa: E402
 
 from diffgradcam.integrations.hugging_face import AuditEachEpoch, MapLogger, SaliencyGuidedTrainer  # noqa: E402
 
 FIXED = torch.stack([item.image for item in items(3, seed=5)])
 LAYER = "resnet.encoder.stages.0"
+
+
+@pytest.fixture(autouse=True)
+def _no_precision_left_over(monkeypatch):
+    """Older releases leave the precision of the last training in the environment."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
 
 
 def network():
@@ -42,6 +49,10 @@ def rows(data=None):
         {"pixel_values": item.image, "labels": item.label, "people": item.saliency, "marked": item.has_saliency}
         for item in data or items()
     ]
+
+
+def without_maps(data=None):
+    return [{name: row[name] for name in ("pixel_values", "labels")} for row in rows(data)]
 
 
 def arguments(folder, **changes):
@@ -107,6 +118,7 @@ def test_label_smoothing_stays(tmp_path):
     same_weights(model, plain)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning")  # of older releases of transformers
 def test_mixed_precision_trains_as_the_plain_loop_does(tmp_path):
     def cast(images):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -136,9 +148,8 @@ def test_attention_is_differentiated_twice(tmp_path):
 def test_evaluation_and_prediction_stay_as_they_are(tmp_path):
     model = network()
     trainer = guided(model, tmp_path, eval_dataset=rows(items(8, seed=2)))
-    plain = Plain(model=model, args=arguments(tmp_path), train_dataset=rows())
-    without = [{name: row[name] for name in ("pixel_values", "labels")} for row in rows(items(8, seed=2))]
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate(without)["eval_loss"])
+    plain = Plain(model=model, args=arguments(tmp_path), train_dataset=without_maps())
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate(without_maps(items(8, seed=2)))["eval_loss"])
     unlabelled = [{"pixel_values": row["pixel_values"], "people": row["people"]} for row in rows(items(8, seed=2))]
     found = trainer.predict(unlabelled).predictions
     with torch.no_grad():
@@ -159,7 +170,7 @@ class TestErrors:
         model = network()
         before = hooks(model)
         with pytest.raises(ValueError, match=r"^human='maps' is no part of the batch, which is a dictionary with 'pix"):
-            guided(model, tmp_path, data=[{k: r[k] for k in ("pixel_values", "labels")} for r in rows()],
+            guided(model, tmp_path, data=without_maps(),
                    keys={"human": "maps"}).train()  # fmt: skip
         assert not any(hooks(model)[LAYER].values())
         assert not any(before[LAYER].values())
@@ -171,7 +182,7 @@ class TestErrors:
         weighted = SaliencyGuidedLoss(CyborgLoss(), class_weights=torch.ones(CLASSES))
         with pytest.raises(ValueError, match=r"^criterion has class_weights"):
             SaliencyGuidedTrainer(cam=cam, criterion=weighted, human="people")
-        plain = Plain(model=cam.model, args=arguments(tmp_path), train_dataset=rows())
+        plain = Plain(model=cam.model, args=arguments(tmp_path), train_dataset=without_maps())
         with pytest.raises(ValueError, match=r'^the trainer reports neither .*report_to=\["tensorboard"\]\) or \["wan'):
             MapLogger(plain, cam, FIXED)
         with pytest.raises(ValueError, match=r"^on_fooled is 'panic'"):
@@ -179,13 +190,13 @@ class TestErrors:
 
 
 class TestMapLogger:
-    def test_tensorboard_has_a_picture_every_n_steps_and_training_goes_on_as_without(self, tmp_path, monkeypatch):
-        import_peer("tensorboard")
-        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
+    def test_tensorboard_has_a_picture_every_n_steps_and_training_goes_on_as_without(self, tmp_path):
+        tensorboard = import_peer("torch.utils.tensorboard")
         model, plain = network(), network()
         trained(plain, items(), LAYER, epochs=2, accumulate=2, run=logits_of(plain))
         start, end = (draw_maps(GradCAM(each, LAYER), FIXED, 1) for each in (model, plain))
-        trainer = guided(model, tmp_path, num_train_epochs=2, gradient_accumulation_steps=2, report_to=["tensorboard"])
+        trainer = guided(model, tmp_path, num_train_epochs=2, gradient_accumulation_steps=2)
+        trainer.add_callback(TensorBoardCallback(tensorboard.SummaryWriter(tmp_path)))
         trainer.add_callback(MapLogger(trainer, GradCAM(model, LAYER), FIXED, every_n_steps=2, classes=1))
         trainer.train()
         same_weights(model, plain)
@@ -197,7 +208,7 @@ class TestMapLogger:
     def test_weights_and_biases_offline(self, tmp_path, wandb):
         model = network()
         start = draw_maps(GradCAM(model, LAYER), FIXED)
-        trainer = Plain(model=model, args=arguments(tmp_path, report_to=["wandb"]), train_dataset=rows())
+        trainer = Plain(model=model, args=arguments(tmp_path, report_to=["wandb"]), train_dataset=without_maps())
         trainer.add_callback(MapLogger(trainer, GradCAM(model, LAYER), FIXED, every_n_steps=4))
         trainer.train()
         wandb.finish()
@@ -205,15 +216,15 @@ class TestMapLogger:
         assert len(files) == 2
         assert any(np.array_equal(np.asarray(Image.open(file)), start) for file in files)
 
-    def test_only_the_first_process_logs(self, tmp_path, monkeypatch):
-        import_peer("tensorboard")
-        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
-        trainer = guided(network(), tmp_path, report_to=["tensorboard"])
-        callback = MapLogger(trainer, GradCAM(trainer.model, LAYER), FIXED)
-        trainer.state.is_world_process_zero = False
-        with monkeypatch.context() as patched:
-            patched.setattr(trainer.model, "forward", None)  # and no other draws
+    def test_only_the_first_process_draws(self, tmp_path):
+        tensorboard = import_peer("torch.utils.tensorboard")
+        trainer = guided(network(), tmp_path)
+        trainer.add_callback(TensorBoardCallback(tensorboard.SummaryWriter(tmp_path)))
+        callback, passes = MapLogger(trainer, GradCAM(trainer.model, LAYER), FIXED), forward_passes(trainer.model)
+        for first, count in ((False, 0), (True, 1)):
+            trainer.state.is_world_process_zero = first
             callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+            assert len(passes) == count
 
 
 def fooled(model):
@@ -230,7 +241,7 @@ class TestAudit:
         model = fooled(network())
         watch = AuditEachEpoch(GradCAM(model, LAYER), self.images, on_fooled=on_fooled)
         options = arguments(tmp_path, num_train_epochs=2, learning_rate=1e-3)
-        trainer = Plain(model=model, args=options, train_dataset=rows(), callbacks=[watch])
+        trainer = Plain(model=model, args=options, train_dataset=without_maps(), callbacks=[watch])
         with pytest.warns(UserWarning, match=r"^the audit of ResNetForImageClassification says: FOOLED in 8") as caught:
             trainer.train()
         warned = [each for each in caught if str(each.message).startswith("the audit")]
@@ -241,7 +252,7 @@ class TestAudit:
     def test_a_model_in_training_is_audited_as_it_decides(self, tmp_path):
         model = network()
         watch = AuditEachEpoch(GradCAM(model, LAYER), self.images, threshold=1.0)
-        Plain(model=model, args=arguments(tmp_path), train_dataset=rows(), callbacks=[watch]).train()
+        Plain(model=model, args=arguments(tmp_path), train_dataset=without_maps(), callbacks=[watch]).train()
         with torch.no_grad():
             expected = model.eval()(self.images).logits
         torch.testing.assert_close(watch.reports[0].logits, expected)
