@@ -83,6 +83,7 @@ _SUBMODULES = (
     "cli",
     "data",
     "heatmaps",
+    "integrations",
     "losses",
     "methods",
     "metrics",

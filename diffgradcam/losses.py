@@ -18,6 +18,7 @@ Half-precision maps (autocast) are computed in float32.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
@@ -332,8 +333,6 @@ def true_and_false_classes(logits: Tensor, labels: Tensor, choice: ClassChoice =
 class _SaliencyLoss(nn.Module):
     """Base of the modules of the saliency losses: their options, checked at construction."""
 
-    map_count: int
-
     def __init__(self, *, scope: Scope = "image", reduction: Reduction = "mean") -> None:
         super().__init__()
         _check_options(scope, reduction)
@@ -349,8 +348,6 @@ class CyborgLoss(_SaliencyLoss):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
 
-    map_count = 1
-
     def forward(self, true_maps: Tensor, human: Tensor, mask: Tensor | None = None) -> Tensor:
         """See :func:`cyborg_loss`."""
         return cyborg_loss(true_maps, human, mask=mask, scope=self.scope, reduction=self.reduction)
@@ -363,8 +360,6 @@ class DifferenceSalienceLoss(_SaliencyLoss):
         scope: ``"image"`` or ``"batch"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
-
-    map_count = 2
 
     def forward(self, true_maps: Tensor, false_maps: Tensor, human: Tensor, mask: Tensor | None = None) -> Tensor:
         """See :func:`difference_salience_loss`."""
@@ -381,8 +376,6 @@ class ContrastSalienceLoss(_SaliencyLoss):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
 
-    map_count = 2
-
     def forward(self, true_maps: Tensor, false_maps: Tensor, human: Tensor, mask: Tensor | None = None) -> Tensor:
         """See :func:`contrast_salience_loss`."""
         return contrast_salience_loss(
@@ -398,8 +391,6 @@ class DivergenceSalienceLoss(_SaliencyLoss):
         scope: ``"image"`` or ``"batch"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
-
-    map_count = 2
 
     def __init__(self, weight: float = 1.0, *, scope: Scope = "image", reduction: Reduction = "mean") -> None:
         super().__init__(scope=scope, reduction=reduction)
@@ -420,8 +411,6 @@ class CamalLoss(_SaliencyLoss):
         scope: ``"image"`` or ``"batch"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """
-
-    map_count = 1
 
     def forward(self, true_maps: Tensor, human: Tensor, mask: Tensor | None = None) -> Tensor:
         """See :func:`camal_loss`."""
@@ -543,16 +532,65 @@ class SaliencyGuidedLoss(nn.Module):
             TypeError: If the labels are not int64.
         """
         _check_labels(logits, labels)
-        classification = F.cross_entropy(logits, labels, self.class_weights)
+        return self.join(F.cross_entropy(logits, labels, self.class_weights), maps, human, mask)
+
+    def join(self, classification: Tensor, maps: Tensor, human: Tensor, mask: Tensor | None = None) -> GuidedLoss:
+        """Join the saliency loss with a classification loss of your own, as :meth:`forward` does with cross-entropy.
+
+        Args:
+            classification: A scalar: cross-entropy with smoothed labels, a focal loss, ...
+            maps: As :meth:`forward` takes them.
+            human: As :meth:`forward` takes it.
+            mask: As :meth:`forward` takes it.
+
+        Returns:
+            ``(total, classification, saliency)``.
+
+        Raises:
+            ValueError: If a loss is no scalar, or shapes do not match each other or the saliency loss.
+
+        Example:
+            >>> criterion = SaliencyGuidedLoss(CyborgLoss(), alpha=0.75)
+            >>> criterion.join(torch.tensor(2.0), torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[1.0, 0.0]]]))
+            GuidedLoss(total=tensor(1.7500), classification=tensor(2.), saliency=tensor(1.))
+        """
         per_class = self._per_class(maps, human)
         if self.blur is not None:
-            human = _blurred(_to_grid(human.to(logits.dtype), per_class[0].shape[1:]), self.blur)
+            human = _blurred(_to_grid(human.to(per_class[0].dtype), per_class[0].shape[1:]), self.blur)
         saliency = self.saliency_loss(*per_class, human, mask=mask)
-        if saliency.ndim:
-            raise ValueError(
-                f"the saliency loss gave shape {tuple(saliency.shape)}; expected a scalar; use reduction='mean'"
-            )
+        for name, loss in (("classification", classification), ("saliency", saliency)):
+            if loss.ndim:
+                raise ValueError(
+                    f"the {name} loss gave shape {tuple(loss.shape)}; expected a scalar; use reduction='mean'"
+                )
         return GuidedLoss(self._total(classification, saliency), classification, saliency)
+
+    def classes(self, logits: Tensor, labels: Tensor, choice: ClassChoice = "true") -> Tensor:
+        """The classes whose maps the saliency loss takes, in the form of ``cam.maps``.
+
+        Args:
+            logits: Logits, ``(B, K)``.
+            labels: True classes, ``(B,)`` int64.
+            choice: The map of the ``"true"`` label or of the ``"predicted"`` class, as in
+                :func:`true_and_false_classes`.
+
+        Returns:
+            ``(B,)`` for a loss on one class, ``(B, 2)`` for one on the true and the false class.
+
+        Raises:
+            ValueError: As :func:`true_and_false_classes`.
+            TypeError: If the labels are not int64, or the saliency loss takes neither ``(maps, human)`` nor
+                ``(true_maps, false_maps, human)``.
+
+        Example:
+            >>> logits, labels = torch.tensor([[1.0, 5.0, 3.0]]), torch.tensor([1])
+            >>> SaliencyGuidedLoss(CyborgLoss()).classes(logits, labels)
+            tensor([1])
+            >>> SaliencyGuidedLoss(difference_salience_loss).classes(logits, labels)
+            tensor([[1, 2]])
+        """
+        both = true_and_false_classes(logits, labels, choice)
+        return both if _map_count(self.saliency_loss) == 2 else both[:, 0]
 
     def _total(self, classification: Tensor, saliency: Tensor) -> Tensor:
         if isinstance(self.alpha, str):
@@ -573,13 +611,27 @@ class SaliencyGuidedLoss(nn.Module):
                 "maps (B, h, w) of one class or (B, 2, h, w) of the true and the false class"
             )
         loss = self.saliency_loss
-        if isinstance(loss, _SaliencyLoss) and loss.map_count != len(per_class):
-            wanted = "(B, h, w), one class" if loss.map_count == 1 else "(B, 2, h, w), the true and the false class"
+        if isinstance(loss, _SaliencyLoss) and _map_count(loss) != len(per_class):
+            wanted = "(B, h, w), one class" if _map_count(loss) == 1 else "(B, 2, h, w), the true and the false class"
             raise ValueError(
                 f"maps have shape {tuple(maps.shape)}, but {type(loss).__name__} takes {wanted}: "
                 "choose the classes in cam.maps(logits, classes) accordingly"
             )
         return per_class
+
+
+def _map_count(saliency_loss: Callable[..., Tensor]) -> int:
+    """How many maps a saliency loss takes: what it must be given, before ``human``."""
+    called = saliency_loss.forward if isinstance(saliency_loss, nn.Module) else saliency_loss
+    parameters = inspect.signature(called).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind in kinds]
+    if len(needed) not in (2, 3):
+        raise TypeError(
+            f"the saliency loss takes ({', '.join(needed)}); expected (maps, human) or (true_maps, false_maps, human), "
+            "and all else with a default"
+        )
+    return len(needed) - 1
 
 
 def _take_part(class_maps: Sequence[Tensor], human: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor]:

@@ -32,7 +32,7 @@ def import_peer(name):
         try:
             return importlib.import_module(name)
         except ImportError as error:
-            pytest.skip(f"{name} is not installed: {error}")
+            pytest.skip(f"{name} is not installed: {error}", allow_module_level=True)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ import diffgradcam
 from benchmarks import recording
 from benchmarks.torchvision_shim import define_missing_operators
 
+from .conftest import import_peer
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("[!_]*.md")])  # those with an underscore are parts of others
@@ -39,11 +41,16 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
+# Advice of Lightning's on speed.
+@pytest.mark.filterwarnings(
+    "ignore:The number of training batches", "ignore:The .*dataloader.* does not have many work"
+)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     define_missing_operators()  # transformers imports torchvision where it is installed, even if it does not work
-    if any("transformers" in block for block in blocks(page)):
-        pytest.importorskip("transformers")
+    for name in ("transformers", "lightning.pytorch"):
+        if any(name in block for block in blocks(page)):
+            import_peer(name)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = Classifier()
@@ -123,6 +130,7 @@ def _public(module_name: str) -> list[str]:
 
 
 def test_the_reference_has_every_public_name() -> None:
+    import_peer("lightning.pytorch"), import_peer("transformers")
     documented = _documented()
     objects = [_resolve(name) for name in documented]
     modules = ["diffgradcam", *(found.name for found in pkgutil.walk_packages(diffgradcam.__path__, "diffgradcam."))]
@@ -197,6 +205,13 @@ def test_quoted_figures_are_those_of_the_results() -> None:
 def test_the_table_of_the_recorders_is_that_of_the_benchmark() -> None:
     report = json.loads((ROOT / "benchmarks" / "results" / "recording.json").read_text())
     assert recording.as_markdown(report) in (DOCS / "design" / "recording.md").read_text()
+
+
+def test_the_table_of_the_trainers_is_that_of_the_benchmark() -> None:
+    import_peer("lightning.pytorch"), import_peer("transformers")
+    report = json.loads((ROOT / "benchmarks" / "results" / "trainers.json").read_text())
+    trainers = importlib.import_module("benchmarks.trainers")
+    assert trainers.as_markdown(report) in (DOCS / "trainers.md").read_text()
 
 
 def test_quoted_costs_are_those_of_the_benchmarks() -> None:

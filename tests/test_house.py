@@ -40,6 +40,7 @@ ROWS = [
     {"metrics"},
     {"analysis", "visualize", "sham"},
     {"robustness", "data", "training"},
+    {"integrations"},
     {"utils", ""},
     {"cli"},
 ]

@@ -38,6 +38,10 @@ def pins(file: str) -> list[Requirement]:
     return requirements((ROOT / file).read_text())
 
 
+TESTED = ("metrics", "store", "examples", "peers", "lightning", "transformers", "tensorboard", "wandb", "test")
+"""The extras that the test suite runs with."""
+
+
 def test_the_version_stands_in_one_place_and_the_others_follow():
     version = diffgradcam.__version__
     assert Version(version).public == version
@@ -59,7 +63,7 @@ def test_the_changelog_begins_with_the_version_at_hand_and_goes_back_from_there(
 
 
 class TestBounds:
-    @pytest.mark.parametrize("bound", bounds("metrics", "store", "examples", "peers", "test"), ids=lambda r: r.name)
+    @pytest.mark.parametrize("bound", bounds(*TESTED), ids=lambda r: r.name)
     def test_the_lowest_set_has_every_lower_bound_exactly(self, bound):
         lowest = [specifier.version for specifier in bound.specifier if specifier.operator == ">="]
         if not lowest or (bound.marker and not bound.marker.evaluate({"python_version": "3.10"})):
@@ -71,7 +75,7 @@ class TestBounds:
         wanted, got = Version(lowest[0]).release, Version(exact.version).release
         assert got[: len(wanted)] == wanted
 
-    @pytest.mark.parametrize("bound", bounds("metrics", "store", "examples", "peers", "test"), ids=lambda r: r.name)
+    @pytest.mark.parametrize("bound", bounds(*TESTED), ids=lambda r: r.name)
     def test_the_newest_set_has_all_and_nothing_older_than_the_development_set(self, bound):
         where = {"python_version": PYTHONS[-1]}
         (newest,) = [pin for pin in pins("constraints-newest.txt") if pin.name == bound.name]

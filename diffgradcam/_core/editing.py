@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,26 @@ def evaluated(model: nn.Module) -> nn.Module:
         A model that may be run, but not changed.
     """
     return copy_model(model).eval() if in_training(model) else model
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a moment: a forward pass then leaves the statistics of batch norm alone.
+
+    Each module's flag is set and set back, nothing else: ``eval()`` and ``train()`` of a module may do more, as those
+    that merge weights do.
+
+    Args:
+        model: Any module, also one that is being trained.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def in_training(model: nn.Module) -> bool:

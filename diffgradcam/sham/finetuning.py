@@ -32,7 +32,7 @@ from diffgradcam._core.checks import (
     check_share,
     described,
 )
-from diffgradcam._core.editing import by_name, check_head_is_last, copy_model, find_head, linear_head
+from diffgradcam._core.editing import by_name, check_head_is_last, copy_model, evaluating, find_head, linear_head
 from diffgradcam._core.layers import LayerSpec
 from diffgradcam._core.naming import callable_name
 from diffgradcam._core.persistence import atomic_file, weight_hash
@@ -293,21 +293,9 @@ def _train(run: _Run, optimizer: torch.optim.Optimizer, bar: Any) -> Epoch:
     if not seen:
         raise ValueError("the loader gave no batches; expected a DataLoader or a list (a generator is soon used up)")
     # The last step has not been seen at work yet.
-    with _evaluating(run.victim.model), torch.no_grad():
+    with evaluating(run.victim.model), torch.no_grad():
         sound = all_finite([run.victim.output(run.victim.model(images))])
     return mean if sound else mean._replace(status="diverged")
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a moment, so that a forward pass leaves the statistics of batch norm alone."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _epoch(numbers: Tensor) -> Epoch:

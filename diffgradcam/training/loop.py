@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -26,11 +25,11 @@ from ..losses import (
     DifferenceSalienceLoss,
     DivergenceSalienceLoss,
     SaliencyGuidedLoss,
-    true_and_false_classes,
 )
 from ..methods.gradient import GradCAM
 from ..metrics import auroc
 from .checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
+from .guidance import guided_loss, twice_differentiable
 from .images import augmented
 from .protocol import Settings
 
@@ -156,7 +155,8 @@ def fit(
         for epoch in range(len(history), settings.epochs):
             seed_epoch(settings.seed, epoch)
             batches = _batches(train, settings, epoch, rank, world, workers)
-            with GradCAM(model, [layer], reshape_transform, rectify=False) as cam, _double_backward(settings):
+            attention = nullcontext() if settings.loss == "ce" else twice_differentiable()
+            with GradCAM(model, [layer], reshape_transform, rectify=False) as cam, attention:
                 means = _epoch(wrapped, cam, batches, settings, epoch, steps, criterion, optimizer, scaler, device, bar)
             score = None if validation is None else _score(model, validation, device)
             history.append(Epoch(epoch + 1, *means, score))
@@ -209,24 +209,6 @@ def predict(
         logits.append(find_logits(model(batch.image.to(device))).float().cpu())
         labels.append(batch.label)
     return torch.cat(logits), torch.cat(labels)
-
-
-def explained_classes(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
-    """The classes whose maps a loss takes, in the form of ``cam.maps``.
-
-    Args:
-        logits: ``(B, K)``.
-        labels: ``(B,)``.
-        settings: Which loss, and whose map.
-
-    Returns:
-        ``(B,)`` for a loss on one class, ``(B, 2)`` for one on both.
-    """
-    both = true_and_false_classes(logits.detach(), labels, settings.explained)
-    return both if settings.loss in _BOTH else both[:, 0]
-
-
-_BOTH = ("difference", "contrast", "divergence")
 
 
 def _criterion(settings: Settings, train: Dataset[SaliencyItem], device: torch.device) -> Callable[..., Any]:
@@ -313,14 +295,15 @@ def _epoch(
         labels, has = batch.label.to(device), batch.has_saliency.to(device)
         with torch.autocast(device.type, dtype=cast, enabled=settings.amp):
             logits = find_logits(model(images)).float()
-        if settings.loss == "ce":
+        if isinstance(criterion, SaliencyGuidedLoss):
+            loss, classification, saliency = guided_loss(
+                cam, criterion, logits, labels, human, has, choice=settings.explained
+            )
+        else:
             loss = classification = criterion(logits, labels)
             saliency = loss.new_zeros(())
-        else:
-            maps = cam.maps(logits, explained_classes(logits, labels, settings))
-            loss, classification, saliency = criterion(logits, labels, maps, human, has)
         optimizer.zero_grad()
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
         losses.append(torch.stack([loss, classification, saliency]).detach())
@@ -330,11 +313,6 @@ def _epoch(
     if not bool(means.isfinite().all()):
         raise ValueError(f"the loss is no longer finite in epoch {epoch + 1}: expected a lower learning rate")
     return float(means[0]), float(means[1]), float(means[2])
-
-
-def _double_backward(settings: Settings) -> AbstractContextManager[Any]:
-    """Fused attention has no second derivative, which a loss on maps needs."""
-    return nullcontext() if settings.loss == "ce" else sdpa_kernel(SDPBackend.MATH)
 
 
 def _score(model: nn.Module, validation: Dataset[SaliencyItem], device: torch.device) -> float:
