@@ -336,7 +336,7 @@ class TestModels:
         )  # fmt: skip
         transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
         loaded = load_model(f"hf:{tmp_path / 'vit'}")
-        assert loaded.class_names == ["no", "yes"]
+        assert loaded.class_names == {0: "no", 1: "yes"}
         assert loaded.preparation.size == 32
         noise(1)[0].save(tmp_path / "a.png")
         options = ["--method", "LayerCAM", "--out", tmp_path]

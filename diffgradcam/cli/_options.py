@@ -84,9 +84,11 @@ def weights_options(function: _F) -> _F:
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
         device: str,
+        class_names: Path | None = None,
         **others: Any,
     ) -> Any:
-        return function(options=ModelOptions(model, pretrained, weights, trust, size, mean, std, device), **others)
+        options = ModelOptions(model, pretrained, weights, trust, size, mean, std, device, class_names)
+        return function(options=options, **others)
 
     return command  # type: ignore[return-value]
 
@@ -124,7 +126,12 @@ def model_options(function: _F) -> _F:
     batch = click.option(
         "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="How many images run at once."
     )
-    return model(layer(weights_options(batch(function))))
+    names = click.option(
+        "--class-names",
+        type=EXISTING_FILE,
+        help="Names of the classes: a text file with a name a line, or JSON; by default those the model comes with.",
+    )
+    return model(layer(weights_options(names(batch(function)))))
 
 
 def picture_options(function: _F) -> _F:
