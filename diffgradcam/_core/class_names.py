@@ -50,6 +50,7 @@ class ClassNames(Mapping[int, str]):
             if not isinstance(name, str):
                 raise TypeError(f"class_names has {name!r} for class {index}; expected a string; {_HOW}")
         self._names = {int(index): name for index, name in items}
+        self._largest = max(self._names, default=-1)
 
     def __getitem__(self, index: int) -> str:
         return self._names[index]
@@ -78,12 +79,12 @@ class ClassNames(Mapping[int, str]):
         Raises:
             ValueError: If a list has not one name for each class, or a mapping names a class that there is not.
         """
-        if not self._names or logits.ndim != 2:
+        if logits.ndim != 2:
             return
         count = logits.shape[1]
         if self._complete and len(self) != count:
             raise ValueError(f"class_names has {len(self)} names, but the model has {count} classes; {_HOW}")
-        if max(self._names) >= count:
+        if self._largest >= count:
             raise ValueError(
-                f"class_names names class {max(self._names)}, but the model has classes 0 to {count - 1}; {_HOW}"
+                f"class_names names class {self._largest}, but the model has classes 0 to {count - 1}; {_HOW}"
             )

@@ -128,8 +128,8 @@ class Shown(ABC):
     def _repr_html_(self) -> str:
         return renderer().html(self._sheet())
 
-    def _repr_png_(self) -> bytes:
-        return renderer().png(self.plot())
+    def _repr_png_(self) -> bytes | None:
+        return renderer().png(self.plot()) if self._sheet().panels else None  # of no image there is no picture
 
 
 class ShownMaps(Shown):

@@ -206,7 +206,7 @@ class Explanation(NamedResult, _Fields):
 
     def _title(self) -> str:
         each = "" if self.classes.ndim == 1 else f", {counted(self.maps.shape[1 : self._lead()].numel(), 'map')} each"
-        return f"{self._counts()}{each}; maps of {size_text(self.maps.shape[self._lead() :])}"
+        return f"{self._counts()}{each}, maps of {size_text(self.maps.shape[self._lead() :])}"
 
     def _sheet(self) -> Sheet:
         return Sheet(self._title(), first_panels(self._panels()), [scale_note(self.signed)], images=len(self.maps))
@@ -230,7 +230,7 @@ def scale_note(signed: bool) -> str:
         A sentence.
     """
     if signed:
-        return "Red speaks for the class, blue against it; each map is scaled to its largest magnitude."
+        return "Red speaks for the class, blue against it. Each map is scaled to its largest magnitude."
     return "Each map is scaled to its own range: yellow is its largest value, violet its smallest."
 
 

@@ -174,7 +174,7 @@ class TrueFalseMaps(NamedResult, _Sides):
     def __repr__(self) -> str:
         """Sizes, and which classes are compared."""
         pairs = list(dict.fromkeys(f"{true} against {', '.join(false)}" for true, false in self._labels()))
-        shown = "; ".join(pairs[:3]) + ("; ..." if len(pairs) > 3 else "")
+        shown = ", ".join(pairs[:3]) + (", ..." if len(pairs) > 3 else "")
         return f"TrueFalseMaps({self._counts()}, maps {tuple(self.difference.shape)}: {shown})"
 
     def __str__(self) -> str:
@@ -206,7 +206,7 @@ class TrueFalseMaps(NamedResult, _Sides):
         return f"{counted(len(self.classes), 'image')}, {counted(self.logits.shape[1], 'class')}"
 
     def _title(self) -> str:
-        return f"True against false: {self._counts()}; maps of {size_text(self.true_maps.shape[1:])}"
+        return f"True against false: {self._counts()}, maps of {size_text(self.true_maps.shape[1:])}"
 
     def _sheet(self) -> Sheet:
         size, panels = self.true_maps.shape[1:], []
@@ -218,7 +218,7 @@ class TrueFalseMaps(NamedResult, _Sides):
                 maps += [false[image, number], differences[image, number]]
             scaled = heatmaps.scale_signed(torch.stack(maps).unsqueeze(0))[0]
             panels.append([Panel(*each, image, True) for each in zip(captions, scaled, strict=True)])
-        note = "Red speaks for, blue against; the maps of an image have one scale, that of the largest magnitude."
+        note = "Red speaks for, blue against. The maps of an image have one scale, that of their largest magnitude."
         return Sheet(self._title(), first_panels(panels), [note], images=len(self.classes))
 
 

@@ -60,9 +60,8 @@ def figure(sheet: Sheet, images: Any = None) -> Figure:
         TypeError: If an image is of another type.
         ValueError: If there are not as many images as in the batch, or one is out of range.
     """
-    if images is not None:
-        _check_count(images, sheet.images)
-    pictures = [[_picture(panel) if images is None else _over(panel, images) for panel in row] for row in sheet.panels]
+    given = None if images is None else _given(images, sheet.images)
+    pictures = [[_picture(panel) if given is None else _over(panel, given) for panel in row] for row in sheet.panels]
     return grid(pictures, [[panel.caption for panel in row] for row in sheet.panels])
 
 
@@ -110,7 +109,7 @@ def overlays(heatmaps: Callable[[Sequence[int]], Tensor], images: Any, signed: b
         TypeError: If an image is of another type.
         ValueError: If there are not as many images as in the batch, their sizes differ, or one is out of range.
     """
-    pictures = [as_image(image) for image in images]
+    pictures = [as_image(image) for image in _given(images)]
     sizes = sorted({picture.shape[:2] for picture in pictures})
     if len(sizes) != 1:
         raise ValueError(
@@ -118,16 +117,24 @@ def overlays(heatmaps: Callable[[Sequence[int]], Tensor], images: Any, signed: b
             "image with diffgradcam.visualize.overlay"
         )
     maps = heatmaps(sizes[0])
-    _check_count(pictures, len(maps))
+    _given(pictures, len(maps))
     draw = overlay_signed if signed else overlay
     several = maps.reshape(len(maps), -1, *sizes[0])
     drawn = [draw(image, each, **options) for image, own in zip(pictures, several, strict=True) for each in own]
     return np.stack(drawn).reshape(*maps.shape, 3)
 
 
-def _check_count(images: Any, count: int) -> None:
-    if len(images) != count:
+def _given(images: Any, count: int | None = None) -> list[Any]:
+    """The images of a batch, so many as there must be."""
+    several = isinstance(images, Sequence) and not isinstance(images, str)
+    if not several and not (isinstance(images, Tensor | np.ndarray) and images.ndim):
+        raise TypeError(
+            f"images is {type(images).__name__}; expected the images of the batch as people see them, (B, 3, H, W) or "
+            "a list with one for each"
+        )
+    if count is not None and len(images) != count:
         raise ValueError(f"got {len(images)} images for the maps of {count}; expected one image for each, in order")
+    return list(images)
 
 
 def _picture(panel: Panel) -> Array:
@@ -141,7 +148,7 @@ def _picture(panel: Panel) -> Array:
     return as_bytes(colours((smooth + 1) / 2, "RdBu_r") if panel.signed else colours(smooth.clip(0), "viridis"))
 
 
-def _over(panel: Panel, images: Any) -> Array:
+def _over(panel: Panel, images: list[Any]) -> Array:
     """A panel laid over the image that it is of."""
     if not isinstance(panel.values, Tensor):
         return panel.values
