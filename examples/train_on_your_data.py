@@ -17,14 +17,17 @@ from PIL import Image
 OUT = Path("output/train_on_your_data")
 
 
-def textures(folder):
-    """160 images, every other one flawless, and data.csv: image, label, group, saliency."""
+def textures(folder, photo=None):
+    """160 images, every other one flawless, and data.csv: image, label, group, saliency; noise, or pieces of a photo."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
     random, rows = np.random.default_rng(0), []
     for i in range(160):
         kind = ("fine", "scratch", "fine", "spot")[i % 4]
         pixels, mask = random.normal(128, 30, (48, 48)), np.zeros((48, 48))
+        if photo is not None:
+            top, left = (random.integers(0, side - 48) for side in photo.shape)
+            pixels = photo[top : top + 48, left : left + 48]
         top, left = random.integers(4, 32, 2)
         if kind == "scratch":
             for step in range(12):

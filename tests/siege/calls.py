@@ -145,7 +145,6 @@ def calls() -> dict[str, Call]:
     explanation = make(model).explain(images, classes)
     found["overlay of an explanation"] = explanation.overlay, {"images": images, "alpha": 0.5}
     found["heatmaps of an explanation"] = explanation.heatmaps, {"size": (6, 5)}
-    found["plot of an explanation"] = explanation.plot, {"images": images}
     found["smooth explain"] = diffgradcam.NoiseSmooth(make(model), samples=1).explain, {
         "input_tensor": images, "classes": classes,
     }  # fmt: skip
