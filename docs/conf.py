@@ -9,15 +9,19 @@ from typing import Any, TypeVar, get_origin
 
 from docutils import nodes
 from docutils.utils.math import latex2mathml
+from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 import diffgradcam
 
 sys.path.insert(0, str(Path(__file__).parent))
 from methods_table import methods_table
+
+logger = logging.getLogger(__name__)
 
 
 def _types() -> set[str]:
@@ -48,6 +52,8 @@ extensions = [
     "sphinx_copybutton",
 ]
 
+NOTEBOOK_SECONDS = 120  # on two cores: a tutorial is to be followed, not waited for
+
 # The pages are Markdown that also reads well in a repository browser.
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -55,7 +61,7 @@ myst_heading_anchors = 3
 # Notebooks are committed without outputs and run in every build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = NOTEBOOK_SECONDS
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"
@@ -131,10 +137,19 @@ def _dashes(_app: Sphinx, tree: nodes.document, _page: str) -> None:
             text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
 
 
+def _quick(_app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of a notebook that takes too long."""
+    for page in sorted(env.found_docs):
+        executed = NbMetadataCollector.get_exec_data(env, page)
+        if executed and (executed["runtime"] or 0) > NOTEBOOK_SECONDS:
+            logger.warning("%s runs for %.0f s; expected at most %d", page, executed["runtime"], NOTEBOOK_SECONDS)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("source-read", _from_the_root)
     app.connect("missing-reference", _elsewhere)
     app.connect("doctree-resolved", _dashes)
+    app.connect("env-updated", _quick)
     return {"parallel_read_safe": True}

@@ -18,7 +18,7 @@ OUT = Path("output/train_on_your_data")
 
 
 def textures(folder, photo=None):
-    """160 images, every other one flawless, and data.csv: image, label, group, saliency; noise, or pieces of a photo."""
+    """160 images, of noise or of a photo, every other one flawless, and data.csv: image, label, group, saliency."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
     random, rows = np.random.default_rng(0), []

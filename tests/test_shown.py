@@ -115,6 +115,16 @@ def test_a_sheet_shows_the_first_images_and_maps():
     assert len(pictures(nine._repr_html_())) == 6
 
 
+def test_images_of_one_map_stand_in_one_row_and_others_below_each_other():
+    one, several = cam().explain(X)._repr_html_(), cam().explain(X, "all")._repr_html_()
+    assert (one.count("<tr>"), several.count("<tr>")) == (1, 3)
+    assert re.findall(r"<small>(image \d)", one) == ["image 0", "image 1", "image 2"]
+    assert re.findall(r"<th>(image \d)</th>", several) == ["image 0", "image 1", "image 2"]
+    assert "image 0" not in cam().explain(images(1))._repr_html_()
+    many = pictures(cam().explain(images(9))._repr_html_())
+    assert len(many) == 6
+
+
 def test_a_matrix_of_pairs_is_that_of_the_first_image():
     assert len(pictures(explain_pairs(cam(), X, [0, 1, 2])._repr_html_())) == 9
 

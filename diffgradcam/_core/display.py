@@ -176,8 +176,10 @@ def first_panels(panels: Sequence[Sequence[Panel]]) -> list[Sequence[Panel]]:
         panels: All of them, a row for each image.
 
     Returns:
-        The first.
+        The first; in one row where each image has one map.
     """
+    if all(len(row) == 1 for row in panels) and panels:
+        return [[panel for (panel,) in panels[:_MAPS]]]
     return [row[:_MAPS] for row in panels[:_IMAGES]]
 
 

@@ -34,13 +34,7 @@ def html(sheet: Sheet) -> str:
     Returns:
         HTML that needs no style and no script.
     """
-    rows = [
-        {
-            "head": f"image {row[0].image}" if sheet.images > 1 else "",
-            "panels": [{"lines": panel.caption.split("\n"), "picture": _picture(panel)} for panel in row],
-        }
-        for row in sheet.panels
-    ]
+    rows = [_row(row, numbered=sheet.images > 1) for row in sheet.panels]
     # Told apart here: to a template, a table is a tuple like any other.
     body = [("table", part) if isinstance(part, Table) else ("text", part) for part in sheet.body]
     return render("sheet.html", title=sheet.title, rows=rows, body=body)
@@ -135,6 +129,18 @@ def _given(images: Any, count: int | None = None) -> list[Any]:
     if count is not None and len(images) != count:
         raise ValueError(f"got {len(images)} images for the maps of {count}; expected one image for each, in order")
     return list(images)
+
+
+def _row(panels: Sequence[Panel], *, numbered: bool) -> dict[str, Any]:
+    """A row for the template. The number of its image stands in front of it, or, where it has several, at each."""
+    numbers = [f"image {panel.image}" if numbered else "" for panel in panels]
+    head = numbers[0] if len(set(numbers)) == 1 else ""
+    lines = [
+        [*([number] if number and not head else []), *panel.caption.split("\n")]
+        for number, panel in zip(numbers, panels, strict=True)
+    ]
+    pictures = map(_picture, panels)
+    return {"head": head, "panels": [{"lines": own, "picture": p} for own, p in zip(lines, pictures, strict=True)]}
 
 
 def _picture(panel: Panel) -> Array:
