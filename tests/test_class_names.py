@@ -17,7 +17,7 @@ from diffgradcam import (
     explain_together,
     important_features,
 )
-from diffgradcam._core.class_names import ClassNames
+from diffgradcam._core.class_names import ClassNames, as_class_names
 from diffgradcam.methods import registered_methods
 
 from .models import images, pooled
@@ -33,7 +33,9 @@ def test_a_list_names_all_classes_and_a_mapping_some():
     assert (some[2], some.get(1), len(some), list(some)) == ("cat", None, 1, [2])
     assert [some.label(index) for index in (2, 1)] == ["cat (2)", "class 1"]
     assert ClassNames() == {}
-    assert ClassNames(some) == some
+    assert as_class_names(some) is some
+    assert as_class_names(None) == {}
+    assert hash(ClassNames({2: "cat"})) == hash(some)
 
 
 def test_a_label_is_one_line_whatever_the_name():

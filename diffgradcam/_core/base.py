@@ -22,7 +22,7 @@ from ..targets import OutputTarget, read_targets
 from ..weightings import Weighting, is_linear
 from . import messages
 from .axes import input_channels
-from .class_names import ClassNames, GivenClassNames
+from .class_names import GivenClassNames, as_class_names
 from .explanation import Explanation
 from .forward import ForwardPass, LayerReader, Output, Recording, ReshapeTransform
 from .gradients import linear_maps
@@ -131,7 +131,7 @@ class BaseCAM(ABC):
         self.output = output
         self.image = image
         self.run = run
-        self.class_names = ClassNames(class_names)
+        self.class_names = as_class_names(class_names)
         self.rectify = rectify
         self.outputs: Tensor | None = None
         self._choose(reduction=reduction, fusion=fusion)

@@ -37,7 +37,7 @@ class ClassNames(Mapping[int, str]):
             names = {}
         if isinstance(names, str) or not isinstance(names, Sequence | Mapping):
             raise TypeError(f"class_names is {type(names).__name__}; expected names of classes; {_HOW}")
-        self._complete: bool = names._complete if isinstance(names, ClassNames) else isinstance(names, Sequence)
+        self._complete = isinstance(names, Sequence)
         items = list(names.items() if isinstance(names, Mapping) else enumerate(names))
         for index, name in items:
             if not isinstance(index, Integral) or isinstance(index, bool):
@@ -57,6 +57,10 @@ class ClassNames(Mapping[int, str]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._names)
+
+    def __hash__(self) -> int:
+        """They do not change."""
+        return hash(tuple(self._names.items()))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -88,3 +92,24 @@ class ClassNames(Mapping[int, str]):
             raise ValueError(
                 f"class_names names class {self._largest}, but the model has classes 0 to {count - 1}; {_HOW}"
             )
+
+
+NO_NAMES = ClassNames()
+
+
+def as_class_names(given: GivenClassNames | None) -> ClassNames:
+    """Names of classes in any form that an argument takes.
+
+    Args:
+        given: As :class:`ClassNames`; those are returned as they are.
+
+    Returns:
+        The names.
+
+    Raises:
+        TypeError: As :class:`ClassNames`.
+        ValueError: As :class:`ClassNames`.
+    """
+    if given is None:
+        return NO_NAMES
+    return given if isinstance(given, ClassNames) else ClassNames(given)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import heatmaps
 from ..losses import cam_entropy
-from .class_names import ClassNames, GivenClassNames
+from .class_names import NO_NAMES, ClassNames, GivenClassNames, as_class_names
 from .display import Array, Panel, Sheet, ShownMaps, counted, first_panels, printed, renderer, size_text
 from .optional import import_optional
 from .outputs import Classes
@@ -26,7 +26,7 @@ class NamedResult(ShownMaps):
         class_names: The names of the classes; empty where none were given.
     """
 
-    class_names: ClassNames = ClassNames()
+    class_names: ClassNames = NO_NAMES
 
     def _replace(self: _Result, **changes: Any) -> _Result:
         """A copy with other fields; what is not a field stays."""
@@ -49,20 +49,13 @@ class Explanation(NamedResult, _Fields):
     In a notebook it shows its maps; printed, what was decided. Probabilities are by softmax: they mean nothing for a
     model of several labels or a regression.
 
-    Args:
-        logits: See below.
-        classes: See below.
-        maps: See below.
-        class_names: The names of the classes.
-        signed: Whether the maps are signed, with 0 in the middle.
-
     Attributes:
         logits: ``(B, K)``, detached.
         classes: The explained classes, ``(B,)``, or ``(B, N)`` where several were asked for; -1 where a target that is
             no class was explained.
         maps: One map for each class at the resolution of the layer, ``(B, h, w)`` or ``(B, N, h, w)``, detached.
         class_names: The names of the classes by index; empty where none were given.
-        signed: Whether the maps are signed.
+        signed: Whether the maps are signed, with 0 in the middle.
 
     Example:
         >>> from diffgradcam import GradCAM
@@ -88,7 +81,7 @@ class Explanation(NamedResult, _Fields):
     ) -> Explanation:
         """See the class."""
         self = super().__new__(cls, logits, classes, maps)
-        self.class_names = ClassNames(class_names)
+        self.class_names = as_class_names(class_names)
         self.signed = signed
         return self
 

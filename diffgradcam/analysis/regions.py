@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import heatmaps
-from .._core.class_names import ClassNames, GivenClassNames
+from .._core.class_names import GivenClassNames, as_class_names
 from .._core.display import Panel, Sheet, Shown, Table, counted, printed, renderer, size_text
 from .._core.layers import LayerSpec
 from .._core.outputs import find_logits
@@ -53,13 +53,6 @@ class Regions(Shown, list[Region]):
 
     In a notebook it shows them on a grey ground, and a table; :meth:`plot` draws them on the image.
 
-    Args:
-        regions: The regions.
-        true_class: See below.
-        false_class: See below.
-        size: See below.
-        class_names: The names of the classes.
-
     Attributes:
         true_class: The class that regions of sign 1 speak for.
         false_class: The class that it is told from; None for the mean of all the others.
@@ -80,7 +73,7 @@ class Regions(Shown, list[Region]):
         self.true_class = true_class
         self.false_class = false_class
         self.size = size
-        self.class_names = ClassNames(class_names)
+        self.class_names = as_class_names(class_names)
 
     def __repr__(self) -> str:
         """Which classes they tell apart, and their shares."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.class_names import ClassNames
+from .._core.class_names import NO_NAMES, ClassNames
 from ._images import Preparation
 
 FORMS = "lite0, torchvision:NAME, timm:NAME, hf:FOLDER-OR-NAME, or FILE.py:FUNCTION"
@@ -45,7 +45,7 @@ class LoadedModel:
     name: str
     model: nn.Module
     preparation: Preparation
-    class_names: ClassNames = field(default_factory=ClassNames, repr=False)
+    class_names: ClassNames = field(default=NO_NAMES, repr=False)
     untrained: bool = False
 
 
@@ -78,7 +78,7 @@ def load_model(
         model, untrained = loaded.model, loaded.untrained
         if weights is not None:
             model, untrained = _with_weights(model, weights, trust), False
-    names = loaded.class_names if model is loaded.model else ClassNames()  # another model has classes of its own
+    names = loaded.class_names if model is loaded.model else NO_NAMES  # another model has classes of its own
     return LoadedModel(name, model.eval(), loaded.preparation, names, untrained)
 
 

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from .. import heatmaps, weightings
 from .._core.base import CAMOptions, TrainableCAM, TrainableOptions
-from .._core.class_names import ClassNames, GivenClassNames
+from .._core.class_names import GivenClassNames, as_class_names
 from .._core.display import Panel, Sheet, counted, first_panels, printed, size_text
 from .._core.explanation import NamedResult
 from .._core.forward import ForwardPass, ReshapeTransform
@@ -136,15 +136,6 @@ class TrueFalseMaps(NamedResult, _Sides):
 
     A named tuple. In a notebook it shows its maps; printed, the classes and their logits.
 
-    Args:
-        logits: See below.
-        classes: See below.
-        false_classes: See below.
-        true_maps: See below.
-        false_maps: See below.
-        difference: See below.
-        class_names: The names of the classes.
-
     Attributes:
         logits: ``(B, K)``.
         classes: The true classes, ``(B,)``.
@@ -168,7 +159,7 @@ class TrueFalseMaps(NamedResult, _Sides):
     ) -> TrueFalseMaps:
         """See the class."""
         self = super().__new__(cls, logits, classes, false_classes, true_maps, false_maps, difference)
-        self.class_names = ClassNames(class_names)
+        self.class_names = as_class_names(class_names)
         return self
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ checkpoint can be audited without a clean copy to compare with.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .._core.base import BaseCAM
 from .._core.batches import check_images
 from .._core.checks import check_choice, check_share, described
-from .._core.class_names import ClassNames, GivenClassNames
+from .._core.class_names import NO_NAMES, ClassNames, GivenClassNames, as_class_names
 from .._core.common_mode import common_mode_share, invisible_score, visible_score
 from .._core.display import Panel, Sheet, ShownMaps, first_panels
 from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head
@@ -76,7 +76,7 @@ class AuditReport(ShownMaps):
     gradcam_agreement: Tensor | None
     diffgradcam_agreement: Tensor | None
     agreement_threshold: float
-    class_names: ClassNames = field(default_factory=ClassNames)
+    class_names: ClassNames = NO_NAMES
 
     @property
     def common_mode_fooled(self) -> bool:
@@ -210,7 +210,7 @@ def audit(
     def cam(score: Callable[[Tensor, Tensor], Tensor]) -> GradCAM:
         return GradCAM(model, target_layers, reshape_transform, score=score, rectify=False, output=output)
 
-    names = ClassNames(class_names)
+    names = as_class_names(class_names)
     with torch.no_grad():
         outputs = output(model(images))
     _check_softmax_logits(outputs)
