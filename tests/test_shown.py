@@ -126,7 +126,19 @@ def test_images_of_one_map_stand_in_one_row_and_others_below_each_other():
 
 
 def test_a_matrix_of_pairs_is_that_of_the_first_image():
-    assert len(pictures(explain_pairs(cam(), X, [0, 1, 2])._repr_html_())) == 9
+    page = explain_pairs(cam(), X, [0, 1, 2])._repr_html_()
+    assert len(pictures(page)) == 9
+    assert page.count("<tr>") == 3
+    many = explain_pairs(GradCAM(pooled(classes=9), "relu"), images(1), "top9")
+    assert len(pictures(many._repr_html_())) == 36
+    assert pictures(explain_pairs(cam(), images(0), torch.zeros(0, 2).long())._repr_html_()) == []
+
+
+def test_only_what_is_shown_is_scaled():
+    large = Explanation(torch.zeros(64, 1000), torch.arange(1000).expand(64, -1), torch.rand(64, 1000, 2, 2))
+    assert len(pictures(large._repr_html_())) == 24
+    assert str(large).startswith("64 images, 1000 classes, 1000 maps each, maps of 2 x 2\n  image 0: class 0, logit 0")
+    assert str(large).endswith("... and 61 more images")
 
 
 @pytest.mark.parametrize("dims", [1, 3])

@@ -20,7 +20,10 @@ Array = np.ndarray[Any, Any]
 LINES = 5
 """So many lines are printed of a result."""
 
-_IMAGES, _MAPS = 4, 6  # how many images, and maps of an image, a sheet shows
+SHOWN = 6
+"""So many maps of an image, or images of one map each, are shown."""
+
+_ROWS = 4  # images of several maps
 
 
 class Panel(NamedTuple):
@@ -152,24 +155,25 @@ class ShownMaps(Shown):
         return renderer().figure(self._sheet(), images)
 
 
-def printed(title: str, lines: Sequence[str], what: str) -> str:
+def printed(title: str, lines: Sequence[str], what: str, count: int | None = None) -> str:
     """A title and lines below it, five lines in all.
 
     Args:
         title: The first line.
-        lines: The others.
+        lines: The others, or the first of them.
         what: Of which there may be more, in the plural.
+        count: How many there are; by default as many as lines.
 
     Returns:
         The lines, of which those that are too many are counted.
     """
-    room = LINES - 1
-    if len(lines) > room:
-        lines = [*lines[: room - 1], f"... and {len(lines) - room + 1} more {what}"]
+    room, count = LINES - 1, len(lines) if count is None else count
+    if count > room:
+        lines = [*lines[: room - 1], f"... and {count - room + 1} more {what}"]
     return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
-def first_panels(panels: Sequence[Sequence[Panel]]) -> list[Sequence[Panel]]:
+def first_panels(panels: list[list[Panel]]) -> list[list[Panel]]:
     """As many images of a batch, and maps of each, as a sheet shows.
 
     Args:
@@ -179,8 +183,8 @@ def first_panels(panels: Sequence[Sequence[Panel]]) -> list[Sequence[Panel]]:
         The first; in one row where each image has one map.
     """
     if all(len(row) == 1 for row in panels) and panels:
-        return [[panel for (panel,) in panels[:_MAPS]]]
-    return [row[:_MAPS] for row in panels[:_IMAGES]]
+        return [[panel for (panel,) in panels[:SHOWN]]]
+    return [row[:SHOWN] for row in panels[:_ROWS]]
 
 
 def size_text(size: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import heatmaps
 from ..losses import cam_entropy
 from .class_names import NO_NAMES, ClassNames, GivenClassNames, as_class_names
-from .display import Array, Panel, Sheet, ShownMaps, counted, first_panels, printed, renderer, size_text
+from .display import LINES, SHOWN, Array, Panel, Sheet, ShownMaps, counted, first_panels, printed, renderer, size_text
 from .optional import import_optional
 from .outputs import Classes
 from .tensors import columns
@@ -94,10 +94,10 @@ class Explanation(NamedResult, _Fields):
     def __str__(self) -> str:
         """What was decided, in at most five lines."""
         lines = []
-        for number, rows in enumerate(self._by_image()):
+        for number, rows in enumerate(self._few(LINES)._by_image()):
             told = self._told(rows)
             lines.append(f"image {number}: {'; '.join(told[:3])}{'; ...' if len(told) > 3 else ''}")
-        return printed(self._title(), lines, "images")
+        return printed(self._title(), lines, "images", len(self.maps))
 
     def heatmaps(self, size: Sequence[int] | None = None) -> Tensor:
         """The maps scaled for people to look at, at a size of your choice.
@@ -202,7 +202,19 @@ class Explanation(NamedResult, _Fields):
         return f"{self._counts()}{each}, maps of {size_text(self.maps.shape[self._lead() :])}"
 
     def _sheet(self) -> Sheet:
-        return Sheet(self._title(), first_panels(self._panels()), [scale_note(self.signed)], images=len(self.maps))
+        panels = self._arranged(self._few(SHOWN)._panels())
+        return Sheet(self._title(), panels, [scale_note(self.signed)], images=len(self.maps))
+
+    def _arranged(self, panels: list[list[Panel]]) -> list[list[Panel]]:
+        """As a sheet shows them."""
+        return first_panels(panels)
+
+    def _few(self, images: int) -> Explanation:
+        """Of the first images, and as many maps of each as are shown."""
+        several = (slice(images), *[slice(SHOWN)] * (self._lead() - 1))
+        return self._replace(
+            logits=self.logits[:images], classes=self.classes[several[: self.classes.ndim]], maps=self.maps[several]
+        )
 
     def _panels(self) -> list[list[Panel]]:
         """All maps, a row for each image."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._core.base import BaseCAM, ScoredCAM
-from .._core.display import Sheet
+from .._core.display import SHOWN, Panel
 from .._core.explanation import Explanation
 from .._core.forward import ForwardPass
 from .._core.outputs import Classes, class_index
@@ -67,12 +67,10 @@ class PairExplanation(Explanation):
             return own
         return f"{own}{separator}rather than {other}{separator}logit {row['logit_difference']:+.3g}"
 
-    def _sheet(self) -> Sheet:
+    def _arranged(self, panels: list[list[Panel]]) -> list[list[Panel]]:
         """The matrix of the first image."""
-        count = self.classes.shape[1]
-        panels = self._panels()[0]
-        matrix = [panels[start : start + count] for start in range(0, len(panels), count)]
-        return super()._sheet()._replace(panels=matrix)
+        cells, count = panels[0] if panels else [], min(self.classes.shape[1], SHOWN)
+        return [cells[start : start + count] for start in range(0, len(cells), count)]
 
 
 def explain_together(
