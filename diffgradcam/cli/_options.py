@@ -93,6 +93,14 @@ def weights_options(function: _F) -> _F:
     return command  # type: ignore[return-value]
 
 
+class_names_option = click.option(
+    "--class-names",
+    type=EXISTING_FILE,
+    help="Names of the classes: a text file with a name a line, or JSON; by default those the model comes with.",
+)
+"""Within :func:`weights_options`, which passes it on with the rest."""
+
+
 def methods_option(default: Sequence[str]) -> Callable[[_F], _F]:
     """The option ``--method``, passed on as ``methods``.
 
@@ -126,12 +134,7 @@ def model_options(function: _F) -> _F:
     batch = click.option(
         "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="How many images run at once."
     )
-    names = click.option(
-        "--class-names",
-        type=EXISTING_FILE,
-        help="Names of the classes: a text file with a name a line, or JSON; by default those the model comes with.",
-    )
-    return model(layer(weights_options(names(batch(function)))))
+    return model(layer(weights_options(class_names_option(batch(function)))))
 
 
 def picture_options(function: _F) -> _F:
