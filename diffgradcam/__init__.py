@@ -8,6 +8,7 @@ import importlib
 from types import ModuleType
 
 from ._core.base import BaseCAM, TrainableCAM
+from ._core.display import draw_with
 from ._core.explanation import Explanation
 from ._core.layers import layer_input
 from .analysis.comparisons import explain_pairs, explain_together
@@ -97,6 +98,9 @@ _SUBMODULES = (
     "visualize",
     "weightings",
 )
+
+
+draw_with(lambda: importlib.import_module(f"{__name__}.visualize.sheets"))
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,6 +1,10 @@
-"""Make the pictures of these pages that no example makes: `python docs/pictures.py` (half a minute on one core)."""
+"""Make the pictures of these pages: `make examples`, then `python docs/pictures.py` (half a minute on one core).
+
+Some are made here; those of the gallery are what the examples drew, at a size for the web.
+"""
 
 import io
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +22,17 @@ from diffgradcam.sham import border_mask, common_mode_hoax  # noqa: E402
 from diffgradcam.visualize import grid, show_cam_on_image, show_divergence_on_image  # noqa: E402
 
 LAYER = layer_input("_avg_pooling")
+DRAWN = DOCS.parent / "output"
+GALLERY = (
+    "gallery",
+    "important_features",
+    "segmentation",
+    "detection",
+    "clip",
+    "transformers_vision",
+    "signals_and_volumes",
+)
+WIDTH = 1000  # of a picture of the gallery, in pixels
 TIGER_CAT, EGYPTIAN_CAT, ESPRESSO = 282, 285, 967
 
 
@@ -31,6 +46,13 @@ def save(figure: Figure, title: str) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110)
     Image.open(buffer).convert("RGB").save(DOCS / "images" / f"{title}.jpg", quality=85, optimize=True)
+
+
+def shrink(title: str) -> None:
+    """Save what an example drew, at most so wide."""
+    picture = Image.open(DRAWN / f"{title}.png").convert("RGB")
+    picture.thumbnail((WIDTH, 2 * WIDTH), Image.Resampling.LANCZOS)
+    picture.save(DOCS / "images" / "gallery" / f"{title}.jpg", quality=82, optimize=True)
 
 
 def first_map(model) -> Figure:
@@ -79,3 +101,7 @@ if __name__ == "__main__":
     for make in (first_map, one_vector, baselines):
         save(make(model), make.__name__)
         print(f"wrote docs/images/{make.__name__}.jpg")
+    for title in GALLERY:
+        shrink(title)
+    shutil.copy(DRAWN / "gallery.gif", DOCS / "images" / "gallery" / "gallery.gif")
+    print("wrote docs/images/gallery/")

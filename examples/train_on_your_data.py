@@ -1,8 +1,8 @@
 """A folder of images and a CSV: train with cross-entropy and with people's maps, leave a kind out, compare.
 
-Makes a small folder like yours (textures with a scratch or a spot, and where it is), then runs the commands of
-docs/train_on_your_own_folder.md on it: under 30 seconds on a CPU. Writes output/train_on_your_data/, with a report.html
-for each loss. An illustration, with one seed; experiments/saliency_guided compares with care.
+Makes a small folder like yours, of textures with a scratch or a spot, and runs the commands of
+docs/train_on_your_own_folder.md on it: under 30 seconds on a CPU. Writes output/train_on_your_data/, with reports. An
+illustration, with one seed; experiments/saliency_guided compares with care.
 """
 
 import csv
@@ -17,15 +17,16 @@ from PIL import Image
 OUT = Path("output/train_on_your_data")
 
 
-def textures(folder):
-    """160 images, every other one flawless, and data.csv: image, label, group, saliency."""
+def textures(folder, photo=None):
+    """160 images, of noise or of a photo, every other one flawless, and data.csv: image, label, group, saliency."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
     random, rows = np.random.default_rng(0), []
+    pieces = None if photo is None else np.lib.stride_tricks.sliding_window_view(photo, (48, 48))
     for i in range(160):
         kind = ("fine", "scratch", "fine", "spot")[i % 4]
-        pixels, mask = random.normal(128, 30, (48, 48)), np.zeros((48, 48))
-        top, left = random.integers(4, 32, 2)
+        pixels = random.normal(128, 30, (48, 48)) if photo is None else pieces[tuple(random.integers(0, 464, 2))]
+        mask, (top, left) = np.zeros((48, 48)), random.integers(4, 32, 2)
         if kind == "scratch":
             for step in range(12):
                 mask[top + step, left + step // 2 : left + step // 2 + 2] = 1

@@ -321,21 +321,21 @@ def test_json_holds_everything_and_no_nan():
 
 
 def test_dataframe_has_a_row_for_each_explainer():
-    pytest.importorskip("pandas", reason="to_dataframe() needs pip install pandas")
+    pytest.importorskip("pandas", reason="to_pandas() needs pip install pandas")
     result = compare(pooled(), flat(), mask=HOAX)
-    frame = result.to_dataframe()
+    frame = result.to_pandas()
     assert frame["explainer"].tolist() == list(EXPLAINERS)
     assert frame["kept_pearson"].tolist() == [row.kept.pearson.mean for row in result.rows]
     assert frame["kept_pearson_low"].tolist() == [row.kept.pearson.low for row in result.rows]
     assert frame["reached_after_iou"].tolist() == [row.reached_after.iou.mean for row in result.rows]
     assert frame["fooling_success"].tolist() == [row.fooling_success.mean for row in result.rows]
     assert frame["entropy_before_n"].tolist() == [row.entropy_before.n for row in result.rows]
-    assert not [name for name in compare(pooled(), flat()).to_dataframe() if "reached" in name or "success" in name]
+    assert not [name for name in compare(pooled(), flat()).to_pandas() if "reached" in name or "success" in name]
 
 
 def test_the_figure_shows_pearson_with_its_intervals():
     result = compare(pooled(), flat(), mask=HOAX)
-    figure = result.figure()
+    figure = result.plot()
     assert isinstance(figure, Figure)
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == list(EXPLAINERS)
@@ -352,7 +352,7 @@ def test_the_figure_shows_pearson_with_its_intervals():
     ends = [segment[:, 0].tolist() for segment in segments.get_segments()]
     assert np.allclose(ends, [[row.kept.pearson.low, row.kept.pearson.high] for row in result.rows])
     figure.savefig(io.BytesIO(), format="png")
-    assert len(compare(pooled(), flat(), loader=[images(1)]).figure().axes) == 1
+    assert len(compare(pooled(), flat(), loader=[images(1)]).plot().axes) == 1
 
 
 def test_where_the_device_has_no_float64():
@@ -372,7 +372,7 @@ def test_where_the_device_has_no_float64():
 def test_missing_libraries_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="needs pandas, which is not installed; pip install pandas"):
-        by_hand().to_dataframe()
+        by_hand().to_pandas()
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(ImportError, match=r"benchmark\(\) needs scipy, which is not installed; pip install scipy$"):
         compare(pooled(), pooled())

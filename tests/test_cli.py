@@ -373,7 +373,7 @@ class TestModels:
         )  # fmt: skip
         transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
         loaded = load_model(f"hf:{tmp_path / 'vit'}")
-        assert loaded.class_names == ["no", "yes"]
+        assert loaded.class_names == {0: "no", 1: "yes"}
         assert loaded.preparation.size == 32
         noise(1)[0].save(tmp_path / "a.png")
         options = ["--method", "LayerCAM", "--out", tmp_path]
@@ -393,6 +393,25 @@ class TestModels:
     def test_names_that_name_no_model(self, name, message):
         with pytest.raises(ValueError, match=message):
             load_model(name)
+
+    def test_class_names_from_a_file_are_in_results_and_reports(self, model, folder, tmp_path):
+        names, page = ["fine", "<b>dent</b>", "crack"], tmp_path / "report.html"
+        (folder / "broken.jpg").unlink()
+        (tmp_path / "names.txt").write_text("\n".join(names))
+        about = ["--model", model, *SMALL, "--class-names", tmp_path / "names.txt", "--html", page]
+        data = run_json("explain", folder, *about, "--top", 3, "--out", tmp_path / "out")
+        found = {each["class"]: (each["name"], each["label"]) for each in data["images"][0]["explanations"]}
+        assert found == {index: (name, f"{name} ({index})") for index, name in enumerate(names)}
+        assert "&lt;b&gt;dent&lt;/b&gt; (1)" in page.read_text()
+        audited = run_json("audit", folder, *about)
+        assert audited["names"] == [names[index] for index in audited["classes"]]
+
+    def test_class_names_of_another_model_are_refused(self, model, folder, tmp_path):
+        (tmp_path / "names.json").write_text('["fine", "dent"]')
+        for command in ("explain", "audit"):
+            result = run(command, folder, "--model", model, *SMALL, "--class-names", tmp_path / "names.json")
+            assert result.exit_code == 1
+            assert "class_names has 2 names, but the model has 3 classes" in result.stderr
 
     @pytest.mark.parametrize(
         ("factory", "message"),

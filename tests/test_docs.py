@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import diffgradcam
@@ -173,6 +174,28 @@ def test_notebooks_are_committed_without_outputs_and_parse(notebook: Path) -> No
         assert cell["outputs"] == []
         assert cell["execution_count"] is None
         ast.parse("".join(cell["source"]).removeprefix("%matplotlib inline\n"))
+
+
+def test_the_pictures_of_the_gallery_are_in_the_repository_at_the_size_of_the_web() -> None:
+    shown = [DOCS / target for target in re.findall(r"!\[[^]]+\]\((\S+)\)", (DOCS / "gallery.md").read_text())]
+    assert len(shown) >= 9
+    for path in shown:
+        assert path.stat().st_size <= 300_000, path.name
+        with Image.open(path) as picture:
+            assert picture.width <= 1200, path.name
+
+
+def test_the_notebooks_are_a_path_and_each_begins_with_a_picture_of_a_photograph() -> None:
+    (listed,) = re.findall(r"Five notebooks\n+((?:notebooks/\w+\n)+)", (DOCS / "index.md").read_text())
+    names = [line.removeprefix("notebooks/") for line in listed.split()]
+    assert sorted(names) == [notebook.stem for notebook in NOTEBOOKS]
+    for number, (name, following) in enumerate(zip(names, [*names[1:], None], strict=True), 1):
+        cells = json.loads((DOCS / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+        title, first, *_, last = ["".join(cell["source"]) for cell in cells]
+        assert title.startswith(f"# {number}. ")
+        assert "from skimage import data" in first
+        assert re.search(r"^(grid|\w+\.plot)\(", first.splitlines()[-1])
+        assert following is None or re.search(rf"Next: \[[^]]*\]\({following}\.ipynb\)", last)
 
 
 def test_results_are_listed_with_their_commands() -> None:

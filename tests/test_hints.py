@@ -1437,6 +1437,48 @@ def the_old_name_of_a_layer():
 # models that are not what they look like
 
 
+def with_class_names(right, **wrong):
+    """A row: names of classes that are refused, and those that the message has in mind."""
+    model = deep()
+
+    def follow(_):
+        explanation = GradCAM(model, "features", class_names=right).explain(X, 1)
+        assert explanation.class_names[1] == "b"
+        return explanation.maps
+
+    return lambda: maps(GradCAM(model, "features", **wrong)), follow, lambda: by_hand(model, "features")
+
+
+NAMES = r"give a list with one name for each class in order, or a mapping such as \{281: 'tabby'\}"
+
+
+@hint(ValueError, f"class_names has 4 names, but the model has 5 classes; {NAMES}")
+def too_few_class_names():
+    return with_class_names(list("abcde"), class_names=list("abcd"))
+
+
+@hint(ValueError, f"class_names names class 5, but the model has classes 0 to 4; {NAMES}")
+def a_class_name_too_many():
+    return with_class_names({1: "b", 4: "e"}, class_names={1: "b", 5: "f"})
+
+
+@hint(TypeError, f"class_names is str; expected names of classes; {NAMES}")
+def one_class_name_for_all():
+    return with_class_names({1: "b"}, class_names="abcde")
+
+
+@hint(TypeError, f"class_names has 1 for class 0; expected a string; {NAMES}")
+def class_names_that_are_numbers():
+    return with_class_names(list("abcde"), class_names=[1, 2, 3, 4, 5])
+
+
+@hint(TypeError, r"give \{int\(key\): name for key, name in class_names\.items\(\)\}$")
+def class_names_from_json():
+    given = {"0": "a", "1": "b"}
+    right = eval("{int(key): name for key, name in class_names.items()}", {"class_names": given})
+    return with_class_names(right, class_names=given)
+
+
 def plain():
     """float32, with names of layers."""
     return deep(dtype=torch.float32)

@@ -113,7 +113,7 @@ def test_it_is_measured_only_where_asked_for_and_reported_everywhere():
     assert "| lie |" in text
     assert json.loads(result.to_json())["rows"][1]["honesty"]["verdict"] == "unmoved"
     pandas = pytest.importorskip("pandas", reason="data frames need pandas")
-    frame = result.to_dataframe()
+    frame = result.to_pandas()
     assert isinstance(frame, pandas.DataFrame)
     assert frame["honesty_before_both"][0] == result["GradCAM"].honesty.before.both.mean
     assert list(frame["honesty_verdict"]) == ["lie", "unmoved"]

@@ -47,7 +47,10 @@ ROWS = [
 # Imports inside a function: each with its reason.
 LATE = {
     ("visualize.report", "jinja2"): "only a report needs it",
+    ("visualize.pages", "jinja2"): "only a page needs it",
     ("robustness.benchmark_result", "matplotlib.figure"): "takes longer than the rest of the package",
+    ("robustness.benchmark_result", "visualize.sheets"): "matplotlib, as above",
+    ("analysis.regions", "visualize.overlays"): "draws regions, and so knows them",
 }
 # Where the pure functions leave the graph: what is chosen there is a step, which has no derivative.
 DETACHED = {

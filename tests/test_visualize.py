@@ -101,6 +101,11 @@ def test_one_image_in_any_form_gives_one_picture(shape: str, kind: str, dtype: s
     given_image = torch.from_numpy(image.copy()) if kind == "tensor" else image
     np.testing.assert_allclose(as_image(given_image), pixels / 255, atol=1e-6)
     np.testing.assert_array_equal(overlay(given_image, heatmap()), overlay(Image.fromarray(pixels), heatmap()))
+    np.testing.assert_array_equal(contours(given_image, heatmap()), contours(Image.fromarray(pixels), heatmap()))
+    mask = torch.from_numpy(cv2.resize(heatmap(), (64, 48)) > 0.5)
+    region = Region(share=1.0, sign=1, box=(9, 9, 30, 40), centroid=(20.0, 20.0), mask=mask)
+    drawn = [draw_regions(each, [region], use_rgb=True) for each in (given_image, Image.fromarray(pixels))]
+    np.testing.assert_array_equal(*drawn)
 
 
 @pytest.mark.parametrize("values", [ZEROS.astype(np.uint8), ZEROS[None], ZEROS[..., None], torch.zeros(1, 4, 6)])

@@ -22,6 +22,7 @@ from ..targets import OutputTarget, read_targets
 from ..weightings import Weighting, is_linear
 from . import messages
 from .axes import input_channels
+from .class_names import GivenClassNames, as_class_names
 from .explanation import Explanation
 from .forward import ForwardPass, LayerReader, Output, Recording, ReshapeTransform
 from .gradients import linear_maps
@@ -52,6 +53,7 @@ class CAMOptions(TypedDict, total=False):
     output: Output
     image: ImageOf
     run: Run
+    class_names: GivenClassNames | None
 
 
 class ScoredOptions(CAMOptions, total=False):
@@ -89,9 +91,12 @@ class BaseCAM(ABC):
             returns it. By default the first floating-point tensor that can be images.
         run: Which run is meant of a layer that runs several times in a forward pass: ``"first"``, ``"last"``, a number,
             or ``"all"``, whose maps are fused as those of several layers are.
+        class_names: The names of the model's classes, for people to read: a list with one for each class in order, or a
+            mapping from class indices to names. What the CAM explains shows them, see :class:`Explanation`.
 
     Raises:
-        ValueError: If a target layer is not a layer of the model; the message suggests names.
+        ValueError: If a target layer is not a layer of the model; the message suggests names. When explaining, if the
+            class names are not those of the model's classes.
         TypeError: If the model, a target layer or an option is of the wrong kind.
     """
 
@@ -118,6 +123,7 @@ class BaseCAM(ABC):
         output: Output = find_logits,
         image: ImageOf = None,
         run: Run = None,
+        class_names: GivenClassNames | None = None,
     ) -> None:
         self.model = model
         self.target_layers = target_layers
@@ -125,6 +131,7 @@ class BaseCAM(ABC):
         self.output = output
         self.image = image
         self.run = run
+        self.class_names = as_class_names(class_names)
         self.rectify = rectify
         self.outputs: Tensor | None = None
         self._choose(reduction=reduction, fusion=fusion)
@@ -222,7 +229,10 @@ class BaseCAM(ABC):
             found["reduction"] = callable_name(self.reduction)
         if self.fusion is not BaseCAM.fusion:
             found["fusion"] = callable_name(self.fusion)
-        return {**found, "rectify": str(self.rectify)}
+        found["rectify"] = str(self.rectify)
+        if self.class_names:
+            found["class_names"] = str(self.class_names)
+        return found
 
     def explain(
         self,
@@ -328,10 +338,12 @@ class BaseCAM(ABC):
         Returns:
             As :meth:`explain`.
         """
+        self.class_names.check(forward.logits)
         index, request = self._request(forward, classes)
         maps = self.fuse(self.layer_maps(forward, request), index)
         forward.checks.require_finite("the map", maps)  # gradients overflow in half precision where logits do not
-        return Explanation(plain(forward.logits.detach()), plain(index), plain(maps))
+        logits = plain(forward.logits.detach())
+        return Explanation(logits, plain(index), plain(maps), class_names=self.class_names, signed=not self.rectify)
 
     @abstractmethod
     def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:

@@ -47,3 +47,15 @@ def callable_name(function: object) -> str:
         options = [f"{each.name}={option_name(getattr(function, each.name))}" for each in fields(function)]
         return f"{type(function).__name__}({', '.join(options)})"
     return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def one_line(text: str) -> str:
+    """A text that is safe to print in one line: control characters, such as those of a hostile name, are escaped.
+
+    Args:
+        text: A name.
+
+    Returns:
+        The text.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)

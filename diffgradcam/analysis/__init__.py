@@ -1,16 +1,18 @@
 """What people do with maps: compare classes and methods, find regions and concepts, show edges."""
 
-from .comparisons import explain_pairs, explain_together
+from .comparisons import PairExplanation, explain_pairs, explain_together
 from .concepts import Concepts, DeepFeatureFactorization, Factorization, factorize
 from .guided import GuidedBackpropReLUModel, guided_gradcam, guided_gradients
-from .regions import Region, important_features
+from .regions import Region, Regions, important_features
 
 __all__ = [
     "Concepts",
     "DeepFeatureFactorization",
     "Factorization",
     "GuidedBackpropReLUModel",
+    "PairExplanation",
     "Region",
+    "Regions",
     "explain_pairs",
     "explain_together",
     "factorize",

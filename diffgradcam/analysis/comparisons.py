@@ -10,11 +10,67 @@ import torch
 from torch import Tensor
 
 from .._core.base import BaseCAM, ScoredCAM
+from .._core.display import SHOWN, Panel
 from .._core.explanation import Explanation
 from .._core.forward import ForwardPass
 from .._core.outputs import Classes, class_index
 from .._core.requests import ClassRequest
 from ..scores import Score, logit
+
+
+class PairExplanation(Explanation):
+    """What tells each of several classes from each of the others: an :class:`Explanation` whose maps are a matrix.
+
+    Attributes:
+        maps: ``(B, N, N, h, w)``: at row ``i`` and column ``j`` what speaks for class ``i`` rather than class ``j``.
+    """
+
+    def _lead(self) -> int:
+        return 3
+
+    def _by_image(self) -> list[list[dict[str, Any]]]:
+        name = self.class_names.get
+        return [
+            [
+                {
+                    "image": image,
+                    "class": c,
+                    "name": name(c),
+                    "other": other,
+                    "other_name": name(other),
+                    "logit_difference": float(logits[c] - logits[other]),
+                }
+                for c in index
+                for other in index
+            ]
+            for image, (index, logits) in enumerate(zip(self.classes.tolist(), self.logits.double(), strict=True))
+        ]
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` with a row for each pair of classes.
+
+        Columns: ``image`` (its number in the batch), ``class`` and ``name``, ``other`` and ``other_name``,
+        ``logit_difference``, and the ``entropy`` of the map, in nats.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        frame = super().to_pandas()
+        return frame[frame["class"] != frame["other"]].reset_index(drop=True)
+
+    def _told(self, rows: list[dict[str, Any]]) -> list[str]:
+        return [self._caption(row, " ") for row in rows if row["class"] < row["other"]]
+
+    def _caption(self, row: dict[str, Any], separator: str) -> str:
+        own, other = self._label(row["class"]), self._label(row["other"])
+        if row["class"] == row["other"]:
+            return own
+        return f"{own}{separator}rather than {other}{separator}logit {row['logit_difference']:+.3g}"
+
+    def _arranged(self, panels: list[list[Panel]]) -> list[list[Panel]]:
+        """The matrix of the first image."""
+        cells, count = panels[0] if panels else [], min(self.classes.shape[1], SHOWN)
+        return [cells[start : start + count] for start in range(0, len(cells), count)]
 
 
 def explain_together(
@@ -57,7 +113,7 @@ def explain_together(
 
 def explain_pairs(
     cam: BaseCAM, input_tensor: Any, classes: Tensor | Sequence[int] | str, *args: Any, **kwargs: Any
-) -> Explanation:
+) -> PairExplanation:
     """Which regions tell each of several classes from each of the others: a matrix of maps, in one forward pass.
 
     The map at row ``i`` and column ``j`` explains the difference of two logits, ``z_i - z_j``: what speaks for class
@@ -75,7 +131,8 @@ def explain_pairs(
     Returns:
         ``(logits, classes, maps)``: ``(B, K)``, ``(B, N)`` and ``(B, N, N, h, w)``, at the resolution of the layer, 0
         on the diagonal. With ``rectify=False`` the maps of a method that is linear in the score, such as Grad-CAM, are
-        antisymmetric: what speaks for ``i`` against ``j`` speaks against ``j`` by as much.
+        antisymmetric: what speaks for ``i`` against ``j`` speaks against ``j`` by as much. See
+        :class:`.analysis.PairExplanation`.
 
     Raises:
         TypeError: If ``cam`` is no CAM; otherwise as :meth:`BaseCAM.explain`.
@@ -99,7 +156,8 @@ def explain_pairs(
         return forward.settle(lambda: _pairs(cam, forward, classes))
 
 
-def _pairs(cam: ScoredCAM, forward: ForwardPass, classes: Tensor | Sequence[int] | str) -> Explanation:
+def _pairs(cam: ScoredCAM, forward: ForwardPass, classes: Tensor | Sequence[int] | str) -> PairExplanation:
+    cam.class_names.check(forward.logits)
     index = _compared(forward.logits, classes)
     count = index.shape[1]
     first, second = (~torch.eye(count, dtype=torch.bool)).nonzero().to(index.device).unbind(1)
@@ -108,7 +166,7 @@ def _pairs(cam: ScoredCAM, forward: ForwardPass, classes: Tensor | Sequence[int]
     forward.checks.require_finite("the map", found)
     maps = found.new_zeros(len(index), count, count, *found.shape[2:])
     maps[:, first, second] = found
-    return Explanation(forward.logits.detach(), index, maps)
+    return PairExplanation(forward.logits.detach(), index, maps, class_names=cam.class_names, signed=not cam.rectify)
 
 
 def _check_cam(cam: BaseCAM) -> None:

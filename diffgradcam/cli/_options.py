@@ -84,11 +84,21 @@ def weights_options(function: _F) -> _F:
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
         device: str,
+        class_names: Path | None = None,
         **others: Any,
     ) -> Any:
-        return function(options=ModelOptions(model, pretrained, weights, trust, size, mean, std, device), **others)
+        options = ModelOptions(model, pretrained, weights, trust, size, mean, std, device, class_names)
+        return function(options=options, **others)
 
     return command  # type: ignore[return-value]
+
+
+class_names_option = click.option(
+    "--class-names",
+    type=EXISTING_FILE,
+    help="Names of the classes: a text file with a name a line, or JSON; by default those the model comes with.",
+)
+"""Within :func:`weights_options`, which passes it on with the rest."""
 
 
 def methods_option(default: Sequence[str]) -> Callable[[_F], _F]:
@@ -124,7 +134,7 @@ def model_options(function: _F) -> _F:
     batch = click.option(
         "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="How many images run at once."
     )
-    return model(layer(weights_options(batch(function))))
+    return model(layer(weights_options(class_names_option(batch(function)))))
 
 
 def picture_options(function: _F) -> _F:

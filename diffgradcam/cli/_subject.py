@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from .._core.base import BaseCAM
 from .._core.layers import LayerSpec, find_layers
+from .._core.naming import one_line
 from .._core.outputs import find_logits
 from ..tokens import tokens_to_grid
 from ._images import BadImage, Picture, Preparation, find_images, read_image
 from ._layer_finder import Place, find_explainable_layers, parse_layer
 from ._methods import make_cam
-from ._models import LoadedModel, load_model
+from ._models import LoadedModel, load_model, read_class_names
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ModelOptions:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     device: str
+    class_names: Path | None = None
 
     def load(self, weights: Path | None = None) -> LoadedModel:
         """Build the model, with its own weights or others, and warn if they are random.
@@ -67,7 +69,8 @@ class ModelOptions:
             raise ValueError(
                 f"device {self.device!r} cannot be used here: {error}; --device cpu works everywhere"
             ) from error
-        return replace(loaded, model=model, preparation=preparation)
+        names = loaded.class_names if self.class_names is None else read_class_names(self.class_names)
+        return replace(loaded, model=model, preparation=preparation, class_names=names)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class Subject:
         Returns:
             The CAM.
         """
-        return make_cam(method, model or self.model, self.layers, self.reshape_transform, baseline)
+        names = self.loaded.class_names
+        return make_cam(method, model or self.model, self.layers, self.reshape_transform, baseline, names)
 
     def facts(self) -> dict[str, Any]:
         """The facts about the model that are in every result."""
@@ -113,13 +117,11 @@ class Subject:
 
     def class_name(self, index: int) -> str | None:
         """The name of a class; None where it is not known."""
-        names = self.loaded.class_names
-        return names[index] if names is not None and index < len(names) else None
+        return self.loaded.class_names.get(index)
 
     def label(self, index: int) -> str:
         """A class as people read it: its name and its number."""
-        name = self.class_name(index)
-        return f"class {index}" if name is None else f"{name} ({index})"
+        return self.loaded.class_names.label(index)
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
@@ -250,7 +252,7 @@ def _stack(items: Sequence[Item], subject: Subject) -> Tensor:
 
 def shown(path: Path | str) -> str:
     """A path that is safe to print: control characters, such as those of a hostile file name, are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(path))
+    return one_line(str(path))
 
 
 def printable(text: str) -> str:

@@ -60,6 +60,7 @@ def audit(
             occlusion=occlusion,
             threshold=threshold,
             reshape_transform=subject.reshape_transform,
+            class_names=subject.loaded.class_names,
             progress=False,
         )
         reports.append(part)
@@ -90,6 +91,7 @@ def audit(
         "images": [str(item.path) for item in audited],
         "common_mode_share": report.common_mode_share.tolist(),
         "classes": report.classes.tolist(),
+        "names": [subject.class_name(index) for index in report.classes.tolist()],
         "gradcam_agreement": None if report.gradcam_agreement is None else report.gradcam_agreement.tolist(),
         "diffgradcam_agreement": (
             None if report.diffgradcam_agreement is None else report.diffgradcam_agreement.tolist()

@@ -73,6 +73,6 @@ def benchmark(
         progress=False,
     )
     if figure:
-        result.figure().savefig(figure)
+        result.plot().savefig(figure)
     data = {**subject.facts(), "fooled_weights": str(fooled), **json.loads(result.to_json())}
     return Result({**data, "failed": images.failures()}, "\n".join([result.to_markdown(), *images.complaints()]))

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .. import weightings
+from .. import heatmaps, weightings
 from .._core.base import CAMOptions, TrainableCAM, TrainableOptions
+from .._core.class_names import GivenClassNames, as_class_names
+from .._core.display import Panel, Sheet, counted, first_panels, printed, size_text
+from .._core.explanation import NamedResult
 from .._core.forward import ForwardPass, ReshapeTransform
 from .._core.inputs import positional
 from .._core.layers import LayerSpec
@@ -119,8 +122,19 @@ class FinerCAM(TrainableCAM):
 _WORDS = ("runner_up", "mean")
 
 
-class TrueFalseMaps(NamedTuple):
+class _Sides(NamedTuple):
+    logits: Tensor
+    classes: Tensor
+    false_classes: Tensor | None
+    true_maps: Tensor
+    false_maps: Tensor
+    difference: Tensor
+
+
+class TrueFalseMaps(NamedResult, _Sides):
     """Both sides of a decision, and their difference. All tensors are detached; maps are signed and not scaled.
+
+    A named tuple. In a notebook it shows its maps; printed, the classes and their logits.
 
     Attributes:
         logits: ``(B, K)``.
@@ -129,14 +143,74 @@ class TrueFalseMaps(NamedTuple):
         true_maps: ``(B, h, w)``.
         false_maps: ``(B, h, w)`` or ``(B, N, h, w)``.
         difference: ``true_maps - false_maps``, in the shape of ``false_maps``.
+        class_names: The names of the classes by index; empty where none were given.
     """
 
-    logits: Tensor
-    classes: Tensor
-    false_classes: Tensor | None
-    true_maps: Tensor
-    false_maps: Tensor
-    difference: Tensor
+    def __new__(
+        cls,
+        logits: Tensor,
+        classes: Tensor,
+        false_classes: Tensor | None,
+        true_maps: Tensor,
+        false_maps: Tensor,
+        difference: Tensor,
+        *,
+        class_names: GivenClassNames | None = None,
+    ) -> TrueFalseMaps:
+        """See the class."""
+        self = super().__new__(cls, logits, classes, false_classes, true_maps, false_maps, difference)
+        self.class_names = as_class_names(class_names)
+        return self
+
+    def __repr__(self) -> str:
+        """Sizes, and which classes are compared."""
+        pairs = list(dict.fromkeys(f"{true} against {', '.join(false)}" for true, false in self._labels()))
+        shown = ", ".join(pairs[:3]) + (", ..." if len(pairs) > 3 else "")
+        return f"TrueFalseMaps({self._counts()}, maps {tuple(self.difference.shape)}: {shown})"
+
+    def __str__(self) -> str:
+        """Which classes are compared, and by how much their logits differ, in at most five lines."""
+        lines = []
+        for image, (true, false) in enumerate(self._labels()):
+            ahead = [f"{margin:+.3g} over {label}" for label, margin in zip(false, self._margins(image), strict=True)]
+            lines.append(f"image {image}: {true}, logit {', '.join(ahead)}")
+        return printed(self._title(), lines, "images")
+
+    def _labels(self) -> list[tuple[str, list[str]]]:
+        """The true class and the false classes of each image."""
+        label = self.class_names.label
+        if self.false_classes is None:
+            return [(label(true), ["the mean of the others"]) for true in self.classes.tolist()]
+        pairs = zip(self.classes.tolist(), columns(self.false_classes).tolist(), strict=True)
+        return [(label(true), list(map(label, false))) for true, false in pairs]
+
+    def _margins(self, image: int) -> list[float]:
+        """How far the logit of the true class is above that of each false class."""
+        logits, true = self.logits[image].double(), int(self.classes[image])
+        if self.false_classes is None:
+            others = torch.cat([logits[:true], logits[true + 1 :]])
+            return [float(logits[true] - others.mean())]
+        margins: list[float] = (logits[true] - logits[columns(self.false_classes)[image]]).tolist()
+        return margins
+
+    def _counts(self) -> str:
+        return f"{counted(len(self.classes), 'image')}, {counted(self.logits.shape[1], 'class')}"
+
+    def _title(self) -> str:
+        return f"True against false: {self._counts()}, maps of {size_text(self.true_maps.shape[1:])}"
+
+    def _sheet(self) -> Sheet:
+        size, panels = self.true_maps.shape[1:], []
+        false, differences = (maps.reshape(len(self.classes), -1, *size) for maps in (self.false_maps, self.difference))
+        for image, (true, others) in enumerate(self._labels()):
+            captions, maps = [f"for {true}"], [self.true_maps[image]]
+            for number, other in enumerate(others):
+                captions += [f"for {other}", f"{true}\nrather than {other}"]
+                maps += [false[image, number], differences[image, number]]
+            scaled = heatmaps.scale_signed(torch.stack(maps).unsqueeze(0))[0]
+            panels.append([Panel(*each, image, True) for each in zip(captions, scaled, strict=True)])
+        note = "Red speaks for, blue against. The maps of an image have one scale, that of their largest magnitude."
+        return Sheet(self._title(), first_panels(panels), [note], images=len(self.classes))
 
 
 @register(command=False)
@@ -225,6 +299,7 @@ class TrueFalseCAM(TrainableCAM):
 
     def _compared(self, forward: ForwardPass, classes: Classes, false_classes: Classes) -> TrueFalseMaps:
         logits = forward.logits
+        self.class_names.check(logits)
         true = forward.classes(classes)
         if true.ndim != 1:
             shape = tuple(true.shape)
@@ -239,7 +314,10 @@ class TrueFalseCAM(TrainableCAM):
         reference = true_maps.unsqueeze(1) if false_maps.ndim > true_maps.ndim else true_maps
         forward.checks.require_finite("the map", true_maps)
         forward.checks.require_finite("the map", false_maps)
-        return TrueFalseMaps(logits.detach(), true, false, true_maps, false_maps, reference - false_maps)
+        difference = reference - false_maps
+        return TrueFalseMaps(
+            logits.detach(), true, false, true_maps, false_maps, difference, class_names=self.class_names
+        )
 
     def _maps_of(self, forward: ForwardPass, score: Score, classes: Tensor) -> Tensor:
         return self.fuse(self.layer_maps(forward, ClassRequest(score, columns(classes))), classes)

@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from .._core.base import BaseCAM
 from .._core.batches import check_images
 from .._core.checks import check_choice, check_share, described
+from .._core.class_names import NO_NAMES, ClassNames, GivenClassNames, as_class_names
 from .._core.common_mode import common_mode_share, invisible_score, visible_score
+from .._core.display import Panel, Sheet, ShownMaps, first_panels
 from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head
 from .._core.layers import LayerSpec
 from .._core.outputs import find_logits
 from .._core.wrappers import inner_model
 from ..analysis.comparisons import explain_together
-from ..heatmaps import rectify
+from ..heatmaps import minmax, rectify, scale_signed
 from ..methods.contrastive import DiffGradCAM
 from ..methods.gradient import GradCAM
 from ..metrics.behaviour import GRID, drops_from, occlusion_agreement
@@ -41,8 +43,10 @@ _ENOUGH_OUTPUTS = 20
 
 
 @dataclass(frozen=True)
-class AuditReport:
+class AuditReport(ShownMaps):
     """What an audit measured, one value per image where not said otherwise, and its verdict.
+
+    In a notebook it shows GradCAM and the two maps that it is the sum of; printed, the verdict and what it rests on.
 
     Attributes:
         logits: ``(B, K)``.
@@ -59,6 +63,7 @@ class AuditReport:
             None without ``occlusion``.
         diffgradcam_agreement: The same for DiffGradCAM (log-odds).
         agreement_threshold: Below which a mean agreement is suspicious.
+        class_names: The names of the classes by index; empty where none were given.
     """
 
     logits: Tensor
@@ -71,6 +76,7 @@ class AuditReport:
     gradcam_agreement: Tensor | None
     diffgradcam_agreement: Tensor | None
     agreement_threshold: float
+    class_names: ClassNames = NO_NAMES
 
     @property
     def common_mode_fooled(self) -> bool:
@@ -110,6 +116,22 @@ class AuditReport:
             lines.append(f"  agreement is noisy for {len(share)} images: audit {_ENOUGH_IMAGES} or more")
         return "\n".join(lines)
 
+    def _sheet(self) -> Sheet:
+        title, *lines = str(self).split("\n")
+        gradcam = minmax(rectify(self.visible + self.invisible))
+        sides = scale_signed(torch.stack([self.visible, self.invisible], 1))  # on one scale
+        panels = [
+            [
+                Panel(f"{self.class_names.label(index)}\nGradCAM", gradcam[image], image),
+                Panel("what the decision depends on", sides[image, 0], image, True),
+                Panel(f"common mode\nshare {share:.2g}", sides[image, 1], image, True),
+            ]
+            for image, (index, share) in enumerate(
+                zip(self.classes.tolist(), self.common_mode_share.tolist(), strict=True)
+            )
+        ]
+        return Sheet(title, first_panels(panels), [line.strip() for line in lines], images=len(panels))
+
 
 def audit(
     model: nn.Module,
@@ -121,6 +143,7 @@ def audit(
     agreement_threshold: float = 0.3,
     reshape_transform: Callable[[Tensor], Tensor] | None = None,
     output: Callable[[Any], Tensor] = find_logits,
+    class_names: GivenClassNames | None = None,
     progress: bool = True,
 ) -> AuditReport:
     """Find out whether the GradCAM of a checkpoint hides something. Needs no clean copy.
@@ -152,6 +175,7 @@ def audit(
         agreement_threshold: Of the agreement with occlusion, from -1 to 1.
         reshape_transform: As a CAM takes it.
         output: As a CAM takes it.
+        class_names: As a CAM takes them, for the report.
         progress: Show a progress bar for the occlusions.
 
     Returns:
@@ -186,8 +210,11 @@ def audit(
     def cam(score: Callable[[Tensor, Tensor], Tensor]) -> GradCAM:
         return GradCAM(model, target_layers, reshape_transform, score=score, rectify=False, output=output)
 
+    names = as_class_names(class_names)
     with torch.no_grad():
-        _check_softmax_logits(output(model(images)))
+        outputs = output(model(images))
+    _check_softmax_logits(outputs)
+    names.check(outputs)
     cams: list[BaseCAM] = [cam(visible_score), cam(invisible_score)]
     if occlusion:
         cams.append(DiffGradCAM(model, target_layers, reshape_transform, output=output))
@@ -209,6 +236,7 @@ def audit(
         gradcam_agreement=gradcam_agreement,
         diffgradcam_agreement=diffgradcam_agreement,
         agreement_threshold=agreement_threshold,
+        class_names=names,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .._core.display import Panel, Sheet, Shown, Table, counted, printed
 from .._core.optional import import_optional
 
 if TYPE_CHECKING:
@@ -150,8 +151,10 @@ class Decisions:
 
 
 @dataclass(frozen=True)
-class BenchmarkResult:
+class BenchmarkResult(Shown):
     """What a benchmark measured, and how.
+
+    In a notebook it shows its figure and its tables; printed, one line for each explainer.
 
     Attributes:
         rows: One for each explainer, in the order given.
@@ -178,12 +181,38 @@ class BenchmarkResult:
                 return row
         raise KeyError(f"{explainer!r} was not compared; expected one of {[row.explainer for row in self.rows]}")
 
+    def __str__(self) -> str:
+        """What became of the decisions and of each explainer's maps, in at most five lines."""
+        lines = []
+        for row in self.rows:
+            said = f"{row.explainer}: r with the clean map {_shown(row.kept.pearson)}"
+            if row.reached_before is not None and row.reached_after is not None:
+                said += f", with the hoax {_change(row.reached_before.pearson, row.reached_after.pearson)}"
+            lines.append(said if row.honesty is None else f"{said}; {row.honesty.verdict}")
+        return printed(self._title(), lines, "explainers")
+
+    def _sheet(self) -> Sheet:
+        from ..visualize.sheets import pixels  # matplotlib
+
+        picture = Panel("Pearson's r with the clean map, and with the hoax", pixels(self.plot()))
+        return Sheet(self._title(), [[picture]], self._sections())
+
+    def _title(self) -> str:
+        decisions = self.decisions
+        alike = f"{decisions.agreement.mean:.1%} decided alike, KL {decisions.kl.mean:.2g} nats"
+        return f"{counted(self.images, 'image')}: {alike}"
+
     def to_markdown(self) -> str:
         """Tables in Markdown: decisions, similarity to the clean maps and, if measured, to the hoax and honesty."""
-        sections = [
+        sections = [_markdown(part) if isinstance(part, Table) else part for part in self._sections()]
+        return "\n\n".join(sections) + "\n"
+
+    def _sections(self) -> list[str | Table]:
+        """What was measured, as sentences and tables."""
+        sections: list[str | Table] = [
             f"{self.images} images; maps of the {_WORDS[self.classes]}; mean "
             f"[{self.confidence:.0%} bootstrap interval].",
-            _table(
+            Table(
                 ["decisions", "before", "after"],
                 [
                     ["accuracy", _shown(self.decisions.accuracy_before), _shown(self.decisions.accuracy_after)],
@@ -192,11 +221,11 @@ class BenchmarkResult:
                 ],
             ),
             "Similarity of each map to the clean model's own:",
-            _table(
+            Table(
                 ["explainer", *METRICS.values(), "entropy before, nats", "entropy after, nats", "constant maps"],
                 [
                     [
-                        _escaped(row.explainer),
+                        row.explainer,
                         *(_shown(getattr(row.kept, name)) for name in METRICS),
                         _shown(row.entropy_before),
                         _shown(row.entropy_after),
@@ -211,11 +240,11 @@ class BenchmarkResult:
             success = f"fooling success (loss in [{low:g}, {high:g}])"
             sections += [
                 "Similarity of each map to the hoax, before → after:",
-                _table(
+                Table(
                     ["explainer", *METRICS.values(), success],
                     [
                         [
-                            _escaped(row.explainer),
+                            row.explainer,
                             *(
                                 _change(getattr(row.reached_before, name), getattr(row.reached_after, name))
                                 for name in METRICS
@@ -232,11 +261,11 @@ class BenchmarkResult:
                 f"Behaviour kept, r: {_shown(kept.both)} (occlusion {_shown(kept.occlusion)}, integrated gradients "
                 f"{_shown(kept.integrated_gradients)}). Agreement of each map with what its own model relies on, "
                 "before → after:",
-                _table(
+                Table(
                     ["explainer", "occlusion", "integrated gradients", "honesty lost", "verdict"],
                     [
                         [
-                            _escaped(row.explainer),
+                            row.explainer,
                             _change(row.honesty.before.occlusion, row.honesty.after.occlusion),
                             _change(row.honesty.before.integrated_gradients, row.honesty.after.integrated_gradients),
                             _shown(row.honesty.lost),
@@ -247,13 +276,13 @@ class BenchmarkResult:
                     ],
                 ),
             ]
-        return "\n\n".join(sections) + "\n"
+        return sections
 
     def to_json(self) -> str:
         """All of the result as JSON, NaN as null."""
         return json.dumps(_without_nan(asdict(self)), indent=2, allow_nan=False)
 
-    def to_dataframe(self) -> Any:
+    def to_pandas(self) -> Any:
         """A ``pandas.DataFrame`` with a row for each explainer.
 
         Columns are the attributes of :class:`.robustness.Row`: ``kept_pearson``, ``kept_pearson_low``,
@@ -263,14 +292,14 @@ class BenchmarkResult:
         Raises:
             ImportError: If pandas is not installed.
         """
-        pandas = import_optional("pandas", "to_dataframe()")
+        pandas = import_optional("pandas", "to_pandas()")
         return pandas.DataFrame([_columns(asdict(row)) for row in self.rows])
 
-    def figure(self) -> Figure:
+    def plot(self) -> Figure:
         """Pearson's r with the clean map and, with a mask, with the hoax before and after; bars are the intervals.
 
         Returns:
-            A figure; write it with ``result.figure().savefig(path)``.
+            A figure; write it with ``result.plot().savefig(path)``.
         """
         from matplotlib.figure import Figure  # not at the top: it takes longer than the rest of the package
 
@@ -290,21 +319,17 @@ class BenchmarkResult:
         for axis in axes:
             axis.set_xlim(-1.05, 1.05)
             axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-        decisions = self.decisions
-        figure.suptitle(
-            f"{self.images} images: {decisions.agreement.mean:.1%} decided alike, KL {decisions.kl.mean:.2g} nats",
-            fontsize=10,
-        )
+        figure.suptitle(self._title(), fontsize=10)
         return figure
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _markdown(table: Table) -> str:
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
 
 
-def _escaped(name: str) -> str:
-    return name.replace("|", "\\|")
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
 
 
 def _shown(estimate: Estimate | None) -> str:

@@ -48,11 +48,11 @@ def as_image(image: ImageLike) -> Array:
         image = np.asarray(image.convert("RGB"))
     pixels = _channels_last(_numpy(image, "the image"), prefer_first=isinstance(image, Tensor))
     if pixels.dtype == np.uint8:
-        return pixels.astype(np.float32) / 255
+        return pixels.astype(np.float32, order="C") / 255  # OpenCV draws on no other layout
     if pixels.dtype.kind != "f":
         raise TypeError(f"the image is {pixels.dtype}; expected uint8, or float in [0, 1]")
     _check_range("image", pixels, 0, 1, _UNDO)
-    return pixels.astype(np.float32)
+    return pixels.astype(np.float32, order="C")
 
 
 def as_map(values: MapLike, image: Array, low: float, high: float, *, fix: str = "", must_fit: bool = False) -> Array:

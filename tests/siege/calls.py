@@ -103,7 +103,8 @@ def calls() -> dict[str, Call]:
 
     # Methods
     for method in registered_methods().values():
-        chosen = {"rectify": True, **({"score": scores.logit} if method.has_score else {})}
+        chosen = {"rectify": True, "class_names": list("abcde")}
+        chosen |= {"score": scores.logit} if method.has_score else {}
         if method.name == "TrueFalseCAM":
             chosen = {}
         given = {"model": model} if method.name == "FullGrad" else {**on_model, "reshape_transform": None}
@@ -141,6 +142,9 @@ def calls() -> dict[str, Call]:
         found[name] = method, {"input_tensor": images, "classes": classes}
     found["compare"][1]["false_classes"] = 2
     found["call"] = make(model), {"input_tensor": images, "targets": [0, 1, 2, 3]}
+    explanation = make(model).explain(images, classes)
+    found["overlay of an explanation"] = explanation.overlay, {"images": images, "alpha": 0.5}
+    found["heatmaps of an explanation"] = explanation.heatmaps, {"size": (6, 5)}
     found["smooth explain"] = diffgradcam.NoiseSmooth(make(model), samples=1).explain, {
         "input_tensor": images, "classes": classes,
     }  # fmt: skip
@@ -162,13 +166,14 @@ def calls() -> dict[str, Call]:
     )
     found["important_features"] = diffgradcam.important_features, {
         **on_model, "image": images[0], "true_class": 1, "false_class": 2, "threshold": 0.5,
+        "class_names": {2: "c"},
     }  # fmt: skip
     found["factorize"] = diffgradcam.analysis.factorize, {
         "activations": tensors(2, 3, 4, 4), "components": 2, "seed": 0, "iterations": 500,
     }  # fmt: skip
     found["audit"] = diffgradcam.audit, {
         **on_model, "images": tensors(4, 3, 8, 8), "occlusion": True, "threshold": 0.1, "agreement_threshold": 0.3,
-        "progress": False,
+        "class_names": list("abcde"), "progress": False,
     }  # fmt: skip
     found["repair"] = diffgradcam.repair, {"model": model, "head": "head", "where": "head"}
     found["benchmark"] = diffgradcam.benchmark, {
