@@ -21,6 +21,7 @@ from diffgradcam import (
     LayerCAM,
     RandomCAM,
     RefineCAM,
+    SegEigenCAM,
     ShapleyCAM,
     SmoothGradCAMPlusPlus,
     TrueFalseCAM,
@@ -299,6 +300,15 @@ def test_kernels_equal_pytorch_grad_cam_with_its_sign_corrected(pytorch_grad_cam
     with module.KPCA_CAM(model, [model.relu], kernel=kernel, gamma=gamma) as cam:
         expected = cam(images(), class_targets(pytorch_grad_cam))
     close(KPCACAM(model, "relu", kernel=kernel, gamma=gamma)(images()), expected)
+
+
+@heads
+def test_seg_eigen_cam_equals_pytorch_grad_cam(pytorch_grad_cam, head):
+    # It chooses the sign itself, so nothing needs to be corrected.
+    model, targets = single(head), class_targets(pytorch_grad_cam)
+    with pytorch_grad_cam.SegEigenCAM(model, [model.relu]) as cam:
+        theirs = cam(images(), targets)
+    close(SegEigenCAM(model, "relu")(images(), targets), theirs)
 
 
 @heads

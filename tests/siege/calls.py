@@ -31,7 +31,7 @@ OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "ScoredCAM", "Ex
 FORMULAS = (
     *(f"scores.{name}" for name in ("logit", "probability", "log_probability", "logit_difference", "finer")),
     *(f"weightings.{name}" for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam")),
-    *(f"weightings.{name}" for name in ("gradcam_elementwise", "fem")),
+    *(f"weightings.{name}" for name in ("gradcam_elementwise", "magnitude", "fem")),
     *("sham_loss", "location_loss", "top_k_loss", "centre_mass_loss", "active_loss"),
 )
 """Functions that the library calls with what it has checked."""
@@ -245,7 +245,8 @@ def calls() -> dict[str, Call]:
     found["scores.logit_difference"][1]["baseline"] = "max"
     found["scores.finer"][1].update(alpha=1.0, comparisons=2)
     found["scores.two_logits"] = scores.two_logits, {"outputs": tensors(4, 1)}
-    for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam", "gradcam_elementwise"):
+    names = ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam", "gradcam_elementwise", "magnitude")
+    for name in names:
         found[f"weightings.{name}"] = getattr(weightings, name), dict(activations)
     found["weightings.fem"] = weightings.fem, {"activations": activations["activations"], "k": 1.0}
     for name in ("rectify", "minmax", "scale_signed", "entropy"):
@@ -253,7 +254,8 @@ def calls() -> dict[str, Call]:
     found["heatmaps.resize"] = heatmaps.resize, {"maps": two[0], "size": (7, 7)}
     for name in ("average", "product"):
         found[f"heatmaps.{name}"] = getattr(heatmaps, name), {"layers": [two[0], tensors(4, 3, 3)], "size": (7, 7)}
-    found["heatmaps.principal_component"] = heatmaps.principal_component, {"channels": tensors(2, 3, 4, 4)}
+    for name in ("principal_component", "peak_component"):
+        found[f"heatmaps.{name}"] = getattr(heatmaps, name), {"channels": tensors(2, 3, 4, 4)}
     found["heatmaps.kernel_principal_component"] = heatmaps.kernel_principal_component, {
         "channels": tensors(2, 3, 4, 4), "kernel": "rbf", "gamma": 0.5,
     }  # fmt: skip
