@@ -185,7 +185,7 @@ def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
     return torch.where(activations * gradients > 0, gradients, 0)
 
 
-def magnitude(activations: Tensor, gradients: Tensor) -> Tensor:  # noqa: ARG001
+def magnitude(activations: Tensor, gradients: Tensor) -> Tensor:
     """Seg-Eigen-CAM: each position of each channel weighted by the magnitude of its gradient.
 
     Args:

@@ -297,6 +297,8 @@ def calls() -> dict[str, Call]:
     }  # fmt: skip
     for name in ("pearson", "spearman", "cosine", "rmse"):
         found[name] = getattr(metrics, name), {"first": two[0], "second": two[1]}
+    found["rank_biased_overlap"] = metrics.rank_biased_overlap, {"first": two[0], "second": two[1], "p": 0.9}
+    found["compactness"] = metrics.compactness, {"maps": two[0], "share": 0.2, "neighbours": 20}
     found["ssim"] = metrics.ssim, {"first": two[0], "second": two[1], "window": 3, "data_range": 1.0}
     for name in ("energy_in_mask", "pointing_game", "iou_at_matched_area"):
         found[name] = getattr(metrics, name), {"maps": two[0], "masks": (two[1] > 0.5).float()}
@@ -311,6 +313,17 @@ def calls() -> dict[str, Call]:
     }  # fmt: skip
     found["max_sensitivity"] = metrics.max_sensitivity, {
         "cam": make(model), "images": images, "classes": classes, "radius": 0.02, "samples": 2, "seed": 0,
+        "batch_size": 4,
+    }  # fmt: skip
+    found["arcc"] = metrics.arcc, {
+        "evaluator": faithful["evaluator"], "cam": make(model), "images": images, "classes": classes,
+        "confidence": scores.probability, "percentiles": (50,), "noise": 0.01, "seed": 0,
+    }  # fmt: skip
+    found["class_sensitivity"] = metrics.class_sensitivity, {
+        "cam": make(model), "images": images, "share": 0.1, "threshold": 0.5, "batch_size": 4,
+    }  # fmt: skip
+    found["noise_response"] = metrics.noise_response, {
+        "cam": make(model), "images": images, "std": 0.2, "samples": 2, "similarity": metrics.pearson, "seed": 0,
         "batch_size": 4,
     }  # fmt: skip
     large = tensors(4, 3, 8, 8)
