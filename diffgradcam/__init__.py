@@ -15,6 +15,7 @@ from .analysis.concepts import DeepFeatureFactorization
 from .analysis.guided import GuidedBackpropReLUModel
 from .analysis.regions import important_features
 from .methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
+from .methods.attention import LeGrad
 from .methods.contrastive import DiffGradCAM, DiffGradCAMPlusPlus, FinerCAM, TrueFalseCAM
 from .methods.fullgrad import FullGrad
 from .methods.gradient import (
@@ -61,6 +62,7 @@ __all__ = [
     "GuidedBackpropReLUModel",
     "HiResCAM",
     "LayerCAM",
+    "LeGrad",
     "NoiseSmooth",
     "RandomCAM",
     "RefineCAM",

@@ -437,6 +437,7 @@ def test_every_class_of_the_package_is_compared_with_loops():
     elsewhere = {  # where their loops are
         "test_contrastive": {"TrueFalseCAM"},
         "test_methods": {"CAM", "RandomCAM", "RefineCAM", "ShapleyCAM", "SmoothGradCAMPlusPlus"},
+        "test_attention": {"LeGrad"},
         "test_fullgrad": {"FullGrad"},
         "test_perturbation": {"AblationCAM", "ISCAM", "SSCAM", "ScoreCAM"},
     }

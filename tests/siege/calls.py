@@ -21,7 +21,7 @@ from diffgradcam.data import SaliencyDataset, albumentations_style
 from diffgradcam.methods import registered_methods
 from diffgradcam.utils import reshape_transforms
 from diffgradcam.visualize import report as html
-from tests.models import pooled
+from tests.models import pooled, transformer
 
 Call = tuple[Any, dict[str, Any]]
 OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "ScoredCAM", "Explainer", "Row", "Scalar", "Transform")
@@ -108,6 +108,10 @@ def calls() -> dict[str, Call]:
             chosen = {}
         given = {"model": model} if method.name == "FullGrad" else {**on_model, "reshape_transform": None}
         own = {name: value for name, value in OPTIONS.items() if name in method.options}
+        if method.name == "LeGrad":
+            blocks = transformer(dtype=torch.float32)
+            given = {"model": blocks, "target_layers": "block", "reshape_transform": None}
+            own = {"head": blocks.head}
         fixed = {"baseline", "alpha", "comparisons"} & set(own)  # these are the score
         found[method.name] = method.make, {
             **given, **own, **{name: value for name, value in chosen.items() if not (fixed and name == "score")},
