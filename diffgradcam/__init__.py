@@ -33,6 +33,7 @@ from .methods.gradient import (
     XGradCAM,
 )
 from .methods.perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
+from .methods.sess import SESS
 from .methods.smoothing import AugSmooth, EigenSmooth, NoiseSmooth
 from .robustness import audit, benchmark, repair
 
@@ -43,6 +44,7 @@ __all__ = [
     "FEM",
     "ISCAM",
     "KPCACAM",
+    "SESS",
     "SSCAM",
     "AblationCAM",
     "AugSmooth",

@@ -125,6 +125,13 @@ def calls() -> dict[str, Call]:
     }  # fmt: skip
     found["NoiseSmooth"] = diffgradcam.NoiseSmooth, {"cam": make(model), "samples": 2, "std": 0.1, "seed": 0}
     found["EigenSmooth"] = diffgradcam.EigenSmooth, {"cam": make(model)}
+    found["SESS"] = diffgradcam.SESS, {
+        "cam": make(model), "scales": 2, "growth": 0.3, "window": 4, "step": 3, "keep": 0.9, "threshold": 0.1,
+        "pool": "mean", "blur": 2, "weight": scores.probability, "batch_size": 4,
+    }  # fmt: skip
+    found["sess explain"] = diffgradcam.SESS(make(model), scales=2, blur=2).explain, {
+        "input_tensor": images, "classes": classes,
+    }  # fmt: skip
     found["GuidedBackpropReLUModel"] = diffgradcam.GuidedBackpropReLUModel(model), {
         "input_img": images[:1], "target_category": 1,
     }  # fmt: skip
