@@ -134,7 +134,7 @@ def test_the_model_is_left_alone_and_wrong_options_are_named():
         SESS(model)
     with untouched(model), pytest.raises(ValueError, match="blur is 5 for images of 5 x 17; expected a radius below"):
         SESS(cam).explain(images(5))
-    with untouched(model), pytest.raises(ValueError, match="over which SESS slides a square window"):
+    with untouched(model), pytest.raises(ValueError, match="where SESS slides a square window"):
         SESS(GradCAM(models.pooled(dims=1), "relu")).explain(models.images(dims=1))
     with untouched(model), pytest.raises(ValueError, match="is a score of its own, and SESS weights windows"):
         SESS(cam, scales=1).explain(inputs, [lambda z: z.sum()] * 3)

@@ -157,7 +157,7 @@ class SESS:
         images = versionable(self, inputs)
         if images.ndim != 4:
             raise ValueError(
-                f"images have shape {tuple(images.shape)}; expected (B, C, H, W), over which SESS slides a square window"
+                f"images have shape {tuple(images.shape)}; expected (B, C, H, W), where SESS slides a square window"
             )
         height, width = images.shape[2:]
         if self.blur >= min(height, width):
