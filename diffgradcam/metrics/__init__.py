@@ -37,6 +37,7 @@ from .faithfulness import Curve, Road, average_drop, average_gain, average_incre
 from .imputation import noisy_linear_imputation
 from .localization import energy_in_mask, iou_at_matched_area, pointing_game
 from .noise import NoiseResponse, noise_response
+from .quantus import ExplainFunction, quantus_explainer
 from .sanity import Randomization, label_randomization, model_randomization
 from .sensitivity import infidelity, max_sensitivity, remove_box
 from .similarity import cosine, pearson, rank_biased_overlap, rmse, spearman, ssim
@@ -50,6 +51,7 @@ __all__ = [
     "Curve",
     "DecisionsKept",
     "Evaluator",
+    "ExplainFunction",
     "NoiseResponse",
     "PairedComparison",
     "Randomization",
@@ -91,6 +93,7 @@ __all__ = [
     "paired_comparison",
     "pearson",
     "pointing_game",
+    "quantus_explainer",
     "rank_biased_overlap",
     "remove_box",
     "rmse",

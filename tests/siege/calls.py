@@ -24,7 +24,19 @@ from diffgradcam.visualize import report as html
 from tests.models import pooled, transformer
 
 Call = tuple[Any, dict[str, Any]]
-OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "ScoredCAM", "Explainer", "Row", "Scalar", "Transform")
+OTHERS = (
+    "losses",
+    "scores",
+    "sham",
+    "FoolingLoss",
+    "BaseCAM",
+    "ScoredCAM",
+    "Explainer",
+    "Row",
+    "Scalar",
+    "Transform",
+    "ExplainFunction",
+)
 """Public names that are no function to call: modules, types and an abstract class."""
 
 
@@ -330,6 +342,7 @@ def calls() -> dict[str, Call]:
         "evaluator": faithful["evaluator"], "cam": make(model), "images": images, "classes": classes,
         "confidence": scores.probability, "percentiles": (50,), "noise": 0.01, "seed": 0,
     }  # fmt: skip
+    found["quantus_explainer"] = metrics.quantus_explainer, {"make_cam": make}
     found["class_sensitivity"] = metrics.class_sensitivity, {
         "cam": make(model), "images": images, "share": 0.1, "threshold": 0.5, "batch_size": 4,
     }  # fmt: skip
