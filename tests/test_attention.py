@@ -1,6 +1,10 @@
 """LeGrad: against a block written out in loops, torch-cam, and every way in which attention is computed."""
 
+import contextlib
+import copy
+import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffgradcam import LeGrad, heatmaps, layer_input, scores
+from diffgradcam._core.wrappers import written_out_attention
 from diffgradcam.targets import ClassifierOutputTarget
 from tests import models
 from tests.conftest import import_peer
@@ -179,6 +184,52 @@ def test_the_model_runs_once_and_each_block_once_more():
     whole, block = forward_passes(model), forward_passes(model.block)
     LeGrad(model, "block", head=model.head).explain(IMAGES, "all")
     assert (len(whole), len(block)) == (1, 2)
+
+
+def kernels():
+    """Which kernels of attention PyTorch may use: a setting of the whole process."""
+    return [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math")]
+
+
+def test_the_kernels_of_the_process_are_as_before_whoever_ends_first():
+    before = kernels()
+    one, other = written_out_attention(), written_out_attention()
+    with contextlib.ExitStack() as second:
+        with one:
+            second.enter_context(other)
+            assert kernels() == [False, False, True]
+        assert kernels() == [False, False, True]  # the second block goes on
+    assert kernels() == before == [True, True, True]
+    model = models.transformer()
+
+    def broken(_tokens):
+        raise LookupError("the head is broken")
+
+    with untouched(model), pytest.raises(LookupError, match="the head is broken"):
+        LeGrad(model, "block", head=broken).explain(IMAGES)
+    assert kernels() == before
+
+
+def test_several_threads_get_their_own_maps():
+    model = models.transformer()
+    batches = [models.images(2, seed=seed) for seed in range(8)]
+    expected = [LeGrad(model, "block", head=model.head).explain(batch).maps for batch in batches]
+    cam = LeGrad(model, "block", head=model.head)
+    with untouched(model), ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda batch: cam.explain(batch).maps, batches))
+    for maps, right in zip(found, expected, strict=True):
+        exact(maps, right)
+    assert kernels() == [True, True, True]
+
+
+def test_copies_explain_their_own_model():
+    model = models.transformer()
+    cam = LeGrad(model, "block", head=nn.Sequential(model.norm, model.head))
+    expected = cam.explain(IMAGES, 1).maps
+    for twin in (copy.deepcopy(cam), pickle.loads(pickle.dumps(cam))):
+        model.head.weight.data.mul_(-1)
+        exact(twin.explain(IMAGES, 1).maps, expected)
+        model.head.weight.data.mul_(-1)
 
 
 def test_what_is_no_block_of_a_transformer_is_refused():

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import Unpack
 
 from .._core import messages
@@ -22,6 +21,7 @@ from .._core.layers import LayerSpec, layer_input
 from .._core.registry import register
 from .._core.requests import Request
 from .._core.tensors import widen
+from .._core.wrappers import written_out_attention
 from ..tokens import tokens_to_grid
 
 Head = Callable[[Tensor], Tensor]
@@ -110,7 +110,7 @@ class LeGrad(ScoredCAM):
         if any(parameter.is_inference() for parameter in layer.module.parameters()):
             raise RuntimeError(messages.inference_weights())
         entering = forward.activations[number].detach().requires_grad_()
-        with torch.enable_grad(), forward.mixed_precision(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), forward.mixed_precision(), written_out_attention():
             leaving = layer.module(entering)
             tokens = leaving[0] if isinstance(leaving, tuple) else leaving
             if not isinstance(tokens, Tensor) or tokens.shape[:2] != entering.shape[:2] or tokens.ndim != 3:
@@ -133,7 +133,7 @@ class LeGrad(ScoredCAM):
                     "transformer block with one softmax over all tokens"
                 )
             received = widen(gradients[0]).relu().mean((1, 2))
-            maps.append(self.reduction(forward.to_grid(received.unsqueeze(2).to(entering), number)))
+            maps.append(self.reduction(forward.to_grid(received.unsqueeze(2), number)))
         return torch.stack(maps, 1)
 
     def _make_reader(self) -> LayerReader:
