@@ -16,6 +16,7 @@ from .analysis.concepts import DeepFeatureFactorization
 from .analysis.guided import GuidedBackpropReLUModel
 from .analysis.regions import important_features
 from .methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
+from .methods.attention import LeGrad
 from .methods.contrastive import DiffGradCAM, DiffGradCAMPlusPlus, FinerCAM, TrueFalseCAM
 from .methods.fullgrad import FullGrad
 from .methods.gradient import (
@@ -27,11 +28,13 @@ from .methods.gradient import (
     HiResCAM,
     LayerCAM,
     RefineCAM,
+    SegEigenCAM,
     ShapleyCAM,
     SmoothGradCAMPlusPlus,
     XGradCAM,
 )
 from .methods.perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
+from .methods.sess import SESS
 from .methods.smoothing import AugSmooth, EigenSmooth, NoiseSmooth
 from .robustness import audit, benchmark, repair
 
@@ -42,6 +45,7 @@ __all__ = [
     "FEM",
     "ISCAM",
     "KPCACAM",
+    "SESS",
     "SSCAM",
     "AblationCAM",
     "AugSmooth",
@@ -61,10 +65,12 @@ __all__ = [
     "GuidedBackpropReLUModel",
     "HiResCAM",
     "LayerCAM",
+    "LeGrad",
     "NoiseSmooth",
     "RandomCAM",
     "RefineCAM",
     "ScoreCAM",
+    "SegEigenCAM",
     "ShapleyCAM",
     "SmoothGradCAMPlusPlus",
     "TrainableCAM",

@@ -186,14 +186,32 @@ def principal_component(channels: Tensor) -> Tensor:
         Muhammad and Yeasin, "Eigen-CAM", 2020 (arXiv 2008.00299). The channels are centred first, as in
         pytorch-grad-cam, which leaves the sign to chance; how it is chosen here is ours.
     """
-    _check_channels(channels)
-    centred = _centred(channels.flatten(2))
-    if centred.shape[1] <= centred.shape[2]:
-        direction = _leading_eigenvector(centred @ centred.transpose(1, 2))
-        projection = (direction.unsqueeze(1) @ centred).squeeze(1)
-    else:  # The same from the other side, where the matrix is smaller.
-        projection = _leading_component(centred.transpose(1, 2) @ centred, 0)
+    projection, centred = _projected(channels)
     return _signed_by(projection, centred).view(len(channels), *channels.shape[2:])
+
+
+def peak_component(channels: Tensor) -> Tensor:
+    """The first principal component over positions, turned so that its largest magnitude is positive.
+
+    As :func:`principal_component`, but the sign looks at the map alone. Where the largest and the smallest value are
+    opposite, the sign is arbitrary.
+
+    Args:
+        channels: Weighted activations, ``(B, C, *S)``.
+
+    Returns:
+        Maps, ``(B, *S)``, with mean 0.
+
+    Reference:
+        Chung and Ying, "Seg-Eigen-CAM", Applied Sciences 15(13), 2025, equations 11 to 13, read in pytorch-grad-cam's
+        code.
+
+    Example:
+        >>> peak_component(torch.tensor([[[0.0, 0.0, 0.0, -4.0]]]))  # the one position that differs
+        tensor([[-1., -1., -1.,  3.]])
+    """
+    projection, _ = _projected(channels)
+    return _turned_to_peak(projection).view(len(channels), *channels.shape[2:])
 
 
 def kernel_principal_component(channels: Tensor, kernel: str = "sigmoid", gamma: float | None = None) -> Tensor:
@@ -327,13 +345,30 @@ def _centred(channels: Tensor) -> Tensor:
     return torch.where(constant, 0, channels - channels.mean(2, keepdim=True))
 
 
+def _projected(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions on the first principal component ``(B, P)``, of any sign, and the centred channels ``(B, C, P)``."""
+    _check_channels(channels)
+    centred = _centred(channels.flatten(2))
+    if centred.shape[1] <= centred.shape[2]:
+        direction = _leading_eigenvector(centred @ centred.transpose(1, 2))
+        return (direction.unsqueeze(1) @ centred).squeeze(1), centred
+    # The same from the other side, where the matrix is smaller.
+    return _leading_component(centred.transpose(1, 2) @ centred, 0), centred
+
+
 def _signed_by(projection: Tensor, centred: Tensor) -> Tensor:
     """Turn projections ``(B, P)`` to the side of the sum over the channels ``(B, C, P)``, or else of the largest."""
     agreement = (projection * centred.sum(1)).sum(1, keepdim=True)
     possible = (projection.abs() * centred.abs().sum(1)).sum(1, keepdim=True)
     silent = agreement.abs() <= torch.finfo(agreement.dtype).eps ** 0.5 * possible
+    turned = torch.where(agreement < 0, -projection, projection)
+    return torch.where(silent, _turned_to_peak(projection), turned)
+
+
+def _turned_to_peak(projection: Tensor) -> Tensor:
+    """Turn projections ``(B, P)`` so that the value of largest magnitude is positive."""
     largest = projection.amax(1, keepdim=True) + projection.amin(1, keepdim=True)
-    return torch.where(torch.where(silent, largest, agreement) < 0, -projection, projection)
+    return torch.where(largest < 0, -projection, projection)
 
 
 def _check_layers(layers: Sequence[Tensor]) -> None:

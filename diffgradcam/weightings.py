@@ -185,6 +185,22 @@ def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
     return torch.where(activations * gradients > 0, gradients, 0)
 
 
+def magnitude(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Seg-Eigen-CAM: each position of each channel weighted by the magnitude of its gradient.
+
+    Args:
+        activations: ``(B, C, *S)``; not used.
+        gradients: Gradient of the score with respect to them, ``(B, C, *S)``.
+
+    Returns:
+        Weights, ``(B, C, *S)``, at least 0.
+
+    Reference:
+        Chung and Ying, "Seg-Eigen-CAM", Applied Sciences 15(13), 2025, equation 10, read in pytorch-grad-cam's code.
+    """
+    return gradients.abs()
+
+
 def fem(activations: Tensor, k: float = 2.0) -> Tensor:
     """FEM: the share of a channel's positions that are unusually active, above its mean by ``k`` standard deviations.
 

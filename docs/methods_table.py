@@ -30,5 +30,6 @@ def _explains(method: Method) -> str:
     if not method.has_score:
         return "no class"
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    cam = method.make(model) if method.name == "FullGrad" else method.make(model, "0")
-    return f"`{cam.score}`"
+    layers = () if method.name == "FullGrad" else ("0",)
+    options = {"head": model} if "head" in method.options else {}
+    return f"`{method.make(model, *layers, **options).score}`"

@@ -18,6 +18,7 @@ from diffgradcam import (
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
+    SegEigenCAM,
     XGradCAM,
 )
 from diffgradcam.scores import logit_difference
@@ -75,6 +76,13 @@ METHODS = {
         {"score": logit_difference},
         oracles.difference(oracles.logsumexp),
         oracles.eigen_gradcam,
+    ),
+    "SegEigen": (SegEigenCAM, {}, oracles.logit, oracles.seg_eigencam),
+    "SegEigen of Diff": (
+        SegEigenCAM,
+        {"score": logit_difference},
+        oracles.difference(oracles.logsumexp),
+        oracles.seg_eigencam,
     ),
     "Eigen": (EigenCAM, {}, oracles.logit, oracles.eigencam),
     "KPCA": (KPCACAM, {}, oracles.logit, oracles.kpcacam()),

@@ -161,6 +161,35 @@ def tokens(classes=5, seed=0, dtype=torch.float64):
     return seeded(lambda: _Tokens(classes), seed, dtype)
 
 
+class _Transpose(nn.Module):
+    def forward(self, x):
+        return x.flatten(2).transpose(1, 2)
+
+
+class _MeanOfTokens(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
+
+
+def transformer(classes=5, seed=0, dtype=torch.float64):
+    """Two blocks of PyTorch's own, ``first`` and ``block``, over a token for each pixel; then ``norm`` and ``head``."""
+
+    def block():
+        return nn.TransformerEncoderLayer(CHANNELS, 2, 8, batch_first=True, norm_first=True)
+
+    def build():
+        layers = [
+            ("embed", nn.Conv2d(3, CHANNELS, 1)),
+            ("tokens", _Transpose()),
+            ("first", block()),
+            ("block", block()),
+        ]
+        head = [("norm", nn.LayerNorm(CHANNELS)), ("pool", _MeanOfTokens()), ("head", nn.Linear(CHANNELS, classes))]
+        return nn.Sequential(OrderedDict(layers + head))
+
+    return seeded(build, seed, dtype)
+
+
 def two_sizes(classes=5, seed=0, dtype=torch.float64):
     """Two layers of different resolution: ``features`` (6, 5) and ``small`` (3, 2), then pooled."""
 

@@ -140,6 +140,11 @@ def eigen_gradcam(activations, gradients):
     return principal_component(activations * gradients)
 
 
+def seg_eigencam(activations, gradients):
+    component = principal_component(activations * np.abs(gradients))
+    return -component if abs(component.min()) > abs(component.max()) else component
+
+
 def principal_component(channels):
     """Of one image, ``(C, *S)``: its largest singular vector, with its sign chosen."""
     centred = _centred(channels)

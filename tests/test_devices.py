@@ -278,6 +278,12 @@ def autofooled(model, images):
     return sham.autofool(model, IMAGES, "relu", MASK, held_out=IMAGES, **options).model(images)
 
 
+def legrad(images):
+    """Of a transformer where the images are."""
+    model = models.transformer(dtype=torch.float32).to(images.device)
+    return dgc.LeGrad(model, ["first", "block"], head=nn.Sequential(model.norm, model.head))
+
+
 EIGEN_OF_AUGMENTED = {"aug_smooth": True, "eigen_smooth": True}
 BOX = torch.tensor([[0.0, 0.0, 4.0, 2.0]])
 ON_DEVICE = {
@@ -287,6 +293,8 @@ ON_DEVICE = {
     "EigenSmooth": lambda m, x: dgc.EigenSmooth(gradcam(m)).explain(x),
     "RefineCAM": lambda m, x: dgc.RefineCAM(m, ["norm", "relu"]).explain(x, "all"),
     "FullGrad": lambda m, x: dgc.FullGrad(m).explain(x, "all"),
+    "LeGrad": lambda _, x: legrad(x).explain(x, "all"),
+    "SESS": lambda m, x: dgc.SESS(gradcam(m), scales=2, blur=2).explain(x, "top2"),
     "several layers": lambda m, x: dgc.LayerCAM(m, ["norm", "relu"]).explain(x),
     "explain_pairs": lambda m, x: dgc.explain_pairs(gradcam(m), x, [0, 1, 2]),
     "explain_together": lambda m, x: dgc.explain_together([gradcam(m), dgc.ScoreCAM(m, "relu"), diffgradcam(m)], x),
@@ -340,6 +348,11 @@ ON_DEVICE = {
     "average_gain": judged(metrics.average_gain),
     "infidelity": judged(metrics.infidelity, samples=3),
     "max_sensitivity": lambda m, x: metrics.max_sensitivity(gradcam(m), x, samples=2),
+    "arcc": lambda m, x: tuple(metrics.arcc(metrics.Evaluator(m), gradcam(m), x, progress=False)),
+    "class_sensitivity": lambda m, x: metrics.class_sensitivity(gradcam(m), x, share=0.2).agreement,
+    "noise_response": lambda m, x: metrics.noise_response(gradcam(m), x, samples=2, progress=False).consistency,
+    "compactness": lambda _, x: metrics.compactness(x[:, 0]),
+    "rank_biased_overlap": lambda _, x: metrics.rank_biased_overlap(x[:, 0], x[:, 1]),
     "model_randomization": lambda m, x: metrics.model_randomization(gradcam, m, x).similarity,
     "label_randomization": lambda m, x: metrics.label_randomization(gradcam, m, dgc.repair(m), x),
     "pearson": lambda _, x: metrics.pearson(x[:, 0], x[:, 1]),
@@ -359,6 +372,8 @@ ON_DEVICE = {
 ON_CPU = {
     "AugSmooth, called": lambda m, x: dgc.AugSmooth(gradcam(m))(x, [0, 3, 1]),
     "NoiseSmooth, called": lambda m, x: dgc.NoiseSmooth(gradcam(m), samples=2)(x),
+    "SESS, called": lambda m, x: dgc.SESS(gradcam(m), scales=2, blur=2)(x, [0, 3, 1]),
+    "quantus_explainer": lambda m, x: metrics.quantus_explainer(gradcam)(m, x.cpu().numpy(), [0, 3, 1]),
     "aug_smooth and eigen_smooth": lambda m, x: gradcam(m)(x, **EIGEN_OF_AUGMENTED),
     "aug_smooth and eigen_smooth of images on the CPU": lambda m, _: gradcam(m)(IMAGES, **EIGEN_OF_AUGMENTED),
     "FullGrad, called": lambda m, x: dgc.FullGrad(m)(x),

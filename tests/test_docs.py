@@ -6,6 +6,7 @@ import json
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,10 +54,15 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         if any(name in block for block in blocks(page)):
             import_peer(name)
     monkeypatch.chdir(tmp_path)
+    run_blocks(page)
+
+
+def run_blocks(page: Path) -> dict[str, Any]:
+    """The names that the blocks of a page know in the end."""
     torch.manual_seed(0)
     model = Classifier()
     images, labels, human = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]), torch.rand(4, 32, 32)
-    names = {
+    names: dict[str, Any] = {
         "model": model,
         "images": images,
         "labels": labels,
@@ -66,6 +72,7 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     for number, block in enumerate(blocks(page)):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    return names
 
 
 def test_every_page_is_in_a_table_of_contents() -> None:

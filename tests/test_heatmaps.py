@@ -199,9 +199,23 @@ def test_the_sign_of_the_principal_component_is_that_of_the_sum_or_else_of_the_l
     torch.testing.assert_close(heatmaps.principal_component(channels), scales * exact, rtol=1e-10, atol=1e-8)
 
 
-COMPONENTS = [heatmaps.principal_component] + [
-    partial(heatmaps.kernel_principal_component, kernel=kernel)
-    for kernel in ("linear", "poly", "rbf", "sigmoid", "cosine")
+def test_the_peak_component_is_the_principal_one_with_its_largest_magnitude_positive():
+    channels = torch.randn(6, 4, 5, 3, dtype=torch.float64)
+    channels[:, :, 0, 0] -= 10  # where every channel falls most
+    plain, peaked = heatmaps.principal_component(channels), heatmaps.peak_component(channels)
+    torch.testing.assert_close(peaked, -plain)
+    assert (peaked.flatten(1).argmax(1) == 0).all()
+    torch.testing.assert_close(heatmaps.peak_component(-channels), peaked)
+    assert heatmaps.peak_component(torch.zeros(2, 3, 4, 4)).tolist() == torch.zeros(2, 4, 4).tolist()
+
+
+COMPONENTS = [
+    heatmaps.principal_component,
+    *(
+        partial(heatmaps.kernel_principal_component, kernel=kernel)
+        for kernel in ("linear", "poly", "rbf", "sigmoid", "cosine")
+    ),
+    heatmaps.peak_component,
 ]
 
 

@@ -227,8 +227,8 @@ def test_every_public_function_says_what_it_takes_and_gives(name):
     assert signature.return_annotation == "None" or {"Returns", "Yields"} & set(sections)
 
 
-def test_the_top_has_about_thirty_names_and_every_submodule_on_demand():
-    assert 30 <= len(diffgradcam.__all__) <= 40
+def test_the_top_has_about_forty_names_and_every_submodule_on_demand():
+    assert 30 <= len(diffgradcam.__all__) <= 45
     folders = {module.split(".")[0] for module in TREES if module and not module.startswith("_")}
     assert folders <= set(dir(diffgradcam))
     for name in folders:

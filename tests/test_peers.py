@@ -21,6 +21,7 @@ from diffgradcam import (
     LayerCAM,
     RandomCAM,
     RefineCAM,
+    SegEigenCAM,
     ShapleyCAM,
     SmoothGradCAMPlusPlus,
     TrueFalseCAM,
@@ -302,6 +303,15 @@ def test_kernels_equal_pytorch_grad_cam_with_its_sign_corrected(pytorch_grad_cam
 
 
 @heads
+def test_seg_eigen_cam_equals_pytorch_grad_cam(pytorch_grad_cam, head):
+    # It chooses the sign itself, so nothing needs to be corrected.
+    model, targets = single(head), class_targets(pytorch_grad_cam)
+    with pytorch_grad_cam.SegEigenCAM(model, [model.relu]) as cam:
+        theirs = cam(images(), targets)
+    close(SegEigenCAM(model, "relu")(images(), targets), theirs)
+
+
+@heads
 def test_fem_equals_pytorch_grad_cam(pytorch_grad_cam, head):
     model = single(head)
     theirs = importlib.import_module(f"{pytorch_grad_cam.__name__}.fem").FEM
@@ -427,6 +437,7 @@ def test_every_class_of_the_package_is_compared_with_loops():
     elsewhere = {  # where their loops are
         "test_contrastive": {"TrueFalseCAM"},
         "test_methods": {"CAM", "RandomCAM", "RefineCAM", "ShapleyCAM", "SmoothGradCAMPlusPlus"},
+        "test_attention": {"LeGrad"},
         "test_fullgrad": {"FullGrad"},
         "test_perturbation": {"AblationCAM", "ISCAM", "SSCAM", "ScoreCAM"},
     }

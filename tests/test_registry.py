@@ -72,17 +72,24 @@ def every_method():
     return list(registered_methods().values())
 
 
+def subject(method):
+    """A model that the method can explain."""
+    return models.transformer() if method.name == "LeGrad" else models.pooled()
+
+
 def made(method, model, layer="relu", **options):
     quick = {"samples": 2, "progress": False}
     own = {name: value for name, value in quick.items() if name in method.options}
     if method.name == "FullGrad":
         return method.make(model, **own, **options)
+    if method.name == "LeGrad":
+        return method.make(model, "block", head=model.head, **options)
     return method.make(model, layer, **own, **options)
 
 
 def check_method(method):
     """What holds for every method."""
-    model = models.pooled()
+    model = subject(method)
     cam = made(method, model)
     logits, classes, maps = cam.explain(IMAGES, torch.tensor([[0, 3], [2, 1], [3, 3]]))
     assert maps.shape[:2] == classes.shape == (3, 2)

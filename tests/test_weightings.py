@@ -45,6 +45,7 @@ def test_hand_computed_weights():
     assert weightings.xgradcam(activations, gradients).tolist() == [[[(4 - 6) / 4], [2 / -2]]]
     assert weightings.layercam(activations, gradients).tolist() == [[[4.0, 0.0], [0.0, 3.0]]]
     assert weightings.hirescam(activations, gradients).tolist() == gradients.tolist()
+    assert weightings.magnitude(activations, gradients).tolist() == [[[4.0, 2.0], [1.0, 3.0]]]
     assert weightings.gradcam_elementwise(activations, gradients).tolist() == [[[4.0, 0.0], [-1.0, 0.0]]]
     # Channel 0: 4 / (2 + 4 * 4). Channel 1: 3 / (2 - 2 * 3), whose denominator of -4 is kept at 1.
     plus_plus = weightings.gradcam_plus_plus(activations, gradients)

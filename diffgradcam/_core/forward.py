@@ -249,15 +249,16 @@ class ForwardPass(Recording):
         return self._following
 
     def _run_without_graph(self, inputs: Inputs) -> Tensor:
-        with torch.no_grad(), self._mixed_precision():
+        with torch.no_grad(), self.mixed_precision():
             return self._reader.output(self._reader.model_to_run()(*inputs.args, **inputs.kwargs))
 
     @contextlib.contextmanager
     def _again(self, inputs: Inputs) -> Iterator[ForwardPass]:
-        with self._mixed_precision(), self._reader.run_on(inputs) as other:
+        with self.mixed_precision(), self._reader.run_on(inputs) as other:
             yield other
 
-    def _mixed_precision(self) -> torch.autocast:
+    def mixed_precision(self) -> torch.autocast:
+        """The autocast that the forward pass was made under."""
         enabled, dtype = self._autocast
         return torch.autocast(self.logits.device.type, dtype, enabled, cache_enabled=False)
 

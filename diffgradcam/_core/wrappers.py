@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def inner_model(model: nn.Module) -> nn.Module:
@@ -27,27 +28,24 @@ def is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
 
 
-class _Eagerly:
-    """PyTorch's stance to compiled code is one for all threads: the first block to begin sets it, the last restores."""
+class _ForAllThreads:
+    """A setting of PyTorch that all threads share: the first block to begin sets it, the last restores it.
 
-    def __init__(self) -> None:
+    Args:
+        setting: Makes the context manager that sets it.
+    """
+
+    def __init__(self, setting: Callable[[], contextlib.AbstractContextManager[object]]) -> None:
+        self._setting = setting
         self._lock = threading.Lock()
         self._blocks = 0
-        self._stance = contextlib.ExitStack()
+        self._set = contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def __call__(self, modules: Iterable[nn.Module]) -> Iterator[None]:
-        """Within the block, compiled modules run as they were written, so that hooks and graphs are those of Python.
-
-        Args:
-            modules: All modules of a model. If none of them is compiled, nothing is done.
-        """
-        if not any(map(is_compiled, modules)):
-            yield
-            return
+    def __call__(self) -> Iterator[None]:
         with self._lock:
             if not self._blocks:
-                self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+                self._set.enter_context(self._setting())
             self._blocks += 1
         try:
             yield
@@ -55,7 +53,25 @@ class _Eagerly:
             with self._lock:
                 self._blocks -= 1
                 if not self._blocks:
-                    self._stance.close()
+                    self._set.close()
 
 
-eagerly = _Eagerly()
+_force_eager = _ForAllThreads(lambda: torch.compiler.set_stance("force_eager"))
+_math_attention = _ForAllThreads(lambda: sdpa_kernel(SDPBackend.MATH))
+
+
+def eagerly(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:
+    """Within the block, compiled modules run as they were written, so that hooks and graphs are those of Python.
+
+    Args:
+        modules: All modules of a model. If none of them is compiled, nothing is done.
+    """
+    return _force_eager() if any(map(is_compiled, modules)) else contextlib.nullcontext()
+
+
+def written_out_attention() -> contextlib.AbstractContextManager[None]:
+    """Within the block, attention is computed by a softmax, as in its formula, and not by a kernel that hides it.
+
+    The values are those of the kernels, up to rounding.
+    """
+    return _math_attention()

@@ -128,6 +128,25 @@ class EigenGradCAM(TrainableCAM):
     reduction = staticmethod(heatmaps.principal_component)
 
 
+@register()
+@final
+class SegEigenCAM(TrainableCAM):
+    """Seg-Eigen-CAM: the first principal component of activations times the magnitudes of their gradients.
+
+    Arguments as :class:`TrainableCAM`. Made for semantic segmentation, where the score is that of a mask, as of
+    :class:`~diffgradcam.utils.model_targets.SemanticSegmentationTarget`. The reduction is
+    :func:`diffgradcam.heatmaps.peak_component`: the value of largest magnitude is positive. A magnitude forgets whether
+    a channel speaks for the class, so the map marks what matters for the score, either way.
+
+    Reference:
+        Chung and Ying, "Seg-Eigen-CAM: Eigen-Value-Based Visual Explanations for Semantic Segmentation Models", Applied
+        Sciences 15(13), 2025 (doi 10.3390/app15137562), read in pytorch-grad-cam's code.
+    """
+
+    weighting = staticmethod(weightings.magnitude)
+    reduction = staticmethod(heatmaps.peak_component)
+
+
 @register(command=False)
 @final
 class RefineCAM(TrainableCAM):

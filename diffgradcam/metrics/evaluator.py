@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,15 +13,17 @@ from torch import Tensor, nn
 
 from diffgradcam._core.batches import check_images
 from diffgradcam._core.checks import check_count, check_scores
-from diffgradcam._core.editing import evaluated
+from diffgradcam._core.editing import evaluated, in_training
 from diffgradcam._core.explainers import check_explains
 from diffgradcam._core.explanation import ModelExplainer
 from diffgradcam._core.outputs import Classes, check_finite, class_index, find_logits
 from diffgradcam._core.tensors import widen
+from diffgradcam.heatmaps import minmax, resize
 from diffgradcam.scores import ScoreFunction, logit_difference
 
 Maps = Tensor | NDArray[Any]
 Output = Callable[[Any], Tensor]
+_DECIMALS = 9  # of the min-max scaled map: what differs by less is rounding of the resizing
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,65 @@ def explained(cam: ModelExplainer, images: Tensor, classes: Classes, batch_size:
     given = [None] * len(chunks) if index is None else torch.split(index, batch_size)
     parts = [cam.explain(chunk, part) for chunk, part in zip(chunks, given, strict=True)]
     return torch.cat([part.classes for part in parts]), torch.cat([part.maps for part in parts])
+
+
+def evaluated_cam(cam: ModelExplainer) -> ModelExplainer:
+    """A CAM whose model is in evaluation mode: the one given, or a copy of it.
+
+    Args:
+        cam: A CAM.
+
+    Returns:
+        It, or a copy if any part of its model is in training mode.
+
+    Raises:
+        TypeError: If it is no CAM.
+    """
+    check_explains(cam)
+    if not in_training(cam.model):
+        return cam
+    other = copy.deepcopy(cam)
+    other.model.eval()
+    return other
+
+
+def pixel_ranks(maps: Maps, images: Tensor) -> Tensor:
+    """Place of each pixel of the images in the order of relevance.
+
+    Args:
+        maps: ``(B, *s)``, a tensor or an array of any resolution.
+        images: ``(B, C, *S)``.
+
+    Returns:
+        0 for the most relevant pixel, ``(B, *S)``. Pixels that the map does not tell apart go row by row.
+
+    Raises:
+        ValueError: As :func:`checked_maps`.
+        TypeError: As :func:`checked_maps`.
+    """
+    # Scaled first: a constant map is then 0 everywhere, and rounding acts alike on maps of any unit.
+    resized = resize(minmax(checked_maps(maps, images)), images.shape[2:])
+    order = resized.flatten(1).round(decimals=_DECIMALS).argsort(dim=1, descending=True, stable=True)
+    ranks: Tensor = order.argsort(1).view_as(resized)
+    return ranks.to(images.device)
+
+
+def heatmaps_at_input(maps: Maps, images: Tensor) -> Tensor:
+    """Maps as the call of a CAM shows them: scaled to [0, 1], at the size of the images.
+
+    Args:
+        maps: ``(B, *s)``, a tensor or an array of any resolution.
+        images: ``(B, C, *S)``.
+
+    Returns:
+        ``(B, *S)``, float64 on the CPU.
+
+    Raises:
+        ValueError: As :func:`checked_maps`.
+        TypeError: As :func:`checked_maps`.
+    """
+    # Scaled before it is resized too: the rounding of a resized constant map would be scaled to a pattern.
+    return minmax(resize(minmax(checked_maps(maps, images)), images.shape[2:]))
 
 
 def one_each(classes: Classes, batch: int) -> Tensor | None:

@@ -27,13 +27,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffgradcam._core.outputs import Classes
-from diffgradcam.heatmaps import minmax, resize
 from diffgradcam.scores import ScoreFunction, probability
 
-from .evaluator import Evaluator, Maps, check_evaluator, checked_maps
+from .evaluator import Evaluator, Maps, check_evaluator, heatmaps_at_input, pixel_ranks
 from .imputation import Fill, filled_with, noisy_linear_imputation
-
-_DECIMALS = 9  # of the min-max scaled map: what differs by less is rounding of the resizing
 
 
 class Curve(NamedTuple):
@@ -189,7 +186,7 @@ def road(
         raise ValueError(f"percentiles are {tuple(percentiles)}; expected at least one, each between 0 and 100")
     check_evaluator(evaluator)
     ready, index, before = evaluator.start(images, classes)
-    ranks = _ranks(maps, images)
+    ranks = pixel_ranks(maps, images)
     pixels = ranks[0].numel()
     changes: dict[str, list[Tensor]] = {"most": [], "least": []}
     for percentile in tqdm(percentiles, desc="road", disable=not progress):
@@ -318,7 +315,7 @@ def _curve(
     check_evaluator(evaluator)
     ready, index, _ = evaluator.start(images, classes)
     batch_size = evaluator.batch_size
-    ranks = _ranks(maps, images)
+    ranks = pixel_ranks(maps, images)
     pixels = ranks[0].numel()
     if not 1 <= steps <= pixels:
         raise ValueError(f"steps is {steps}; expected from 1 to the number of pixels, {pixels}")
@@ -346,8 +343,7 @@ def _confidences(
 ) -> tuple[Tensor, Tensor]:
     check_evaluator(evaluator)
     ready, index, whole = replace(evaluator, score=confidence).start(images, classes)
-    # Scaled before it is resized too: the rounding of a resized constant map would be scaled to a pattern.
-    mask = minmax(resize(minmax(checked_maps(maps, images)), images.shape[2:])).unsqueeze(1)
+    mask = heatmaps_at_input(maps, images).unsqueeze(1)
     seen = ready.scores(images * mask.to(images), index)
     for values in (whole, seen):
         if not bool(((values >= 0) & (values <= 1)).all()):
@@ -357,12 +353,3 @@ def _confidences(
                 "diffgradcam.scores.probability"
             )
     return whole, seen
-
-
-def _ranks(maps: Maps, images: Tensor) -> Tensor:
-    """Place of each pixel in the order of relevance, 0 the most relevant, ``(B, *S)``."""
-    # Scaled first: a constant map is then 0 everywhere, and rounding acts alike on maps of any unit.
-    resized = resize(minmax(checked_maps(maps, images)), images.shape[2:])
-    order = resized.flatten(1).round(decimals=_DECIMALS).argsort(dim=1, descending=True, stable=True)
-    ranks: Tensor = order.argsort(1).view_as(resized)
-    return ranks.to(images.device)

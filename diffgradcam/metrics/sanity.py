@@ -7,24 +7,23 @@ model. A low one is necessary for a faithful map and not sufficient.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffgradcam._core.checks import check_choice, described
+from diffgradcam._core.checks import check_choice
 from diffgradcam._core.editing import by_name, copy_model
 from diffgradcam._core.explainers import MakeCAM, check_makes_cams
 from diffgradcam._core.layers import LayerSpec
 from diffgradcam._core.outputs import Classes
 
 from .evaluator import explained
-from .similarity import spearman
+from .similarity import MapSimilarity, compared, spearman
 
 Mode = Literal["cascading", "independent"]
-MapSimilarity = Callable[[Tensor, Tensor], Tensor]
 
 
 class Randomization(NamedTuple):
@@ -102,7 +101,7 @@ def model_randomization(
         trained = copy.deepcopy(layer.state_dict())
         _randomize(layer, generator)
         _, maps = _explained(make_cam, changed, images, index, batch_size)
-        rows.append(_compared(similarity, maps, reference))
+        rows.append(compared(similarity, maps, reference))
         if mode == "independent":
             layer.load_state_dict(trained)
     return Randomization(names, torch.stack(rows))
@@ -144,7 +143,7 @@ def label_randomization(
     """
     index, reference = _explained(make_cam, copy_model(model).eval(), images, classes, batch_size)
     _, maps = _explained(make_cam, copy_model(randomly_labelled).eval(), images, index, batch_size)
-    return _compared(similarity, maps, reference)
+    return compared(similarity, maps, reference)
 
 
 def _explained(
@@ -169,13 +168,6 @@ def _explained(
             'use its argument, as in lambda model: GradCAM(model, "layer4")'
         )
     return index, maps
-
-
-def _compared(similarity: MapSimilarity, maps: Tensor, reference: Tensor) -> Tensor:
-    values = similarity(maps, reference)
-    if not isinstance(values, Tensor) or values.shape != maps.shape[:1]:
-        raise ValueError(f"similarity returned {described(values)} for {len(maps)} maps; expected a value for each")
-    return values
 
 
 def _own_parameters(model: nn.Module) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 
@@ -12,12 +11,11 @@ from tqdm import tqdm
 
 from diffgradcam._core.batches import check_images
 from diffgradcam._core.checks import check_count
-from diffgradcam._core.editing import in_training
 from diffgradcam._core.explanation import ModelExplainer
 from diffgradcam._core.outputs import Classes
 from diffgradcam.heatmaps import resize
 
-from .evaluator import Evaluator, Maps, check_evaluator, checked_maps, explained
+from .evaluator import Evaluator, Maps, check_evaluator, checked_maps, evaluated_cam, explained
 from .imputation import mean_colour
 
 Perturb = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
@@ -157,9 +155,7 @@ def max_sensitivity(
     check_count("samples", samples)
     if not radius >= 0:
         raise ValueError(f"radius is {radius}; expected the largest change of a pixel, at least 0")
-    if in_training(cam.model):
-        cam = copy.deepcopy(cam)
-        cam.model.eval()
+    cam = evaluated_cam(cam)
     index, reference = explained(cam, images, classes, batch_size)
     norm = reference.flatten(1).norm(dim=1)
     generator = torch.Generator().manual_seed(seed)

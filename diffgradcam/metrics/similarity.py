@@ -1,19 +1,24 @@
 """Similarity of two maps of the same image. Both are ``(B, *S)``; each function returns one number per image.
 
-Which one: ``pearson`` for maps of any scale, ``spearman`` when only the order of positions counts, ``cosine`` when 0
-means "no evidence", ``rmse`` and ``ssim`` for maps that share a scale (``diffgradcam.heatmaps.minmax`` gives them one).
+Which one: ``pearson`` for maps of any scale, ``spearman`` when only the order of positions counts,
+``rank_biased_overlap`` when the order of the highest values counts most, ``cosine`` when 0 means "no evidence",
+``rmse`` and ``ssim`` for maps that share a scale (``diffgradcam.heatmaps.minmax`` gives them one).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffgradcam._core.checks import described
 from diffgradcam._core.outputs import check_finite
 from diffgradcam.heatmaps import minmax, scale_signed
+
+MapSimilarity = Callable[[Tensor, Tensor], Tensor]
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -59,6 +64,65 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     for flat in (x, y):
         check_finite("the map", flat)
     return pearson(_ranks(x), _ranks(y)).to(x)
+
+
+def rank_biased_overlap(first: Tensor, second: Tensor, p: float = 0.9) -> Tensor:
+    """Rank-biased overlap: how much the most relevant positions of two maps have in common, the first ones most of all.
+
+    ``(1 - p) / (1 - p^n) sum_d p^(d - 1) |top_d & top_d| / d`` over all depths d up to the number n of positions; the
+    factor makes it 1 for the same order. Positions of equal value go row by row.
+
+    Args:
+        first: Maps, ``(B, *S)``.
+        second: Maps, ``(B, *S)``.
+        p: How much the next depth counts relative to one, between 0 and 1. With 0.9 the first ten positions of many
+            carry 86% of the weight.
+
+    Returns:
+        Overlaps in [0, 1], ``(B,)``. Ranks have no gradient.
+
+    Raises:
+        ValueError: If the shapes differ, a map is not finite, or ``p`` is out of range.
+
+    Reference:
+        Webber, Moffat, Zobel, "A Similarity Measure for Indefinite Rankings", ACM TOIS 2010, cut at n.
+
+    Example:
+        >>> rank_biased_overlap(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[2.0, 3.0, 1.0]]), p=0.5)  # 0, 1, 1
+        tensor([0.4286])
+    """
+    if not 0 < p < 1:
+        raise ValueError(f"p is {p}; expected a number between 0 and 1")
+    x, y = _flat_pair(first, second)
+    for flat in (x, y):
+        check_finite("the map", flat)
+    places = [flat.cpu().argsort(dim=1, descending=True, stable=True).argsort(1) for flat in (x, y)]
+    depths = torch.arange(1, x.shape[1] + 1, dtype=torch.float64)
+    both = torch.zeros(x.shape, dtype=torch.float64)  # how many positions are in both tops from this depth on
+    both.scatter_add_(1, torch.maximum(*places), torch.ones_like(both))
+    weights = p ** (depths - 1)
+    overlap: Tensor = (weights * both.cumsum(1) / depths).sum(1) / weights.sum()
+    return overlap.to(x)
+
+
+def compared(similarity: MapSimilarity, maps: Tensor, reference: Tensor) -> Tensor:
+    """The similarity of two batches of maps by a function of the user's, checked.
+
+    Args:
+        similarity: Of two batches of maps, one number for each image.
+        maps: ``(B, *S)``.
+        reference: ``(B, *S)``.
+
+    Returns:
+        ``(B,)``.
+
+    Raises:
+        ValueError: If the function returns anything else.
+    """
+    values = similarity(maps, reference)
+    if not isinstance(values, Tensor) or values.shape != maps.shape[:1]:
+        raise ValueError(f"similarity returned {described(values)} for {len(maps)} maps; expected a value for each")
+    return values
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:

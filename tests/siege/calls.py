@@ -21,17 +21,29 @@ from diffgradcam.data import SaliencyDataset, albumentations_style
 from diffgradcam.methods import registered_methods
 from diffgradcam.utils import reshape_transforms
 from diffgradcam.visualize import report as html
-from tests.models import pooled
+from tests.models import pooled, transformer
 
 Call = tuple[Any, dict[str, Any]]
-OTHERS = ("losses", "scores", "sham", "FoolingLoss", "BaseCAM", "ScoredCAM", "Explainer", "Row", "Scalar", "Transform")
+OTHERS = (
+    "losses",
+    "scores",
+    "sham",
+    "FoolingLoss",
+    "BaseCAM",
+    "ScoredCAM",
+    "Explainer",
+    "Row",
+    "Scalar",
+    "Transform",
+    "ExplainFunction",
+)
 """Public names that are no function to call: modules, types and an abstract class."""
 
 
 FORMULAS = (
     *(f"scores.{name}" for name in ("logit", "probability", "log_probability", "logit_difference", "finer")),
     *(f"weightings.{name}" for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam")),
-    *(f"weightings.{name}" for name in ("gradcam_elementwise", "fem")),
+    *(f"weightings.{name}" for name in ("gradcam_elementwise", "magnitude", "fem")),
     *("sham_loss", "location_loss", "top_k_loss", "centre_mass_loss", "active_loss"),
 )
 """Functions that the library calls with what it has checked."""
@@ -109,6 +121,10 @@ def calls() -> dict[str, Call]:
             chosen = {}
         given = {"model": model} if method.name == "FullGrad" else {**on_model, "reshape_transform": None}
         own = {name: value for name, value in OPTIONS.items() if name in method.options}
+        if method.name == "LeGrad":
+            blocks = transformer(dtype=torch.float32)
+            given = {"model": blocks, "target_layers": "block", "reshape_transform": None}
+            own = {"head": blocks.head}
         fixed = {"baseline", "alpha", "comparisons"} & set(own)  # these are the score
         found[method.name] = method.make, {
             **given, **own, **{name: value for name, value in chosen.items() if not (fixed and name == "score")},
@@ -122,6 +138,13 @@ def calls() -> dict[str, Call]:
     }  # fmt: skip
     found["NoiseSmooth"] = diffgradcam.NoiseSmooth, {"cam": make(model), "samples": 2, "std": 0.1, "seed": 0}
     found["EigenSmooth"] = diffgradcam.EigenSmooth, {"cam": make(model)}
+    found["SESS"] = diffgradcam.SESS, {
+        "cam": make(model), "scales": 2, "growth": 0.3, "window": 4, "step": 3, "keep": 0.9, "threshold": 0.1,
+        "pool": "mean", "blur": 2, "weight": scores.probability, "batch_size": 4,
+    }  # fmt: skip
+    found["sess explain"] = diffgradcam.SESS(make(model), scales=2, blur=2).explain, {
+        "input_tensor": images, "classes": classes,
+    }  # fmt: skip
     found["GuidedBackpropReLUModel"] = diffgradcam.GuidedBackpropReLUModel(model), {
         "input_img": images[:1], "target_category": 1,
     }  # fmt: skip
@@ -250,7 +273,8 @@ def calls() -> dict[str, Call]:
     found["scores.logit_difference"][1]["baseline"] = "max"
     found["scores.finer"][1].update(alpha=1.0, comparisons=2)
     found["scores.two_logits"] = scores.two_logits, {"outputs": tensors(4, 1)}
-    for name in ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam", "gradcam_elementwise"):
+    names = ("gradcam", "gradcam_plus_plus", "xgradcam", "layercam", "hirescam", "gradcam_elementwise", "magnitude")
+    for name in names:
         found[f"weightings.{name}"] = getattr(weightings, name), dict(activations)
     found["weightings.fem"] = weightings.fem, {"activations": activations["activations"], "k": 1.0}
     for name in ("rectify", "minmax", "scale_signed", "entropy"):
@@ -258,7 +282,8 @@ def calls() -> dict[str, Call]:
     found["heatmaps.resize"] = heatmaps.resize, {"maps": two[0], "size": (7, 7)}
     for name in ("average", "product"):
         found[f"heatmaps.{name}"] = getattr(heatmaps, name), {"layers": [two[0], tensors(4, 3, 3)], "size": (7, 7)}
-    found["heatmaps.principal_component"] = heatmaps.principal_component, {"channels": tensors(2, 3, 4, 4)}
+    for name in ("principal_component", "peak_component"):
+        found[f"heatmaps.{name}"] = getattr(heatmaps, name), {"channels": tensors(2, 3, 4, 4)}
     found["heatmaps.kernel_principal_component"] = heatmaps.kernel_principal_component, {
         "channels": tensors(2, 3, 4, 4), "kernel": "rbf", "gamma": 0.5,
     }  # fmt: skip
@@ -300,6 +325,8 @@ def calls() -> dict[str, Call]:
     }  # fmt: skip
     for name in ("pearson", "spearman", "cosine", "rmse"):
         found[name] = getattr(metrics, name), {"first": two[0], "second": two[1]}
+    found["rank_biased_overlap"] = metrics.rank_biased_overlap, {"first": two[0], "second": two[1], "p": 0.9}
+    found["compactness"] = metrics.compactness, {"maps": two[0], "share": 0.2, "neighbours": 20}
     found["ssim"] = metrics.ssim, {"first": two[0], "second": two[1], "window": 3, "data_range": 1.0}
     for name in ("energy_in_mask", "pointing_game", "iou_at_matched_area"):
         found[name] = getattr(metrics, name), {"maps": two[0], "masks": (two[1] > 0.5).float()}
@@ -314,6 +341,18 @@ def calls() -> dict[str, Call]:
     }  # fmt: skip
     found["max_sensitivity"] = metrics.max_sensitivity, {
         "cam": make(model), "images": images, "classes": classes, "radius": 0.02, "samples": 2, "seed": 0,
+        "batch_size": 4,
+    }  # fmt: skip
+    found["arcc"] = metrics.arcc, {
+        "evaluator": faithful["evaluator"], "cam": make(model), "images": images, "classes": classes,
+        "confidence": scores.probability, "percentiles": (50,), "noise": 0.01, "seed": 0,
+    }  # fmt: skip
+    found["quantus_explainer"] = metrics.quantus_explainer, {"make_cam": make}
+    found["class_sensitivity"] = metrics.class_sensitivity, {
+        "cam": make(model), "images": images, "share": 0.1, "threshold": 0.5, "batch_size": 4,
+    }  # fmt: skip
+    found["noise_response"] = metrics.noise_response, {
+        "cam": make(model), "images": images, "std": 0.2, "samples": 2, "similarity": metrics.pearson, "seed": 0,
         "batch_size": 4,
     }  # fmt: skip
     large = tensors(4, 3, 8, 8)
