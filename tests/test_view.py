@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -210,13 +211,13 @@ class TestTheFolder:
         (root / "up").symlink_to("..")
         (root / "link.png").symlink_to(target)
         viewer = open_viewer(module, root)
-        for ask in (viewer.item, viewer.thumbnail):
+        for ask in (viewer.read, viewer.thumbnail):
             with pytest.raises(BadImage, match=r"link.png: (a link that leads out of the folder|not a regular file)"):
                 ask(1)
 
     def test_a_file_that_becomes_a_link_later(self, module, root):
         viewer = open_viewer(module, root)
-        viewer.item(0)
+        viewer.read(0)
         (root / "a.png").unlink()
         (root / "a.png").symlink_to("../secret.png")
         with pytest.raises(BadImage, match=r"a\.png: a link that leads out of the folder; expected a file in it"):
@@ -225,13 +226,13 @@ class TestTheFolder:
     def test_a_link_that_stays_inside_and_a_folder_that_is_a_link(self, module, root):
         (root / "b.png").symlink_to("a.png")
         (root.parent / "alias").symlink_to(root)
-        first, second = map(open_viewer(module, root.parent / "alias").item, (0, 1))
+        first, second = map(open_viewer(module, root.parent / "alias").read, (0, 1))
         assert first.picture.image.tobytes() == second.picture.image.tobytes()
 
     def test_an_image_that_was_named_may_be_a_link(self, module, root):
         (root / "b.png").symlink_to("../secret.png")
         viewer = open_viewer(module, root / "b.png")
-        assert viewer.item(0).picture.image.tobytes() == picture(9).tobytes()
+        assert viewer.read(0).picture.image.tobytes() == picture(9).tobytes()
 
     def test_broken_and_odd_files_are_named(self, module, root):
         (root / "b.png").write_bytes(b"\x89PNG no more")
@@ -248,7 +249,8 @@ def served(viewer):
     uvicorn = pytest.importorskip("uvicorn", reason="needs the extra view")
     from diffgradcam.cli._server import HOST, make_app
 
-    server = uvicorn.Server(uvicorn.Config(make_app(viewer, SECRET), log_level="critical", lifespan="off", ws="none"))
+    app = make_app(viewer, SECRET, lambda job: threading.Thread(target=job).start())
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none"))
     with socket.create_server((HOST, 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
@@ -293,6 +295,15 @@ class TestServer:
         assert len(re.findall(r'src="data:image/png;base64,', look.text)) == 5
         assert "what tells class 2 from class 0" in look.text
         assert "<img src=x" not in Answer(port, f"/{SECRET}/look").text
+
+    def test_names_of_classes_are_escaped_too(self, viewer):
+        named = replace(viewer.loaded, class_names=["</option><script>alert(1)</script>", HOSTILE, "{{ 7 * 7 }}", "d"])
+        with served(replace(viewer, loaded=named)) as port:
+            page, look = (Answer(port, f"/{SECRET}/{path}").text for path in ("", "look?class=0&other=1"))
+        for text, scripts in ((page, 1), (look, 0)):
+            assert text.count("<script") == scripts
+            assert "<img src=x" not in text
+            assert "{{ 7 * 7 }}" in text
 
     def test_a_thumbnail_is_a_picture(self, port):
         answer = Answer(port, f"/{SECRET}/thumbnail?image=1")

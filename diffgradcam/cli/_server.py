@@ -1,16 +1,22 @@
 """The local page of ``view``: a small application of Starlette, and what keeps others away from it.
 
-There is one model, so explanations are made one after the other. The server has no state that a request could change.
-Other programs and other pages reach a local port too, so every address begins with a secret.
+There is one model, so explanations are made one after the other, and in the main thread, where Ctrl-C ends them; the
+server has a thread of its own. It has no state that a request could change. Other programs and other pages reach a
+local port too, so every address begins with a secret.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import queue
 import secrets
 import socket
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -46,12 +52,16 @@ _HEADERS = {
 }
 
 
-def make_app(viewer: Viewer, secret: str) -> ASGIApp:
+Job = Callable[[], None]
+
+
+def make_app(viewer: Viewer, secret: str, hand_over: Callable[[Job], None]) -> ASGIApp:
     """The application.
 
     Args:
         viewer: What is shown.
         secret: The first part of every address.
+        hand_over: Takes what is to be run where explanations are made. One is handed over at a time.
 
     Returns:
         It answers ``GET /SECRET/``, and ``look`` and ``thumbnail`` below it.
@@ -61,7 +71,10 @@ def make_app(viewer: Viewer, secret: str) -> ASGIApp:
     async def page(_request: Request) -> Response:
         nonce = secrets.token_urlsafe()
         policy = {"Content-Security-Policy": _POLICY.format(nonce=nonce)}
-        return HTMLResponse(render("view.html", nonce=nonce, **_about(viewer)), headers=policy)
+        return await _answer(
+            run_in_threadpool(render, "view.html", nonce=nonce, **_about(viewer)),
+            lambda text: HTMLResponse(text, headers=policy),
+        )
 
     async def look(request: Request) -> Response:
         def explain() -> str:
@@ -71,13 +84,13 @@ def make_app(viewer: Viewer, secret: str) -> ASGIApp:
         async with turn:
             if await request.is_disconnected():  # something else was chosen while this waited
                 return Response(status_code=204)
-            return await _answer(explain, HTMLResponse)
+            return await _answer(_handed_over(explain, hand_over), HTMLResponse)
 
     async def thumbnail(request: Request) -> Response:
-        return await _answer(
-            lambda: viewer.thumbnail(viewer.choose(request.query_params).image),
-            lambda data: Response(data, media_type="image/jpeg"),
-        )
+        def picture() -> bytes:
+            return viewer.thumbnail(viewer.choose(request.query_params).image)
+
+        return await _answer(run_in_threadpool(picture), lambda data: Response(data, media_type="image/jpeg"))
 
     routes = [Route("/", page), Route("/look", look), Route("/thumbnail", thumbnail)]
     return _Guard(Starlette(routes=[Mount(f"/{secret}", routes=routes)]))
@@ -95,13 +108,29 @@ def serve(viewer: Viewer, port: int, ready: Callable[[str], None]) -> None:
         OSError: If the port is taken.
     """
     secret = secrets.token_urlsafe(16)
+    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     config = uvicorn.Config(
-        make_app(viewer, secret), log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none",
-        proxy_headers=False, timeout_graceful_shutdown=1,
-    )  # fmt: skip
+        make_app(viewer, secret, jobs.put),
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
     with socket.create_server((HOST, port)) as listening:
-        ready(f"http://{HOST}:{listening.getsockname()[1]}/{secret}/")
-        uvicorn.Server(config).run(sockets=[listening])
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            ready(f"http://{HOST}:{listening.getsockname()[1]}/{secret}/")
+            while thread.is_alive():
+                with contextlib.suppress(queue.Empty):
+                    jobs.get(timeout=1)()
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class _Control(NamedTuple):
@@ -146,10 +175,24 @@ def _about(viewer: Viewer) -> dict[str, Any]:
     }
 
 
-async def _answer(work: Callable[[], Any], respond: Callable[[Any], Response]) -> Response:
-    """Run work in a thread; what it raises becomes an answer in words."""
+def _handed_over(work: Callable[[], Any], hand_over: Callable[[Job], None]) -> Awaitable[Any]:
+    """What work returns or raises, once it has been run elsewhere."""
+    future: Future[Any] = Future()
+
+    def job() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # raised where it is waited for; Ctrl-C is not
+            future.set_exception(error)
+
+    hand_over(job)
+    return asyncio.wrap_future(future)
+
+
+async def _answer(work: Awaitable[Any], respond: Callable[[Any], Response]) -> Response:
+    """Wait for work; what it raises becomes an answer in words."""
     try:
-        return respond(await run_in_threadpool(work))
+        return respond(await work)
     except (BadImage, *EXPECTED) as error:
         return PlainTextResponse(str(error) or type(error).__name__, 400)
     except Exception as error:  # a bug; the page says so, and the next choice is answered

@@ -175,7 +175,7 @@ class Viewer:
         """The model and one of :attr:`layers`."""
         return subject_at(self.loaded, self.found, self.layers[layer])
 
-    def item(self, index: int) -> Item:
+    def read(self, index: int) -> Item:
         """Read an image.
 
         Args:
@@ -198,15 +198,15 @@ class Viewer:
         """A small JPEG of what the model sees of an image.
 
         Args:
-            index: As for :meth:`item`.
+            index: As for :meth:`read`.
 
         Returns:
             The file.
 
         Raises:
-            BadImage: As :meth:`item`.
+            BadImage: As :meth:`read`.
         """
-        return jpeg(view_picture(self.subject(next(iter(self.layers))), self.item(index), _THUMBNAIL))
+        return jpeg(view_picture(self.subject(next(iter(self.layers))), self.read(index), _THUMBNAIL))
 
     def look(self, choice: Choice) -> Look:
         """Explain an image.
@@ -218,11 +218,11 @@ class Viewer:
             All that is shown of it.
 
         Raises:
-            BadImage: As :meth:`item`.
+            BadImage: As :meth:`read`.
             ValueError: If a class is compared with itself; otherwise as the method.
         """
         subject = self.subject(choice.layer)
-        item = self.item(choice.image)
+        item = self.read(choice.image)
         images = subject.inputs([item.picture])
         logits = logits_of(subject.model, images)[0]
         decided = int(logits.argmax())
