@@ -17,7 +17,12 @@ from sphinx.writers.html5 import HTML5Translator
 import diffgradcam
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parent.parent))
 from methods_table import methods_table
+
+from tests.public_api import FILE, read
+
+VERSIONS = read(FILE.read_text("utf-8"))
 
 
 def _types() -> set[str]:
@@ -131,8 +136,20 @@ def _dashes(_app: Sphinx, tree: nodes.document, _page: str) -> None:
             text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
 
 
+def _versions(_app: Sphinx, what: str, name: str, _value: object, _options: object, lines: list[str]) -> None:
+    """Say in which version a name came in, and in which its signature changed; of a member only if its class is older."""
+    entry = VERSIONS.get(name)
+    if entry is None or what == "module":
+        return
+    owner = VERSIONS.get(name.rpartition(".")[0])
+    for directive, version in (("versionadded", entry.added), ("versionchanged", entry.changed)):
+        if version and not (owner and owner.added == version):
+            lines += ["", f".. {directive}:: {version}"]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", _versions, priority=900)  # after Google's style became reST
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("source-read", _from_the_root)
     app.connect("missing-reference", _elsewhere)
