@@ -89,6 +89,9 @@ sbom: dist ## List what the wheel installs, as CycloneDX: output/sbom.cdx.json
 	@mkdir -p output
 	$(BIN)/cyclonedx-py environment --output-reproducible --output-file output/sbom.cdx.json .venv-sbom/bin/python
 
+release: ## Date the changelog and the citation for the version at hand
+	$(PYTHON) .ci/release $(DATE)
+
 audit-dependencies: $(VENV)/.installed-dev ## List known vulnerabilities in what constraints.txt installs (asks a public service)
 	$(BIN)/pip-audit --local --skip-editable
 

@@ -137,7 +137,7 @@ def _dashes(_app: Sphinx, tree: nodes.document, _page: str) -> None:
 
 
 def _versions(_app: Sphinx, what: str, name: str, _value: object, _options: object, lines: list[str]) -> None:
-    """Say in which version a name came in, and in which its signature changed; of a member only if its class is older."""
+    """Say in which version a name came in and last changed; of a member only where its class is older."""
     entry = VERSIONS.get(name)
     if entry is None or what == "module":
         return

@@ -250,6 +250,50 @@ class TestAddress:
         assert all(one.read(name) == other.read(name) for name in names)
 
 
+class TestRelease:
+    """`make release` on a copy: what the files say afterwards passes the tests above."""
+
+    @pytest.fixture
+    def copy(self, tmp_path):
+        for name in ("setup.cfg", "CHANGELOG.md", "CITATION.cff", "diffgradcam/__init__.py", ".ci/release"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+        changelog = tmp_path / "CHANGELOG.md"
+        version = diffgradcam.__version__
+        unreleased = f"## [Unreleased]\n\nThis will become {version}, the next one.\n\n"
+        changelog.write_text(
+            re.sub(rf"^## \[{version}\] - .*\n\n", unreleased, changelog.read_text(), flags=re.MULTILINE)
+        )
+        return tmp_path
+
+    @staticmethod
+    def release(copy):
+        return subprocess.run([sys.executable, copy / ".ci/release", "2026-01-31"], capture_output=True, text=True)
+
+    def test_it_dates_changelog_and_citation_once(self, copy):
+        config = copy / "setup.cfg"
+        config.write_text(config.read_text().replace("\nurl =\n", f"\nurl = {URL}\n"))
+        before = (copy / "CHANGELOG.md").read_text()
+        done = self.release(copy)
+        assert done.returncode == 0, done.stderr
+        version, changelog = diffgradcam.__version__, (copy / "CHANGELOG.md").read_text()
+        assert f"## [{version}] - 2026-01-31\n\n### Added\n" in changelog
+        assert "Unreleased" not in changelog
+        assert changelog.partition("### Added")[2] == before.partition("### Added")[2]
+        citation = yaml.safe_load((copy / "CITATION.cff").read_text())
+        assert (citation["version"], str(citation["date-released"])) == (version, "2026-01-31")
+        again = self.release(copy)
+        assert again.returncode == 1
+        assert "no section [Unreleased], or one of" in again.stderr
+
+    def test_it_refuses_without_the_address(self, copy):
+        before = (copy / "CHANGELOG.md").read_text()
+        done = self.release(copy)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "setup.cfg has no url under [repository]" in done.stderr
+        assert (copy / "CHANGELOG.md").read_text() == before
+
+
 class TestCI:
     def test_ci_runs_what_a_contributor_runs(self):
         """`.ci/run` is `make check` step by step, so that the summary of the tests can stand at its end."""
@@ -264,6 +308,15 @@ class TestCI:
         assert sorted([check, *jobs["python"]["strategy"]["matrix"]["version"]]) == sorted(PYTHONS)
         assert SETUP["options"]["python_requires"] == f">={PYTHONS[0]}"
         assert sorted(PYTHONS, key=Version) == PYTHONS
+
+    def test_the_wheel_that_was_built_once_is_tested_on_all_and_with_the_lowest_and_newest(self):
+        job = WORKFLOW["jobs"]["wheel"]
+        assert job["needs"] == "build"
+        matrix = [(each["version"], each["constraints"]) for each in job["strategy"]["matrix"]["include"]]
+        edges = [(PYTHONS[0], "constraints-lowest.txt"), (PYTHONS[-1], "constraints-newest.txt")]
+        assert matrix == [*((python, "constraints.txt") for python in PYTHONS), *edges]
+        steps = [step["run"] for step in job["steps"] if "run" in step]
+        assert steps == ["bash .ci/test-wheel"]  # and no build
 
     def test_the_workflow_may_read_and_nothing_else(self):
         assert WORKFLOW["permissions"] == {"contents": "read"}
