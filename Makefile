@@ -6,10 +6,12 @@ CONSTRAINTS := constraints.txt
 EXAMPLES := $(patsubst examples/%.py,output/%.txt,$(wildcard examples/*.py))
 LIBRARY := $(shell find diffgradcam -name '*.py') $(addprefix examples/,photos.py faces.py squares.py)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The same commit makes the same bytes: the time in what is built is that of the commit.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2> /dev/null || echo 315532800)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lowest test-newest test-wheel siege coverage mutation check quality lint types doctest examples docs dist bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness experiment-architectures clean
+.PHONY: help demo test test-lowest test-newest test-wheel siege coverage mutation check quality lint types doctest examples docs dist dist-twice sbom release bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness experiment-architectures clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
@@ -72,8 +74,23 @@ docs: $(VENV)/.installed-docs $(EXAMPLES) ## Build the documentation, with the p
 
 dist: $(VENV)/.installed-dev ## Build the sdist, and the wheel from it: dist/
 	rm -rf dist
-	$(BIN)/python -m build
+	PIP_CONSTRAINT=$(CURDIR)/$(CONSTRAINTS) $(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+
+dist-twice: dist ## Check that two builds are the same bytes
+	cd dist && sha256sum * > ../.dist-sums
+	$(MAKE) dist
+	cd dist && sha256sum --check ../.dist-sums
+	rm .dist-sums
+
+sbom: dist ## List what the wheel installs, as CycloneDX: output/sbom.cdx.json
+	$(PYTHON) -m venv --clear .venv-sbom
+	.venv-sbom/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) dist/*.whl
+	@mkdir -p output
+	$(BIN)/cyclonedx-py environment --output-reproducible --output-file output/sbom.cdx.json .venv-sbom/bin/python
+
+release: ## Date the changelog and the citation for the version at hand
+	$(PYTHON) .ci/release $(DATE)
 
 audit-dependencies: $(VENV)/.installed-dev ## List known vulnerabilities in what constraints.txt installs (asks a public service)
 	$(BIN)/pip-audit --local --skip-editable
@@ -108,7 +125,7 @@ experiment-architectures: $(VENV)/.installed-test ## Judge the maps of 278 archi
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.siege.zoo
 
 clean: ## Remove the environment and all generated files, but not the results of experiments
-	rm -rf $(VENV) .venv-lowest .venv-newest output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage* mutants
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-sbom output build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage* mutants
 
 # Installed without its inference engine, because only the weights of the model are read.
 $(VENV)/.installed-orientation: $(VENV)/.installed-experiments

@@ -1,7 +1,6 @@
 """How `make docs` builds this documentation: it downloads nothing, and every warning is an error."""
 
 import importlib
-import os
 import pkgutil
 import re
 import sys
@@ -10,7 +9,6 @@ from typing import Any, TypeVar, get_origin
 
 from docutils import nodes
 from docutils.utils.math import latex2mathml
-from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -20,9 +18,13 @@ from sphinx.writers.html5 import HTML5Translator
 import diffgradcam
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parent.parent))
 from methods_table import methods_table
 
+from tests.public_api import FILE, read
+
 logger = logging.getLogger(__name__)
+VERSIONS = read(FILE.read_text("utf-8"))
 
 
 def _types() -> set[str]:
@@ -53,7 +55,6 @@ extensions = [
     "sphinx_copybutton",
 ]
 
-NOTEBOOK_SECONDS = 120  # in CI, on two cores: a tutorial is to be followed, not waited for
 
 # The pages are Markdown that also reads well in a repository browser.
 myst_enable_extensions = ["dollarmath"]
@@ -138,20 +139,22 @@ def _dashes(_app: Sphinx, tree: nodes.document, _page: str) -> None:
             text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
 
 
-def _quick(_app: Sphinx, env: BuildEnvironment) -> None:
-    """Warn of a notebook that takes too long."""
-    for page in sorted(env.found_docs):
-        executed = NbMetadataCollector.get_exec_data(env, page)
-        if executed and (executed["runtime"] or 0) > NOTEBOOK_SECONDS:
-            logger.warning("%s runs for %.0f s; expected at most %d", page, executed["runtime"], NOTEBOOK_SECONDS)
+def _versions(_app: Sphinx, what: str, name: str, _value: object, _options: object, lines: list[str]) -> None:
+    """Say in which version a name came in and last changed; of a member only where its class is older."""
+    entry = VERSIONS.get(name)
+    if entry is None or what == "module":
+        return
+    owner = VERSIONS.get(name.rpartition(".")[0])
+    for directive, version in (("versionadded", entry.added), ("versionchanged", entry.changed)):
+        if version and not (owner and owner.added == version):
+            lines += ["", f".. {directive}:: {version}"]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", _versions, priority=900)  # after Google's style became reST
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("source-read", _from_the_root)
     app.connect("missing-reference", _elsewhere)
     app.connect("doctree-resolved", _dashes)
-    if "CI" in os.environ:  # elsewhere other programs may run at the same time
-        app.connect("env-updated", _quick)
     return {"parallel_read_safe": True}

@@ -4,8 +4,11 @@ Some are made here; those of the gallery are what the examples drew, at a size f
 """
 
 import io
+import re
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -96,7 +99,29 @@ def baselines(model) -> Figure:
     return grid([list(pictures.values())], [list(pictures)])
 
 
+def view_page() -> None:
+    """The page of the command view. It needs Playwright, and a Chromium on the path."""
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as tool:
+        photos = {"cat": data.chelsea(), "cat_beside_coffee": cat_beside_coffee(), "coffee": data.coffee()}
+        for title, photo in {**photos, "rocket": data.rocket()}.items():
+            Image.fromarray(photo).save(Path(folder, f"{title}.png"))
+        command = [sys.executable, "-m", "diffgradcam.cli", "view", folder, "--no-browser"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=DOCS.parent) as server:  # noqa: S603
+            address = next(line for line in server.stderr if re.match("http", line)).strip()
+            browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1280, "height": 930})
+            page.goto(f"{address}?class={EGYPTIAN_CAT}&other={TIGER_CAT}")
+            page.locator("#result[aria-busy=false]").wait_for()
+            picture = Image.open(io.BytesIO(page.screenshot()))
+            browser.close()
+            server.terminate()
+    picture.convert("RGB").save(DOCS / "images" / "view_page.jpg", quality=85, optimize=True)
+
+
 if __name__ == "__main__":
+    view_page()
     model = lite0()
     for make in (first_map, one_vector, baselines):
         save(make(model), make.__name__)

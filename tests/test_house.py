@@ -46,7 +46,6 @@ ROWS = [
 ]
 # Imports inside a function: each with its reason.
 LATE = {
-    ("visualize.report", "jinja2"): "only a report needs it",
     ("visualize.pages", "jinja2"): "only a page needs it",
     ("robustness.benchmark_result", "matplotlib.figure"): "takes longer than the rest of the package",
     ("robustness.benchmark_result", "visualize.sheets"): "matplotlib, as above",
@@ -118,7 +117,7 @@ def test_the_imports_of_this_test_are_resolved():
     assert ("_core.base", "TrainableCAM", False) in set(imports("methods.gradient"))
     assert ("heatmaps", None, False) in set(imports("methods.gradient"))
     assert ("sham.objectives", "sham_loss", False) in set(imports("sham"))
-    assert ("visualize.report", "jinja2", True) not in set(imports("visualize.report"))
+    assert ("visualize.pages", "jinja2", True) not in set(imports("visualize.pages"))
     assert ("methods.gradient", "GradCAM", False) in set(imports(""))
 
 

@@ -1,11 +1,15 @@
 """What is released is what is meant: its version, its files, its bounds, and that CI runs what a contributor runs."""
 
 import configparser
+import email
+import email.policy
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -17,6 +21,8 @@ from packaging.version import Version
 import diffgradcam
 
 ROOT = Path(__file__).parent.parent
+EPOCH = 1_700_000_000
+URL = "https://example.org/somebody/diffgradcam"
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 PYTHONS = re.findall(r"^Programming Language :: Python :: (3\.\d+)$", SETUP["metadata"]["classifiers"], re.MULTILINE)
@@ -38,7 +44,7 @@ def pins(file: str) -> list[Requirement]:
     return requirements((ROOT / file).read_text())
 
 
-TESTED = ("metrics", "store", "examples", "peers", "lightning", "transformers", "tensorboard", "wandb", "test")
+TESTED = ("metrics", "store", "examples", "peers", "lightning", "transformers", "tensorboard", "wandb", "view", "test")
 """The extras that the test suite runs with."""
 
 
@@ -109,24 +115,51 @@ class TestBounds:
 
 def build(kind, source, out):
     code = f"import setuptools.build_meta as b; b.build_{kind}({str(out)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": str(EPOCH)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The files of the sdist, and the wheel that is built from the sdist, as `make dist` does it."""
-    work = tmp_path_factory.mktemp("build")
+def make_dist(work, url=None):
+    """The sdist, and the wheel that is built from the sdist, as `make dist` does it."""
     ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "output", "results")
-    shutil.copytree(ROOT, work / "checkout", ignore=ignored)
+    shutil.copytree(ROOT, work / "checkout", ignore=ignored, copy_function=shutil.copy)  # with new times
+    if url:
+        config = work / "checkout" / "setup.cfg"
+        config.write_text(config.read_text().replace("\nurl =\n", f"\nurl = {url}\n"))
     build("sdist", work / "checkout", work)
     (sdist,) = work.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        files = [member.name.partition("/")[2] for member in archive if member.isfile()]
         archive.extractall(work / "unpacked", filter="data")
     build("wheel", next((work / "unpacked").iterdir()), work)
     (wheel,) = work.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    return make_dist(tmp_path_factory.mktemp("build"))
+
+
+@pytest.fixture(scope="module")
+def built(dist):
+    """The files of the sdist, and the wheel."""
+    sdist, wheel = dist
+    with tarfile.open(sdist) as archive:
+        files = [member.name.partition("/")[2] for member in archive if member.isfile()]
     return files, zipfile.ZipFile(wheel)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Built again, in another folder, and for a repository that others can see."""
+    return make_dist(tmp_path_factory.mktemp("again"), URL)
+
+
+def metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        return email.message_from_bytes(archive.read(name), policy=email.policy.default)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +169,7 @@ def package():
     found = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
     assert {
         "diffgradcam/py.typed",
-        "diffgradcam/visualize/report.html",
+        "diffgradcam/visualize/templates/report.html",
         "diffgradcam/cli/imagenet_classes.txt",
     } <= found
     return found
@@ -162,8 +195,103 @@ class TestBuild:
     def test_the_sdist_has_what_builds_the_wheel_and_whose_it_is(self, built, package):
         files, _ = built
         generated = {name for name in files if ".egg-info/" in name} | {"PKG-INFO"}
-        own = {"setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"}
+        own = {
+            "setup.cfg",
+            "setup.py",
+            "pyproject.toml",
+            "MANIFEST.in",
+            "README.md",
+            "LICENSE",
+            "CHANGELOG.md",
+            "CITATION.cff",
+        }
         assert set(files) - generated == package | own
+
+    def test_two_builds_are_the_same_bytes(self, dist, tmp_path):
+        for first, second in zip(dist, make_dist(tmp_path), strict=True):
+            assert first.name == second.name
+            assert first.read_bytes() == second.read_bytes()
+
+    def test_nothing_says_who_built_it_and_when(self, dist):
+        sdist, wheel = dist
+        with tarfile.open(sdist) as archive:
+            for member in archive:
+                assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (EPOCH, 0, 0, "", "")
+                assert member.mode in (0o755, 0o644)
+        with zipfile.ZipFile(wheel) as archive:
+            assert {info.date_time for info in archive.infolist()} == {time.gmtime(EPOCH)[:6]}
+
+
+class TestAddress:
+    """``url`` in setup.cfg is the one place for it; there is none yet."""
+
+    def test_without_one_an_index_gets_the_readme_as_it_is_and_no_links(self, dist):
+        told = metadata(dist[1])
+        assert (SETUP["repository"]["url"], told["Home-page"], told["Project-URL"]) == ("", None, None)
+
+    def test_with_one_every_link_and_picture_is_absolute_and_leads_to_a_file(self, elsewhere):
+        told = metadata(elsewhere[1])
+        named = dict(entry.split(", ") for entry in told.get_all("Project-URL"))
+        assert named["Source"] == URL
+        assert named["Issues"] == f"{URL}/issues"
+        version = diffgradcam.__version__
+        pages = [address for name, address in named.items() if name not in ("Source", "Issues")]
+        targets = re.findall(r"\]\(([^)]+)\)", told.get_payload())
+        assert len(targets) == len(re.findall(r"\]\([^)]+\)", (ROOT / "README.md").read_text())) > 20
+        assert all(target.startswith("https://") for target in targets)
+        assert f"{URL}/raw/v{version}/docs/images/quickstart.jpg" in targets
+        for address in [target for target in targets if target.startswith(URL)] + pages:
+            _, path = re.fullmatch(rf"{URL}/(raw|blob)/(?:v{version}|main)/([^#]+)(?:#.*)?", address).groups()
+            assert (ROOT / path).is_file(), address
+
+    def test_the_wheel_is_otherwise_the_same(self, dist, elsewhere):
+        one, other = (zipfile.ZipFile(wheel) for _, wheel in (dist, elsewhere))
+        names = [name for name in one.namelist() if not name.endswith(("METADATA", "RECORD"))]
+        assert all(one.read(name) == other.read(name) for name in names)
+
+
+class TestRelease:
+    """`make release` on a copy: what the files say afterwards passes the tests above."""
+
+    @pytest.fixture
+    def copy(self, tmp_path):
+        for name in ("setup.cfg", "CHANGELOG.md", "CITATION.cff", "diffgradcam/__init__.py", ".ci/release"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+        changelog = tmp_path / "CHANGELOG.md"
+        version = diffgradcam.__version__
+        unreleased = f"## [Unreleased]\n\nThis will become {version}, the next one.\n\n"
+        changelog.write_text(
+            re.sub(rf"^## \[{version}\] - .*\n\n", unreleased, changelog.read_text(), flags=re.MULTILINE)
+        )
+        return tmp_path
+
+    @staticmethod
+    def release(copy):
+        return subprocess.run([sys.executable, copy / ".ci/release", "2026-01-31"], capture_output=True, text=True)
+
+    def test_it_dates_changelog_and_citation_once(self, copy):
+        config = copy / "setup.cfg"
+        config.write_text(config.read_text().replace("\nurl =\n", f"\nurl = {URL}\n"))
+        before = (copy / "CHANGELOG.md").read_text()
+        done = self.release(copy)
+        assert done.returncode == 0, done.stderr
+        version, changelog = diffgradcam.__version__, (copy / "CHANGELOG.md").read_text()
+        assert f"## [{version}] - 2026-01-31\n\n### Added\n" in changelog
+        assert "Unreleased" not in changelog
+        assert changelog.partition("### Added")[2] == before.partition("### Added")[2]
+        citation = yaml.safe_load((copy / "CITATION.cff").read_text())
+        assert (citation["version"], str(citation["date-released"])) == (version, "2026-01-31")
+        again = self.release(copy)
+        assert again.returncode == 1
+        assert "no section [Unreleased], or one of" in again.stderr
+
+    def test_it_refuses_without_the_address(self, copy):
+        before = (copy / "CHANGELOG.md").read_text()
+        done = self.release(copy)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "setup.cfg has no url under [repository]" in done.stderr
+        assert (copy / "CHANGELOG.md").read_text() == before
 
 
 class TestCI:
@@ -180,6 +308,15 @@ class TestCI:
         assert sorted([check, *jobs["python"]["strategy"]["matrix"]["version"]]) == sorted(PYTHONS)
         assert SETUP["options"]["python_requires"] == f">={PYTHONS[0]}"
         assert sorted(PYTHONS, key=Version) == PYTHONS
+
+    def test_the_wheel_that_was_built_once_is_tested_on_all_and_with_the_lowest_and_newest(self):
+        job = WORKFLOW["jobs"]["wheel"]
+        assert job["needs"] == "build"
+        matrix = [(each["version"], each["constraints"]) for each in job["strategy"]["matrix"]["include"]]
+        edges = [(PYTHONS[0], "constraints-lowest.txt"), (PYTHONS[-1], "constraints-newest.txt")]
+        assert matrix == [*((python, "constraints.txt") for python in PYTHONS), *edges]
+        steps = [step["run"] for step in job["steps"] if "run" in step]
+        assert steps == ["bash .ci/test-wheel"]  # and no build
 
     def test_the_workflow_may_read_and_nothing_else(self):
         assert WORKFLOW["permissions"] == {"contents": "read"}

@@ -54,6 +54,11 @@ class ExplainableLayers(NamedTuple):
     inputs: list[Place]
     default: Place | None
 
+    def offered(self) -> list[Place]:
+        """The layers to choose from, the last one first: grids, and of the tokens only the default."""
+        places = [place for place in reversed(self.outputs) if place.form != "tokens" or place == self.default]
+        return places if self.default is None or self.default in places else [self.default, *places]
+
 
 class _Event(NamedTuple):
     """A tensor with positions, entering or leaving a module."""

@@ -13,6 +13,7 @@ from .explain import explain
 from .layers import layers
 from .sham import sham
 from .train import train
+from .view import view
 
 _EPILOG = """
 \b
@@ -20,6 +21,7 @@ Examples:
   diffgradcam explain photo.jpg --method DiffGradCAM --top 3 --out out/
   diffgradcam compare photos/ --html report.html
   diffgradcam audit photos/ --model lite0 --weights suspect.pt --json
+  diffgradcam view photos/
   diffgradcam layers torchvision:resnet50
 
 \b
@@ -45,5 +47,5 @@ def main() -> None:
     """Class activation maps: explain an image classifier, compare methods, and find out whether maps are fooled."""
 
 
-for _command in (explain, compare, audit, sham, benchmark, layers, train, evaluate):
+for _command in (explain, compare, audit, sham, benchmark, layers, train, evaluate, view):
     main.add_command(_command)

@@ -19,6 +19,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 EXISTING_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 IMAGES = click.Path(path_type=Path, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+BASELINES = ("logsumexp", "max", "mean")
 
 
 class MethodChoice(click.Choice[str]):
@@ -121,8 +122,8 @@ def methods_option(default: Sequence[str]) -> Callable[[_F], _F]:
     )
 
 
-def model_options(function: _F) -> _F:
-    """Options about the model, its layer and the batch size."""
+def place_options(function: _F) -> _F:
+    """Options about the model and its layer."""
     model = click.option("--model", default="lite0", show_default=True, help=f"{FORMS}; see 'diffgradcam --help'.")
     layer = click.option(
         "--layer",
@@ -131,10 +132,15 @@ def model_options(function: _F) -> _F:
         help="Layer to explain: a name from 'diffgradcam layers MODEL', or input:NAME for what enters it. Maps of "
         "several layers are averaged.",
     )
+    return model(layer(weights_options(function)))
+
+
+def model_options(function: _F) -> _F:
+    """Options about the model, its layer and the batch size."""
     batch = click.option(
         "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="How many images run at once."
     )
-    return model(layer(weights_options(class_names_option(batch(function)))))
+    return place_options(class_names_option(batch(function)))
 
 
 def picture_options(function: _F) -> _F:
@@ -170,7 +176,7 @@ def read_baseline(word: str, methods: Sequence[str]) -> str | int:
         )
     if word.isdecimal():
         return int(word)
-    if word not in ("logsumexp", "max", "mean"):
+    if word not in BASELINES:
         raise click.BadParameter(
             f"{word!r}; expected logsumexp, max, mean or the number of a class", param_hint="--baseline"
         )

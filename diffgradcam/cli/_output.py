@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..visualize.report import Thumbnail
 
 # What the library, Pillow and PyTorch raise for wrong input. Anything else is a bug and shows its stack trace.
-_EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, NotImplementedError, MemoryError)
+EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, NotImplementedError, MemoryError)
 
 
 class Result(NamedTuple):
@@ -51,7 +51,7 @@ def result_command(function: Callable[..., Result]) -> Callable[..., None]:
                 result = function(**options)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise  # they are RuntimeErrors too
-        except _EXPECTED as error:
+        except EXPECTED as error:
             if debug or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise
             raise click.ClickException(printable(str(error)) or type(error).__name__) from error

@@ -36,7 +36,7 @@ def write_overlay(subject: Subject, item: Item, values: Tensor, file: Path) -> N
         values: ``(h, w)``, at least 0.
         file: A PNG.
     """
-    Image.fromarray(overlay(_view(subject, item, _VIEW), _scaled(values))).save(file, "PNG")
+    Image.fromarray(overlay(view_picture(subject, item, _VIEW), _scaled(values))).save(file, "PNG")
 
 
 def side_by_side(subject: Subject, item: Item, title: str, maps: Mapping[str, Tensor]) -> Figure:
@@ -51,7 +51,7 @@ def side_by_side(subject: Subject, item: Item, title: str, maps: Mapping[str, Te
     Returns:
         A figure.
     """
-    view = _view(subject, item, _VIEW)
+    view = view_picture(subject, item, _VIEW)
     return grid([[view, *(overlay(view, _scaled(values)) for values in maps.values())]], [[title, *maps]])
 
 
@@ -76,9 +76,9 @@ def explained_thumbnail(
         rank = sum(heat.method == explanation["method"] for heat in heats)
         choice = (_RANKS[rank] if rank < len(_RANKS) else f"class of rank {rank + 1}") if ranked else None
         caption = f"{explanation['label']}, {explanation['probability']:.1%}"
-        picture = _heat(_scaled(values), "viridis")
+        picture = heat_picture(values)
         heats.append(Heat(explanation["method"], choice or explanation["label"], picture, caption))
-    return Thumbnail(item.path.name, _view(subject, item, _THUMBNAIL), heats, item.picture.notes)
+    return Thumbnail(item.path.name, view_picture(subject, item, _THUMBNAIL), heats, item.picture.notes)
 
 
 def audited_thumbnail(subject: Subject, item: Item, report: AuditReport, row: int) -> Thumbnail:
@@ -94,19 +94,30 @@ def audited_thumbnail(subject: Subject, item: Item, report: AuditReport, row: in
         The thumbnail.
     """
     visible, invisible = report.visible[row].cpu().float(), report.invisible[row].cpu().float()
-    limit = float(torch.stack([visible, invisible]).abs().max()) or 1.0
+    limit = float(torch.stack([visible, invisible]).abs().max())
     caption = f"{subject.label(int(report.classes[row]))}; common mode {float(report.common_mode_share[row]):.2g}"
     pictures = {
-        "GradCAM": _heat(_scaled((visible + invisible).relu()), "viridis"),
-        "what the decision depends on": _heat((visible / limit + 1) / 2, "RdBu_r"),
-        "common mode": _heat((invisible / limit + 1) / 2, "RdBu_r"),
+        "GradCAM": heat_picture((visible + invisible).relu()),
+        "what the decision depends on": signed_picture(visible, limit),
+        "common mode": signed_picture(invisible, limit),
     }
     heats = [Heat(name, "decision", picture, caption) for name, picture in pictures.items()]
-    return Thumbnail(item.path.name, _view(subject, item, _THUMBNAIL), heats, item.picture.notes)
+    return Thumbnail(item.path.name, view_picture(subject, item, _THUMBNAIL), heats, item.picture.notes)
 
 
-def _view(subject: Subject, item: Item, size: int) -> Array:
+def view_picture(subject: Subject, item: Item, size: int) -> Array:
+    """What the model sees of an image, ``(size, size, 3)``, uint8, RGB."""
     return np.asarray(subject.preparation.view(item.picture.image, size))
+
+
+def heat_picture(values: Tensor) -> Array:
+    """A map ``(h, w)``, at least 0, in the colours of its own range; browsers smooth it."""
+    return _heat(_scaled(values), "viridis")
+
+
+def signed_picture(values: Tensor, limit: float) -> Array:
+    """A signed map ``(h, w)`` in red and blue, which are darkest at ``limit`` and at minus ``limit``."""
+    return _heat((values.cpu().float() / (limit or 1.0) + 1) / 2, "RdBu_r")
 
 
 def _scaled(values: Tensor) -> Tensor:

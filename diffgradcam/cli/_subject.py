@@ -18,7 +18,7 @@ from .._core.naming import one_line
 from .._core.outputs import find_logits
 from ..tokens import tokens_to_grid
 from ._images import BadImage, Picture, Preparation, find_images, read_image
-from ._layer_finder import Place, find_explainable_layers, parse_layer
+from ._layer_finder import ExplainableLayers, Place, find_explainable_layers, parse_layer
 from ._methods import make_cam
 from ._models import LoadedModel, load_model, read_class_names
 
@@ -106,6 +106,11 @@ class Subject:
         """
         names = self.loaded.class_names
         return make_cam(method, model or self.model, self.layers, self.reshape_transform, baseline, names)
+
+    def inputs(self, pictures: Sequence[Picture]) -> Tensor:
+        """Pictures as the model takes them, ``(B, C, H, W)``, of its device and precision."""
+        images = torch.stack([self.preparation.tensor(picture.image) for picture in pictures])
+        return images.to(next(self.model.parameters(), images))
 
     def facts(self) -> dict[str, Any]:
         """The facts about the model that are in every result."""
@@ -201,10 +206,10 @@ class Images:
                 for note in items[-1].picture.notes:
                     say(f"{shown(path)}: {note}")
                 if len(items) == size:
-                    yield items, _stack(items, subject)
+                    yield items, subject.inputs([item.picture for item in items])
                     items = []
         if items:
-            yield items, _stack(items, subject)
+            yield items, subject.inputs([item.picture for item in items])
 
 
 def set_up(options: ModelOptions, layers: Sequence[str]) -> Subject:
@@ -221,7 +226,32 @@ def set_up(options: ModelOptions, layers: Sequence[str]) -> Subject:
         ValueError: If no layer is given and none is found, or one that is given does not exist or has no positions.
     """
     loaded = options.load()
-    found = find_explainable_layers(loaded.model, len(loaded.preparation.mean), loaded.preparation.size)
+    found = find_layers_of(loaded)
+    subject = subject_at(loaded, found, layers)
+    if not layers and found.default is not None:
+        say(f"layer: {found.default.name}, activations {_shape(found.default)}; choose another one with --layer")
+    return subject
+
+
+def find_layers_of(loaded: LoadedModel) -> ExplainableLayers:
+    """The layers of a model that can be explained; see :func:`find_explainable_layers`."""
+    return find_explainable_layers(loaded.model, len(loaded.preparation.mean), loaded.preparation.size)
+
+
+def subject_at(loaded: LoadedModel, found: ExplainableLayers, layers: Sequence[str]) -> Subject:
+    """A model and layers of it.
+
+    Args:
+        loaded: The model.
+        found: Its layers.
+        layers: Their names; where there are none, the default.
+
+    Returns:
+        The subject.
+
+    Raises:
+        ValueError: If there is no default, or a layer does not exist.
+    """
     if layers:
         targets = [parse_layer(name) for name in layers]
         by_name = {place.name: place for place in (*found.outputs, *found.inputs)}
@@ -235,7 +265,6 @@ def set_up(options: ModelOptions, layers: Sequence[str]) -> Subject:
                 f"'diffgradcam layers {loaded.name}'"
             )
         places, targets, names = [found.default], [found.default.target], [found.default.name]
-        say(f"layer: {names[0]}, activations {_shape(found.default)}; choose another one with --layer")
     forms = {place.form for place in places}
     reshape = tokens_to_grid if "tokens" in forms else None
     return Subject(loaded, targets, names, reshape, places[0].shape[1:] if forms == {"grid"} else ())
@@ -243,11 +272,6 @@ def set_up(options: ModelOptions, layers: Sequence[str]) -> Subject:
 
 def _shape(place: Place) -> str:
     return " x ".join(map(str, place.shape))
-
-
-def _stack(items: Sequence[Item], subject: Subject) -> Tensor:
-    images = torch.stack([subject.preparation.tensor(item.picture.image) for item in items])
-    return images.to(next(subject.model.parameters(), images))  # its device and its precision
 
 
 def shown(path: Path | str) -> str:

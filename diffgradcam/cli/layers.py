@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import click
 
-from ._layer_finder import find_explainable_layers
 from ._options import weights_options
 from ._output import Result, result_command
-from ._subject import ModelOptions
+from ._subject import ModelOptions, find_layers_of
 
 
 @click.command(epilog="\b\nExamples:\n  diffgradcam layers lite0\n  diffgradcam layers model.py:make --size 64 --json")
@@ -21,10 +20,8 @@ def layers(options: ModelOptions) -> Result:
     star marks the layer that the other commands explain by default. input:NAME stands for what enters layer NAME.
     """
     loaded = options.load()
-    found = find_explainable_layers(loaded.model, len(loaded.preparation.mean), loaded.preparation.size)
-    places = [place for place in reversed(found.outputs) if place.form != "tokens" or place == found.default]
-    if found.default is not None and found.default not in places:
-        places = [found.default, *places]
+    found = find_layers_of(loaded)
+    places = found.offered()
     rows = [
         {"name": place.name, "shape": list(place.shape), "form": place.form, "default": place == found.default}
         for place in places

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import NamedTuple
 
-from PIL import Image
-
 from .arrays import Array
+from .pages import render
 
 
 class Heat(NamedTuple):
@@ -76,15 +72,9 @@ def html_report(
         >>> "&lt;b&gt;.jpg" in page, "<b>" in page
         (True, False)
     """
-    import jinja2  # PyTorch needs it too; only a report does here
-
-    template = resources.files(__package__).joinpath("report.html").read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"photo": _photo, "colours": _colours}
     heats = [heat for thumbnail in thumbnails for heat in thumbnail.heats]
-    page = environment.from_string(template).render(
+    return render(
+        "report.html",
         title=title,
         thumbnails=thumbnails,
         facts=facts or {},
@@ -92,20 +82,3 @@ def html_report(
         methods=list(dict.fromkeys(heat.method for heat in heats)),
         choices=list(dict.fromkeys(heat.choice for heat in heats)),
     )
-    return page.encode("utf-8", "replace").decode("utf-8")
-
-
-def _photo(picture: Array) -> str:
-    return _data_uri(picture, "JPEG", quality=85)
-
-
-def _colours(picture: Array) -> str:
-    return _data_uri(picture, "PNG", optimize=True)
-
-
-def _data_uri(picture: Array, kind: str, **options: int) -> str:
-    if picture.dtype != "uint8" or picture.ndim != 3 or picture.shape[2] != 3:
-        raise TypeError(f"a picture is {picture.dtype} of shape {picture.shape}; expected uint8, (H, W, 3)")
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,233 @@
+"""The local page of ``view``: a small application of Starlette, and what keeps others away from it.
+
+There is one model, so explanations are made one after the other, and in the main thread, where Ctrl-C ends them; the
+server has a thread of its own. It has no state that a request could change. Other programs and other pages reach a
+local port too, so every address begins with a secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import secrets
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import anyio
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..visualize.pages import render
+from ._images import BadImage
+from ._methods import contrastive_names, method_names
+from ._options import BASELINES
+from ._output import EXPECTED
+from ._viewer import MOST_IMAGES, Viewer
+
+HOST = "127.0.0.1"
+_NAMES = (HOST, "localhost")  # what this machine calls itself; any other is that of a page that points its name here
+_POLICY = (
+    "default-src 'none'; img-src 'self' data:; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+Job = Callable[[], None]
+
+
+def make_app(viewer: Viewer, secret: str, hand_over: Callable[[Job], None]) -> ASGIApp:
+    """The application.
+
+    Args:
+        viewer: What is shown.
+        secret: The first part of every address.
+        hand_over: Takes what is to be run where explanations are made. One is handed over at a time.
+
+    Returns:
+        It answers ``GET /SECRET/``, and ``look`` and ``thumbnail`` below it.
+    """
+    turn = anyio.Lock()
+
+    async def page(_request: Request) -> Response:
+        nonce = secrets.token_urlsafe()
+        policy = {"Content-Security-Policy": _POLICY.format(nonce=nonce)}
+        return await _answer(
+            run_in_threadpool(render, "view.html", nonce=nonce, **_about(viewer)),
+            lambda text: HTMLResponse(text, headers=policy),
+        )
+
+    async def look(request: Request) -> Response:
+        def explain() -> str:
+            choice = viewer.choose(request.query_params)
+            return render("look.html", look=viewer.look(choice))
+
+        async with turn:
+            if await request.is_disconnected():  # something else was chosen while this waited
+                return Response(status_code=204)
+            return await _answer(_handed_over(explain, hand_over), HTMLResponse)
+
+    async def thumbnail(request: Request) -> Response:
+        def picture() -> bytes:
+            return viewer.thumbnail(viewer.choose(request.query_params).image)
+
+        return await _answer(run_in_threadpool(picture), lambda data: Response(data, media_type="image/jpeg"))
+
+    routes = [Route("/", page), Route("/look", look), Route("/thumbnail", thumbnail)]
+    return _Guard(Starlette(routes=[Mount(f"/{secret}", routes=routes)]))
+
+
+def serve(viewer: Viewer, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the page on this machine alone, until it is interrupted.
+
+    Args:
+        viewer: What is shown.
+        port: Of this machine; 0 for any that is free.
+        ready: Called with the address of the page, once connections are accepted.
+
+    Raises:
+        OSError: If the port is taken.
+    """
+    secret = secrets.token_urlsafe(16)
+    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    config = uvicorn.Config(
+        make_app(viewer, secret, jobs.put),
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
+    with socket.create_server((HOST, port)) as listening:
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            ready(f"http://{HOST}:{listening.getsockname()[1]}/{secret}/")
+            while thread.is_alive():
+                with contextlib.suppress(queue.Empty):
+                    jobs.get(timeout=1)()
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+class _Control(NamedTuple):
+    """A drop-down list.
+
+    Attributes:
+        label: What people read.
+        name: Of the word in a request.
+        options: What is sent and what is read of each.
+        chosen: What is sent at first.
+    """
+
+    label: str
+    name: str
+    options: list[tuple[str, str]]
+    chosen: str
+
+
+def _about(viewer: Viewer) -> dict[str, Any]:
+    """What the page shows before anything is explained."""
+    first = viewer.choose({})
+    subject = viewer.subject(first.layer)
+    classes = [(str(index), subject.label(index)) for index in range(viewer.classes)]
+
+    def control(label: str, name: str, words: Iterable[str]) -> _Control:
+        return _Control(label, name, [(word, word) for word in words], getattr(first, name))
+
+    return {
+        "title": "diffgradcam view",
+        "model": viewer.loaded.name,
+        "untrained": viewer.loaded.untrained,
+        "images": [path.name for path in viewer.images],
+        "full": len(viewer.images) == MOST_IMAGES,
+        "controls": [
+            control("Method", "method", method_names()),
+            control("Baseline", "baseline", BASELINES),
+            control("Layer", "layer", viewer.layers),
+            _Control("Class", "class", [("", "the decision"), *classes], ""),
+            _Control("Compare with", "other", [("", "no other class"), *classes], ""),
+        ],
+        "contrastive": contrastive_names(),
+    }
+
+
+def _handed_over(work: Callable[[], Any], hand_over: Callable[[Job], None]) -> Awaitable[Any]:
+    """What work returns or raises, once it has been run elsewhere."""
+    future: Future[Any] = Future()
+
+    def job() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # raised where it is waited for; Ctrl-C is not
+            future.set_exception(error)
+
+    hand_over(job)
+    return asyncio.wrap_future(future)
+
+
+async def _answer(work: Awaitable[Any], respond: Callable[[Any], Response]) -> Response:
+    """Wait for work; what it raises becomes an answer in words."""
+    try:
+        return respond(await work)
+    except (BadImage, *EXPECTED) as error:
+        return PlainTextResponse(str(error) or type(error).__name__, 400)
+    except Exception as error:  # a bug; the page says so, and the next choice is answered
+        traceback.print_exc(file=sys.stderr)
+        return PlainTextResponse(f"unexpected {type(error).__name__}: {error}", 500)
+
+
+class _Guard:
+    """Refuses what other pages ask for in a browser, and adds headers that keep the answers from them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
+            await send(message)
+
+        refusal = _refusal(Headers(scope=scope))
+        answer = self.app if refusal is None else PlainTextResponse(refusal, 403)
+        await answer(scope, receive, guarded)
+
+
+def _refusal(headers: Headers) -> str | None:
+    """Why a request is refused, or None."""
+    host = headers.get("host", "")
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:
+        name = None
+    if name not in _NAMES:
+        return f"this page is at {' or '.join(_NAMES)}, and nowhere else"
+    # Browsers say who asks. A link to the page may be followed; anything else is asked by the page itself.
+    opened = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not opened:
+        return "asked by another page"
+    return None
