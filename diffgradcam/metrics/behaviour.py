@@ -367,7 +367,7 @@ def occlusion_agreement(maps: Tensor, drops: Tensor) -> Tensor:
 
 
 def _pixels(ready: Evaluator, images: Tensor, classes: Tensor, steps: int, progress: bool) -> Tensor:
-    chunks = [torch.split(tensor, ready.batch_size) for tensor in (images, classes)]
+    chunks = [torch.split(tensor, ready.at_once(images)) for tensor in (images, classes)]
     total = steps * len(chunks[0])
     with outside_inference_mode(), tqdm(total=total, desc="integrated gradients", disable=not progress) as bar:
         parts = []
