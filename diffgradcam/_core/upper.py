@@ -84,8 +84,10 @@ class FromLayer:
         return self._hooked(rows, which)
 
     def _hooked(self, rows: Tensor, which: Tensor) -> Tensor:
-        with Replacer(self._layer, lambda tensor: self._change(tensor, which)):
-            return self._whole(rows)
+        with Replacer(self._layer, lambda tensor: self._change(tensor, which)) as replacer:
+            logits = self._whole(rows)
+            replacer.detach()  # Ctrl-C may come between here and the end of the block, too
+        return logits
 
 
 class _Done(NamedTuple):
@@ -207,12 +209,15 @@ def _replicate(model: nn.Module, called: _Call) -> dict[nn.Module, nn.Module]:
             raise RuntimeError("compiled modules cannot be replicated")
         replica = module.__new__(type(module))
         replica.__dict__ = {
-            name: value.copy() if name == "_modules" or (isinstance(value, dict) and "_hooks" in name) else value
+            name: value.copy() if isinstance(value, dict) and "_hooks" in name else value
             for name, value in vars(module).items()
         }
         replicas[module] = replica
     for module, replica in replicas.items():
-        replica._modules.update({name: replicas[child] for name, child in module._modules.items() if child is not None})
+        children = {
+            name: None if child is None else replicas[child] for name, child in vars(module)["_modules"].items()
+        }
+        replica.__dict__["_modules"] = children
         replica.__dict__["forward"] = _tells(replica, _own_forward(module, replica), called)
     return replicas
 
