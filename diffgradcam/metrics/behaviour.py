@@ -264,11 +264,15 @@ def drops_from(
         ``(B, grid, grid)``.
     """
     drops = []
+    together = max(evaluator.at_once(images) // len(images), 1)
+    every = list(windows(images.shape[2], images.shape[3], grid))
     with tqdm(total=grid**2, desc="occlusion", disable=not progress) as bar:
-        for window in windows(images.shape[2], images.shape[3], grid):
-            drops.append(before - evaluator.scores(covered(images, window), classes))
-            bar.update()
-    return torch.stack(drops, 1).view(-1, grid, grid)
+        for start in range(0, len(every), together):
+            some = every[start : start + together]
+            scores = evaluator.scores(torch.cat([covered(images, w) for w in some]), classes.repeat(len(some)))
+            drops.append(before - scores.view(len(some), -1))
+            bar.update(len(some))
+    return torch.cat(drops).T.reshape(-1, grid, grid)
 
 
 def integrated_gradients(
