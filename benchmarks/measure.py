@@ -26,7 +26,13 @@ print(time.perf_counter() - start)
 """
 
 
-def interleaved_ratios(reference: Call, calls: Mapping[str, Call], rounds: int, seconds: float) -> dict[str, float]:
+def interleaved_ratios(
+    reference: Call,
+    calls: Mapping[str, Call],
+    rounds: int,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median over rounds of each call's time divided by the reference's time in the same round.
 
     A round runs each call once, in random order, so that a slow phase of the machine affects all calls.
@@ -36,19 +42,20 @@ def interleaved_ratios(reference: Call, calls: Mapping[str, Call], rounds: int, 
         calls: What to time, by name.
         rounds: How many rounds, besides one to warm up.
         seconds: After the first round, a call that has taken this long in total skips the remaining rounds.
+        clock: What to time with; ``time.process_time`` counts CPU seconds, which other users affect less.
 
     Returns:
         The median ratio of each call.
     """
     order = random.Random(0)
     ratios: dict[str, list[float]] = {name: [] for name in calls}
-    elapsed(reference)
-    spent = {name: elapsed(call) for name, call in calls.items()}
+    elapsed(reference, clock)
+    spent = {name: elapsed(call, clock) for name, call in calls.items()}
     for _ in range(rounds):
         playing: dict[str | None, Call] = {None: reference}
         playing |= {n: call for n, call in calls.items() if not ratios[n] or spent[n] < seconds}
         names = order.sample(list(playing), len(playing))
-        took = {name: elapsed(playing[name]) for name in names}
+        took = {name: elapsed(playing[name], clock) for name in names}
         base = took.pop(None)
         for name, value in took.items():
             assert name is not None
@@ -57,18 +64,19 @@ def interleaved_ratios(reference: Call, calls: Mapping[str, Call], rounds: int, 
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
-def elapsed(call: Call) -> float:
+def elapsed(call: Call, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that a call takes, once.
 
     Args:
         call: What to run.
+        clock: What to time with.
 
     Returns:
         Seconds.
     """
-    start = time.perf_counter()
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_memory(call: Call) -> int:

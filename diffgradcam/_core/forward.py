@@ -20,7 +20,8 @@ from .layers import Layer, LayerSpec, Run, find_layers
 from .outputs import Classes, check_rows, class_index, find_logits
 from .recorder import CutRecorder, Recorded
 from .requests import Request
-from .tensors import outside_inference_mode, widen
+from .tensors import outside_inference_mode, take, widen
+from .upper import Change, FromLayer
 from .wrappers import eagerly, inner_model
 
 _T = TypeVar("_T")
@@ -240,7 +241,30 @@ class ForwardPass(Recording):
         Returns:
             ``(M, K)``.
         """
-        return self._run_without_graph(self.inputs.replaced(images, rows, self.find_following()))
+        return self._run_without_graph(self._versions(images, rows))
+
+    def from_layer(self, number: int, change: Change) -> FromLayer:
+        """The model with other activations of a layer, from there on where that is possible, see :class:`.FromLayer`.
+
+        Args:
+            number: Which of the layers that were used.
+            change: Makes the other activations.
+
+        Returns:
+            A function of versions of the images.
+        """
+        model, image = self._reader.model_to_run(), self.image
+
+        def whole(rows: Tensor) -> Tensor:
+            return self.on_rows(image[rows.to(image.device)], rows)
+
+        def replica(replicated: nn.Module, rows: Tensor) -> Tensor:
+            return self._run_without_graph(self._versions(take(image, rows), rows), replicated)
+
+        return FromLayer(model, self.layers[number], whole, replica, change, self.logits.detach())
+
+    def _versions(self, images: Tensor, rows: Tensor) -> Inputs:
+        return self.inputs.replaced(images, rows, self.find_following())
 
     def find_following(self) -> tuple[Tensor, ...]:
         """Other arguments of the model that have a row for each image, found out once: see :func:`.following_rows`."""
@@ -248,9 +272,10 @@ class ForwardPass(Recording):
             self._following = following_rows(self.inputs, self.logits.detach(), self._run_without_graph)
         return self._following
 
-    def _run_without_graph(self, inputs: Inputs) -> Tensor:
+    def _run_without_graph(self, inputs: Inputs, model: nn.Module | None = None) -> Tensor:
+        model = self._reader.model_to_run() if model is None else model
         with torch.no_grad(), self.mixed_precision():
-            return self._reader.output(self._reader.model_to_run()(*inputs.args, **inputs.kwargs))
+            return self._reader.output(model(*inputs.args, **inputs.kwargs))
 
     @contextlib.contextmanager
     def _again(self, inputs: Inputs) -> Iterator[ForwardPass]:

@@ -34,8 +34,8 @@ class Inputs:
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], image: ImageOf = None) -> None:
         with outside_inference_mode():
-            self.args: tuple[Any, ...] = _mapped(args, normal)
-            self.kwargs: dict[str, Any] = _mapped(kwargs, normal)
+            self.args: tuple[Any, ...] = mapped(args, normal)
+            self.kwargs: dict[str, Any] = mapped(kwargs, normal)
         self.image: Any = self._find(image)
 
     @property
@@ -78,7 +78,7 @@ class Inputs:
                 other.image = moved
             return moved
 
-        other.args, other.kwargs = _mapped(self.args, move), _mapped(self.kwargs, move)
+        other.args, other.kwargs = mapped(self.args, move), mapped(self.kwargs, move)
         return other
 
     def replaced(self, images: Tensor, rows: Tensor | None = None, following: tuple[Tensor, ...] = ()) -> Inputs:
@@ -101,7 +101,7 @@ class Inputs:
             return value
 
         other = object.__new__(Inputs)
-        other.args, other.kwargs, other.image = _mapped(self.args, change), _mapped(self.kwargs, change), images
+        other.args, other.kwargs, other.image = mapped(self.args, change), mapped(self.kwargs, change), images
         return other
 
     def candidates(self, batch: int) -> tuple[Tensor, ...]:
@@ -232,10 +232,10 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """Lists, tuples and dictionaries with their leaves changed; other containers are leaves."""
     if type(value) in (list, tuple):
-        return type(value)(_mapped(each, change) for each in value)
+        return type(value)(mapped(each, change) for each in value)
     if type(value) is dict:
-        return {name: _mapped(each, change) for name, each in value.items()}
+        return {name: mapped(each, change) for name, each in value.items()}
     return change(value)

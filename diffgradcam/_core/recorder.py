@@ -251,17 +251,18 @@ class Replacer(Recorder):
     Args:
         layer: The layer, as :meth:`CutRecorder.recorded` names it: its ``run`` is None or a number.
         change: Makes what takes its place.
+        skipped: How many runs of the layer this forward pass leaves out before the first.
+
+    Attributes:
+        replaced: Whether anything was.
     """
 
-    def __init__(self, layer: Layer, change: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, layer: Layer, change: Callable[[Tensor], Tensor], *, skipped: int = 0) -> None:
         super().__init__([layer])
         self._change = change
         self._thread = threading.get_ident()
-        self._runs = 0
-
-    def start(self) -> None:
-        """A new forward pass begins: count runs from 0."""
-        self._runs = 0
+        self._runs = skipped
+        self.replaced = False
 
     def record(self, index: int, seen: Seen) -> Tensor | None:
         """See :meth:`Recorder.record`."""
@@ -269,7 +270,10 @@ class Replacer(Recorder):
             return None
         layer, number = self.layers[index], self._runs
         self._runs += 1
-        return self._change(_checked(layer, seen.tensor)) if layer.run in (None, number) else None
+        if layer.run not in (None, number):
+            return None
+        self.replaced = True
+        return self._change(_checked(layer, seen.tensor))
 
 
 class _Hook:

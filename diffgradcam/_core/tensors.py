@@ -24,6 +24,22 @@ def spread(weights: Tensor, dims: int) -> Tensor:
     return weights.view(*weights.shape, *[1] * (dims - weights.ndim))
 
 
+def take(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a tensor; where they are all the same one, without copies of it.
+
+    Args:
+        tensor: ``(B, ...)``.
+        rows: ``(M,)``, in ascending order, on the CPU.
+
+    Returns:
+        ``(M, ...)``; PyTorch refuses to overwrite rows that share memory.
+    """
+    if len(rows) > 1 and rows[0] == rows[-1]:
+        first = int(rows[0])
+        return tensor[first : first + 1].expand(len(rows), *tensor.shape[1:])
+    return tensor[rows.to(tensor.device)]
+
+
 def plain(tensor: Tensor) -> Tensor:
     """A tensor without what a subclass adds, such as the metadata of an image, which is not true of maps of it."""
     kind = type(tensor)

@@ -2,13 +2,15 @@
 
 Score-CAM and its relatives mask the image with each channel of the layer; Ablation-CAM takes one channel of the layer
 away at a time. Both obey ``score=``: a contrast there makes a contrastive method. One run on the perturbed inputs
-serves all classes that are explained. The price is a forward pass for each channel of each image (times ``samples``).
+serves all classes that are explained. The price is a forward pass for each channel of each image (times ``samples``);
+for what is taken away at the layer, what lies above the layer. ``channels=`` perturbs the strongest channels alone.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, NoReturn, final
 
@@ -19,11 +21,11 @@ from typing_extensions import Unpack
 
 from .. import heatmaps
 from .._core.base import ScoredCAM, ScoredOptions
+from .._core.batches import images_at_once, in_batches
 from .._core.checks import check_count, check_std
 from .._core.forward import ForwardPass, ReshapeTransform
-from .._core.layers import Layer, LayerSpec
+from .._core.layers import LayerSpec
 from .._core.outputs import check_finite
-from .._core.recorder import Replacer
 from .._core.registry import register
 from .._core.requests import Request
 from .._core.tensors import outside_inference_mode, spread
@@ -38,8 +40,24 @@ Change = Callable[[Tensor], Tensor]
 class PerturbationOptions(ScoredOptions, total=False):
     """The options of a method that perturbs, see :class:`PerturbationCAM`."""
 
-    batch_size: int
+    batch_size: int | None
+    channels: int | None
     progress: bool
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of a layer that are perturbed: all of them, or the strongest.
+
+    Attributes:
+        number: Of the layer, among those that were used.
+        index: Which channels of the layer they are, ``(B, k)``.
+        grid: Their activations, ``(B, k, *S)``.
+    """
+
+    number: int
+    index: Tensor
+    grid: Tensor
 
 
 class PerturbationCAM(ScoredCAM):
@@ -49,13 +67,16 @@ class PerturbationCAM(ScoredCAM):
         model: As :class:`BaseCAM`.
         target_layers: As :class:`BaseCAM`. Every layer costs a forward pass for each of its channels.
         reshape_transform: As :class:`BaseCAM`.
-        batch_size: How many perturbed inputs run at once.
+        batch_size: How many perturbed inputs run at once; by default 32 on a CPU and up to 256 elsewhere, fewer if they
+            are large, and half as many whenever the device runs out of memory.
+        channels: Perturb only so many channels, of each image those with the most energy (sum of squares); the others
+            get no weight. By default all.
         progress: Show a progress bar, for what takes longer than two seconds.
         **options: As :class:`ScoredCAM`. Scores of perturbed inputs are compared with one another, so the unit of
             ``score`` matters: see the method.
 
     Raises:
-        ValueError: If ``batch_size`` is not at least 1; otherwise as :class:`BaseCAM`.
+        ValueError: If ``batch_size`` or ``channels`` is not at least 1; otherwise as :class:`BaseCAM`.
         TypeError: As :class:`BaseCAM`.
     """
 
@@ -67,34 +88,37 @@ class PerturbationCAM(ScoredCAM):
         target_layers: LayerSpec | Sequence[LayerSpec],
         reshape_transform: ReshapeTransform | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
+        channels: int | None = None,
         progress: bool = True,
         **options: Unpack[ScoredOptions],
     ) -> None:
-        check_count("batch_size", batch_size)
+        for name, count in (("batch_size", batch_size), ("channels", channels)):
+            if count is not None:
+                check_count(name, count)
         super().__init__(model, target_layers, reshape_transform, **options)
         self.batch_size = batch_size
+        self.channels = channels
         self.progress = progress
 
     @abstractmethod
     def channel_weights(
-        self, forward: ForwardPass, layer: Layer, grid: Tensor, request: Request, bar: tqdm[NoReturn]
+        self, forward: ForwardPass, channels: Channels, request: Request, bar: tqdm[NoReturn]
     ) -> Tensor:
-        """Weights of the channels of one layer.
+        """Weights of channels of one layer.
 
         Args:
             forward: The forward pass of the images as they are.
-            layer: The layer.
-            grid: Its activations, ``(B, C, *S)``.
+            channels: The channels, ``k`` of each image.
             request: What is asked for, ``N`` numbers of each image.
             bar: The progress bar, one step for each forward pass of an image.
 
         Returns:
-            ``(B, N, C)``.
+            ``(B, N, k)``.
         """
 
     def runs(self, channels: int) -> int:
-        """How many forward passes an image costs, for a layer of so many channels."""
+        """How many forward passes an image costs, for so many channels."""
         return channels
 
     def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:
@@ -102,12 +126,13 @@ class PerturbationCAM(ScoredCAM):
         forward.checks.verify()  # before many forward passes are made
         _batch(self, forward)
         forward.find_following()  # before anything is taken away
-        grids = forward.grids()
-        total = sum(len(grid) * self.runs(grid.shape[1]) for grid in grids)
+        chosen = [self._strongest(number, grid) for number, grid in enumerate(forward.grids())]
+        total = sum(len(channels.grid) * self.runs(channels.grid.shape[1]) for channels in chosen)
         maps = []
         with tqdm(total=total, desc=type(self).__name__, disable=not self.progress, delay=_SHOW_AFTER_SECONDS) as bar:
-            for layer, grid in zip(forward.layers, grids, strict=True):
-                weights = self.channel_weights(forward, layer, grid, request, bar).to(grid)
+            for channels in chosen:
+                grid = channels.grid
+                weights = self.channel_weights(forward, channels, request, bar).to(grid)
                 rows = [self.layer_map(grid, spread(row, grid.ndim)) for row in weights.unbind(1)]
                 maps.append(torch.stack(rows, 1))
         return forward.every_layer(maps)
@@ -119,25 +144,59 @@ class PerturbationCAM(ScoredCAM):
 
         Args:
             forward: The forward pass of the images as they are.
-            channels: How many, ``C``.
+            channels: How many, ``k``.
             inputs: Makes inputs of images and channels, both ``(M,)``.
             request: What is measured, ``N`` numbers.
             bar: The progress bar.
 
         Returns:
-            ``(B, N, C)``.
+            ``(B, N, k)``.
         """
-        # Indices on the CPU are good for tensors on any device; some inputs may be on another than the logits.
-        pairs = torch.arange(len(forward.logits) * channels)
-        measured = []
-        for block in torch.split(pairs, self.batch_size):
-            rows = block // channels
-            measured.append(request.values(forward.on_rows(inputs(rows, block % channels), rows), rows))
-            bar.update(len(block))
-        values = torch.cat(measured) if measured else request.values(forward.logits, pairs)
+
+        def logits(rows: Tensor, which: Tensor) -> Tensor:
+            return forward.on_rows(inputs(rows, which), rows)
+
+        return self.each_run(forward, channels, logits, request, bar)
+
+    def each_run(
+        self, forward: ForwardPass, channels: int, logits: Inputs, request: Request, bar: tqdm[NoReturn]
+    ) -> Tensor:
+        """As :meth:`each_channel`, for a method that runs the model in a way of its own.
+
+        Args:
+            forward: As :meth:`each_channel`.
+            channels: As :meth:`each_channel`.
+            logits: What the model makes ``(M, K)`` of images and channels, both ``(M,)``.
+            request: As :meth:`each_channel`.
+            bar: As :meth:`each_channel`.
+
+        Returns:
+            As :meth:`each_channel`.
+        """
+
+        def measure(part: slice) -> Tensor:
+            # Indices on the CPU are good for tensors on any device; some inputs may be on another than the logits.
+            pairs = torch.arange(part.start, part.stop)
+            rows = pairs // channels
+            values = request.values(logits(rows, pairs % channels), rows)
+            bar.update(len(pairs))
+            return values
+
+        count = len(forward.logits) * channels
+        size = images_at_once(forward.image) if self.batch_size is None else self.batch_size
+        measured = list(in_batches(count, size, measure))
+        values = torch.cat(measured) if measured else request.values(forward.logits, torch.arange(0))
         result = values.view(len(forward.logits), channels, values.shape[1]).transpose(1, 2)
         check_finite("the score under perturbation", result)
         return result
+
+    def _strongest(self, number: int, grid: Tensor) -> Channels:
+        count = grid.shape[1]
+        if self.channels is None or self.channels >= count:
+            return Channels(number, torch.arange(count, device=grid.device).expand(len(grid), -1), grid)
+        energy = grid.flatten(2).square().sum(2)
+        index = energy.argsort(dim=1, descending=True, stable=True)[:, : self.channels]
+        return Channels(number, index, grid[torch.arange(len(grid), device=grid.device).unsqueeze(1), index])
 
 
 class _MaskingCAM(PerturbationCAM):
@@ -154,15 +213,15 @@ class _MaskingCAM(PerturbationCAM):
         yield lambda masks: masks
 
     def channel_weights(
-        self, forward: ForwardPass, _layer: Layer, grid: Tensor, request: Request, bar: tqdm[NoReturn]
+        self, forward: ForwardPass, channels: Channels, request: Request, bar: tqdm[NoReturn]
     ) -> Tensor:
         """See :meth:`PerturbationCAM.channel_weights`."""
-        images = _images(self, forward)
+        images, grid = _images(self, forward), channels.grid
         total = torch.zeros((), device=grid.device)
         for change in self._changes(images.shape[2:]):
 
-            def masked(rows: Tensor, channels: Tensor, change: Change = change) -> Tensor:
-                masks = change(heatmaps.minmax(heatmaps.resize(grid[rows, channels], images.shape[2:])))
+            def masked(rows: Tensor, which: Tensor, change: Change = change) -> Tensor:
+                masks = change(heatmaps.minmax(heatmaps.resize(grid[rows, which], images.shape[2:])))
                 return (images[rows] * masks.unsqueeze(1).to(images.device)).to(images.dtype)
 
             total = total + self.each_channel(forward, grid.shape[1], masked, request, bar)
@@ -301,7 +360,7 @@ class AblationCAM(PerturbationCAM):
     """Ablation-CAM: channels weighted by how far the score drops without them.
 
     Arguments as :class:`PerturbationCAM`. ``w_k = score - score without channel k``: the channel is set to 0 in the
-    layer's output (or input, for :func:`~diffgradcam.layer_input`) and the model runs again. With
+    layer's output (or input, for :func:`~diffgradcam.layer_input`) and the model runs on from there. With
     ``reshape_transform`` it is set to 0 wherever the grid's channel comes from; a class token, which is not part of the
     grid, stays.
 
@@ -321,25 +380,26 @@ class AblationCAM(PerturbationCAM):
     """
 
     def channel_weights(
-        self, forward: ForwardPass, layer: Layer, grid: Tensor, request: Request, bar: tqdm[NoReturn]
+        self, forward: ForwardPass, channels: Channels, request: Request, bar: tqdm[NoReturn]
     ) -> Tensor:
         """See :meth:`PerturbationCAM.channel_weights`."""
-        images, count = _batch(self, forward), len(forward.logits)
-        ablated: list[Tensor] = []
-        number = forward.layers.index(layer)
-        with Replacer(layer, lambda tensor: _without(forward, number, tensor, ablated[0])) as replacer:
+        count, number = len(forward.logits), channels.number
+        index = channels.index.cpu()
+        run = forward.from_layer(number, lambda tensor, which: _without(forward, number, tensor, which))
 
-            def unchanged(rows: Tensor, channels: Tensor) -> Tensor:
-                replacer.start()
-                ablated[:] = [channels]  # what is taken away from these rows
-                return images[rows]
+        def ablated(rows: Tensor, which: Tensor) -> Tensor:
+            return run(rows, index[rows, which])
 
-            without = self.each_channel(forward, grid.shape[1], unchanged, request, bar)
+        without = self.each_run(forward, channels.grid.shape[1], ablated, request, bar)
         return request.values(forward.logits, torch.arange(count)).unsqueeze(2) - without
 
 
 def _without(forward: ForwardPass, number: int, tensor: Tensor, channels: Tensor) -> Tensor:
     """Set one channel of the grid to 0 in each row of a layer's activations, wherever the grid takes it from."""
+    if forward.to_grid(tensor, number) is tensor:
+        ablated = tensor.clone()
+        ablated[torch.arange(len(channels)), channels] = 0
+        return ablated
     with outside_inference_mode(), torch.enable_grad():
         source = tensor.detach().clone().requires_grad_()
         channel = forward.to_grid(source, number)[torch.arange(len(channels)), channels]

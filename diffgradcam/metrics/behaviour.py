@@ -264,11 +264,15 @@ def drops_from(
         ``(B, grid, grid)``.
     """
     drops = []
+    together = max(evaluator.at_once(images) // len(images), 1)
+    every = list(windows(images.shape[2], images.shape[3], grid))
     with tqdm(total=grid**2, desc="occlusion", disable=not progress) as bar:
-        for window in windows(images.shape[2], images.shape[3], grid):
-            drops.append(before - evaluator.scores(covered(images, window), classes))
-            bar.update()
-    return torch.stack(drops, 1).view(-1, grid, grid)
+        for start in range(0, len(every), together):
+            some = every[start : start + together]
+            scores = evaluator.scores(torch.cat([covered(images, w) for w in some]), classes.repeat(len(some)))
+            drops.append(before - scores.view(len(some), -1))
+            bar.update(len(some))
+    return torch.cat(drops).T.reshape(-1, grid, grid)
 
 
 def integrated_gradients(
@@ -367,7 +371,7 @@ def occlusion_agreement(maps: Tensor, drops: Tensor) -> Tensor:
 
 
 def _pixels(ready: Evaluator, images: Tensor, classes: Tensor, steps: int, progress: bool) -> Tensor:
-    chunks = [torch.split(tensor, ready.batch_size) for tensor in (images, classes)]
+    chunks = [torch.split(tensor, ready.at_once(images)) for tensor in (images, classes)]
     total = steps * len(chunks[0])
     with outside_inference_mode(), tqdm(total=total, desc="integrated gradients", disable=not progress) as bar:
         parts = []

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffgradcam._core.batches import check_images
+from diffgradcam._core.batches import check_images, images_at_once, in_batches
 from diffgradcam._core.checks import check_count, check_scores
 from diffgradcam._core.editing import evaluated, in_training
 from diffgradcam._core.explainers import check_explains
@@ -39,7 +39,9 @@ class Evaluator:
             :func:`diffgradcam.scores.logit_difference`: contrastive maps explain it, and it does not saturate as a
             probability does. Any other score works, such as :func:`diffgradcam.scores.probability`.
         output: Takes the logits out of what the model returns. By default the tensor itself, or its ``logits``.
-        batch_size: How many images go through the model at once. It changes memory and speed, not results.
+        batch_size: How many images go through the model at once: by default 32 on a CPU and up to 256 elsewhere, fewer
+            if they are large, and half as many whenever the device runs out of memory. It changes memory and speed, not
+            results.
 
     Raises:
         TypeError: If the model is not a module, or score or output cannot be called.
@@ -55,7 +57,7 @@ class Evaluator:
     model: nn.Module = field(repr=False)
     score: ScoreFunction = field(default=logit_difference, kw_only=True)
     output: Output = field(default=find_logits, kw_only=True)
-    batch_size: int = field(default=64, kw_only=True)
+    batch_size: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -63,7 +65,19 @@ class Evaluator:
         for name, function in (("score", self.score), ("output", self.output)):
             if not callable(function):
                 raise TypeError(f"{name} is {function!r}; expected a function")
-        check_count("batch_size", self.batch_size)
+        if self.batch_size is not None:
+            check_count("batch_size", self.batch_size)
+
+    def at_once(self, images: Tensor) -> int:
+        """How many of these images go through the model at once.
+
+        Args:
+            images: ``(B, C, *S)``.
+
+        Returns:
+            ``batch_size``, or what was found for images of this size.
+        """
+        return images_at_once(images) if self.batch_size is None else self.batch_size
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits of images, in evaluation mode and without gradients.
@@ -80,7 +94,8 @@ class Evaluator:
         """
         model = evaluated(self.model)
         with torch.no_grad():
-            outputs = [self.output(model(chunk)) for chunk in torch.split(images, self.batch_size)]
+            run = in_batches(len(images), self.at_once(images), lambda rows: self.output(model(images[rows])))
+            outputs = list(run) or [self.output(model(images))]
         for part in outputs:
             if not isinstance(part, Tensor):
                 raise TypeError(f"output= returned {type(part).__name__}; expected the tensor of logits")

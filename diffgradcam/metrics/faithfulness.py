@@ -314,7 +314,7 @@ def _curve(
 ) -> Curve:
     check_evaluator(evaluator)
     ready, index, _ = evaluator.start(images, classes)
-    batch_size = evaluator.batch_size
+    batch_size = evaluator.at_once(images)
     ranks = pixel_ranks(maps, images)
     pixels = ranks[0].numel()
     if not 1 <= steps <= pixels:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from diffgradcam import (
@@ -56,20 +55,6 @@ def _of_layer(method: Callable[..., BaseCAM]) -> Make:
     return lambda model: method(model, LAYER, rectify=False)
 
 
-class _OfFeatures:
-    """A CAM of what follows the layer, given what enters it: the same map, without running what is below again."""
-
-    def __init__(self, method: Callable[..., BaseCAM], model: Any) -> None:
-        self.features = model.extract_features
-        head = nn.Sequential(nn.Identity(), model._avg_pooling, nn.Flatten(), model._fc)
-        self.cam = method(head, "0", rectify=False)
-
-    def explain(self, images: Tensor) -> Explanation:
-        """As :meth:`diffgradcam.BaseCAM.explain`."""
-        with torch.no_grad():
-            return self.cam.explain(self.features(images))
-
-
 _SCORED: dict[str, Callable[..., BaseCAM]] = {
     "GradCAM": GradCAM,
     "GradCAM++": GradCAMPlusPlus,
@@ -100,8 +85,8 @@ METHODS: dict[tuple[str, str], Make] = (
     {(name, PLAIN): _of_layer(method) for name, method in _SCORED.items()}
     | {(name, CONTRAST): _of_layer(partial(method, score=logit_difference)) for name, method in _SCORED.items()}
     | {(name, CONTRAST): _of_layer(method) for name, method in _CONTRASTS.items()}
-    | {("AblationCAM", PLAIN): partial(_OfFeatures, _ABLATION)}
-    | {("AblationCAM", CONTRAST): partial(_OfFeatures, partial(_ABLATION, score=logit_difference))}
+    | {("AblationCAM", PLAIN): _of_layer(_ABLATION)}
+    | {("AblationCAM", CONTRAST): _of_layer(partial(_ABLATION, score=logit_difference))}
     | {("FullGrad", PLAIN): FullGrad, ("FullGrad", CONTRAST): partial(FullGrad, score=logit_difference)}
     | {(name, NEITHER): _of_layer(method) for name, method in _CLASSLESS.items()}
 )
