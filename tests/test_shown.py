@@ -79,7 +79,7 @@ def test_a_result_shows_itself(name):
     assert pictures(page)
     png = Image.open(io.BytesIO(result._repr_png_()))
     inches = figure.get_size_inches()
-    np.testing.assert_allclose(png.size, 110 * inches, atol=1)
+    np.testing.assert_allclose(png.size, 80 * inches, atol=1)
     assert 1 <= len(str(result).splitlines()) <= 5 or name == "audit"
     if name != "benchmark":  # which explains no class of its own
         assert html.escape(HOSTILE, quote=False).replace("'", "&#39;") in page or name == "audit"

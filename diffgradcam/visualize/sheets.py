@@ -21,7 +21,7 @@ from .overlays import overlay, overlay_signed
 from .pages import render
 
 _SIDE = 128  # of a picture in a notebook, in pixels
-_DPI = 110
+_DPI = 80
 _LINE = 8  # height of a map of one dimension, as a share of its length
 
 
