@@ -83,8 +83,8 @@ def view_page() -> None:
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as tool:
-        photos = {"cat": data.chelsea(), "cat_beside_coffee": cat_beside_coffee(), "coffee": data.coffee()}
-        for title, photo in {**photos, "rocket": data.rocket()}.items():
+        photos = [data.chelsea(), cat_beside_coffee(), data.coffee(), data.rocket()]
+        for title, photo in zip(("cat", "cat_beside_coffee", "coffee", "rocket"), photos, strict=True):
             Image.fromarray(photo).save(Path(folder, f"{title}.png"))
         command = [sys.executable, "-m", "diffgradcam.cli", "view", folder, "--no-browser"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=DOCS.parent) as server:  # noqa: S603
@@ -100,8 +100,9 @@ def view_page() -> None:
 
 
 if __name__ == "__main__":
-    view_page()
     model = lite0()
     for make in (first_map, one_vector, baselines):
         save(make(model), make.__name__)
         print(f"wrote docs/images/{make.__name__}.jpg")
+    view_page()
+    print("wrote docs/images/view_page.jpg")
