@@ -84,8 +84,8 @@ dist-twice: dist ## Check that two builds are the same bytes
 	rm .dist-sums
 
 sbom: dist ## List what the wheel installs, as CycloneDX: output/sbom.cdx.json
-	$(PYTHON) -m venv --clear .venv-sbom
-	.venv-sbom/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) dist/*.whl
+	$(PYTHON) -m venv --clear --without-pip .venv-sbom
+	$(BIN)/python -m pip --python .venv-sbom/bin/python install --quiet --constraint $(CONSTRAINTS) dist/*.whl
 	@mkdir -p output
 	$(BIN)/cyclonedx-py environment --output-reproducible --output-file output/sbom.cdx.json .venv-sbom/bin/python
 

@@ -104,8 +104,8 @@ def view_page() -> None:
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as tool:
-        photos = {"cat": data.chelsea(), "cat_beside_coffee": cat_beside_coffee(), "coffee": data.coffee()}
-        for title, photo in {**photos, "rocket": data.rocket()}.items():
+        photos = [data.chelsea(), cat_beside_coffee(), data.coffee(), data.rocket()]
+        for title, photo in zip(("cat", "cat_beside_coffee", "coffee", "rocket"), photos, strict=True):
             Image.fromarray(photo).save(Path(folder, f"{title}.png"))
         command = [sys.executable, "-m", "diffgradcam.cli", "view", folder, "--no-browser"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=DOCS.parent) as server:  # noqa: S603
@@ -121,7 +121,6 @@ def view_page() -> None:
 
 
 if __name__ == "__main__":
-    view_page()
     model = lite0()
     for make in (first_map, one_vector, baselines):
         save(make(model), make.__name__)
@@ -130,3 +129,5 @@ if __name__ == "__main__":
         shrink(title)
     shutil.copy(DRAWN / "gallery.gif", DOCS / "images" / "gallery" / "gallery.gif")
     print("wrote docs/images/gallery/")
+    view_page()
+    print("wrote docs/images/view_page.jpg")

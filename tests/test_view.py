@@ -244,21 +244,27 @@ class TestTheFolder:
 
 
 @contextlib.contextmanager
-def served(viewer):
-    """The port of a server in a thread."""
+def served(viewer, desk=None):
+    """The port of a server in a thread, with a desk in another, where none is given."""
     uvicorn = pytest.importorskip("uvicorn", reason="needs the extra view")
-    from diffgradcam.cli._server import HOST, make_app
+    from diffgradcam.cli._server import HOST, Desk, make_app
 
-    app = make_app(viewer, SECRET, lambda job: threading.Thread(target=job).start())
+    own = desk or Desk()
+    if desk is None:
+        own.drop = lambda: None  # the main thread is that of the tests
+    app = make_app(viewer, SECRET, own)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none"))
     with socket.create_server((HOST, 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
+        threads = [threading.Thread(target=server.run, args=([listening],))]
+        threads += [] if desk else [threading.Thread(target=own.run, args=(lambda: not server.should_exit,))]
+        for thread in threads:
+            thread.start()
         try:
             yield listening.getsockname()[1]
         finally:
             server.should_exit = True
-            thread.join()
+            for thread in threads:
+                thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -465,6 +471,37 @@ class TestOneModel:
             first.join()
             assert Answer(port, f"/{SECRET}/look?n=last").text == "looked at last"
         assert fake.seen == ["first", "last"]
+
+    def test_what_nobody_waits_for_any_more_is_interrupted(self):
+        """The main thread is the desk here, as it is in the command."""
+        pytest.importorskip("uvicorn", reason="needs the extra view")
+        from diffgradcam.cli._server import Desk
+
+        class Slow(FakeViewer):
+            def look(self, choice):
+                self.seen.append(choice)
+                self.started.set()
+                for _ in range(6000 if choice == "slow" else 0):
+                    time.sleep(0.01)
+                raise ValueError(f"looked at {choice}")
+
+        slow, desk, answers = Slow(), Desk(), []
+
+        def ask(port):
+            gone = socket.create_connection(("127.0.0.1", port))
+            gone.sendall(f"GET /{SECRET}/look?n=slow HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            slow.started.wait(30)
+            gone.close()
+            answers.append(Answer(port, f"/{SECRET}/look?n=next"))
+
+        with served(slow, desk) as port:
+            thread = threading.Thread(target=ask, args=(port,))
+            thread.start()
+            begun = time.monotonic()
+            desk.run(thread.is_alive)
+        assert [answer.text for answer in answers] == ["looked at next"]
+        assert slow.seen == ["slow", "next"]
+        assert time.monotonic() - begun < 30
 
     def test_a_bug_is_told_and_the_next_choice_is_answered(self, capfd):
         fake = FakeViewer()

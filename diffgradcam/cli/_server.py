@@ -1,12 +1,13 @@
 """The local page of ``view``: a small application of Starlette, and what keeps others away from it.
 
-There is one model, so explanations are made one after the other, and in the main thread, where Ctrl-C ends them; the
+There is one model, so explanations are made one after the other, and in the main thread, which can be interrupted; the
 server has a thread of its own. It has no state that a request could change. Other programs and other pages reach a
 local port too, so every address begins with a secret.
 """
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import queue
@@ -39,6 +40,7 @@ from ._viewer import MOST_IMAGES, Viewer
 
 HOST = "127.0.0.1"
 _NAMES = (HOST, "localhost")  # what this machine calls itself; any other is that of a page that points its name here
+_PATIENCE = 0.2  # seconds after which to ask whether somebody still waits
 _POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -52,16 +54,69 @@ _HEADERS = {
 }
 
 
-Job = Callable[[], None]
+class Dropped(Exception):
+    """Nobody waits for an explanation any more."""
 
 
-def make_app(viewer: Viewer, secret: str, hand_over: Callable[[Job], None]) -> ASGIApp:
+class Desk:
+    """Where explanations are made: the main thread, while it is in :meth:`run`."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._dropping = False
+
+    def run(self, going_on: Callable[[], bool]) -> None:
+        """Do what is handed over.
+
+        Args:
+            going_on: Asked once a second, and after each job.
+        """
+        while going_on():
+            try:
+                with contextlib.suppress(queue.Empty):
+                    self._jobs.get(timeout=1)()
+            except KeyboardInterrupt:
+                if not self._dropping:
+                    raise
+                self._dropping = False
+
+    def hand_over(self, work: Callable[[], Any]) -> Future[Any]:
+        """Have something done.
+
+        Args:
+            work: What to do.
+
+        Returns:
+            What it returns or raises; :class:`Dropped` if it was interrupted.
+        """
+        future: Future[Any] = Future()
+
+        def job() -> None:
+            try:
+                future.set_result(work())
+            except Exception as error:  # raised where it is waited for
+                future.set_exception(error)
+            except KeyboardInterrupt:
+                if not future.done():
+                    future.set_exception(Dropped())
+                raise
+
+        self._jobs.put(job)
+        return future
+
+    def drop(self) -> None:
+        """Interrupt what is being done, as Ctrl-C would."""
+        self._dropping = True
+        _thread.interrupt_main()
+
+
+def make_app(viewer: Viewer, secret: str, desk: Desk) -> ASGIApp:
     """The application.
 
     Args:
         viewer: What is shown.
         secret: The first part of every address.
-        hand_over: Takes what is to be run where explanations are made. One is handed over at a time.
+        desk: Where explanations are made.
 
     Returns:
         It answers ``GET /SECRET/``, and ``look`` and ``thumbnail`` below it.
@@ -84,7 +139,12 @@ def make_app(viewer: Viewer, secret: str, hand_over: Callable[[Job], None]) -> A
         async with turn:
             if await request.is_disconnected():  # something else was chosen while this waited
                 return Response(status_code=204)
-            return await _answer(_handed_over(explain, hand_over), HTMLResponse)
+            explained = asyncio.wrap_future(desk.hand_over(explain))
+            while not (await asyncio.wait([explained], timeout=_PATIENCE))[0]:
+                if await request.is_disconnected():
+                    desk.drop()
+                    await asyncio.wait([explained])
+            return await _answer(explained, HTMLResponse)
 
     async def thumbnail(request: Request) -> Response:
         def picture() -> bytes:
@@ -107,10 +167,9 @@ def serve(viewer: Viewer, port: int, ready: Callable[[str], None]) -> None:
     Raises:
         OSError: If the port is taken.
     """
-    secret = secrets.token_urlsafe(16)
-    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    secret, desk = secrets.token_urlsafe(16), Desk()
     config = uvicorn.Config(
-        make_app(viewer, secret, jobs.put),
+        make_app(viewer, secret, desk),
         log_level="critical",
         access_log=False,
         server_header=False,
@@ -125,9 +184,7 @@ def serve(viewer: Viewer, port: int, ready: Callable[[str], None]) -> None:
         thread.start()
         try:
             ready(f"http://{HOST}:{listening.getsockname()[1]}/{secret}/")
-            while thread.is_alive():
-                with contextlib.suppress(queue.Empty):
-                    jobs.get(timeout=1)()
+            desk.run(thread.is_alive)
         finally:
             server.should_exit = True
             thread.join()
@@ -175,24 +232,12 @@ def _about(viewer: Viewer) -> dict[str, Any]:
     }
 
 
-def _handed_over(work: Callable[[], Any], hand_over: Callable[[Job], None]) -> Awaitable[Any]:
-    """What work returns or raises, once it has been run elsewhere."""
-    future: Future[Any] = Future()
-
-    def job() -> None:
-        try:
-            future.set_result(work())
-        except Exception as error:  # raised where it is waited for; Ctrl-C is not
-            future.set_exception(error)
-
-    hand_over(job)
-    return asyncio.wrap_future(future)
-
-
 async def _answer(work: Awaitable[Any], respond: Callable[[Any], Response]) -> Response:
     """Wait for work; what it raises becomes an answer in words."""
     try:
         return respond(await work)
+    except Dropped:
+        return Response(status_code=204)
     except (BadImage, *EXPECTED) as error:
         return PlainTextResponse(str(error) or type(error).__name__, 400)
     except Exception as error:  # a bug; the page says so, and the next choice is answered
