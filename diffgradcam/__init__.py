@@ -82,6 +82,7 @@ _SUBMODULES = (
     "analysis",
     "cli",
     "data",
+    "export",
     "heatmaps",
     "losses",
     "methods",
