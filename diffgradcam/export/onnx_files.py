@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ def write_onnx(
     """
     if not isinstance(module, ModelWithMaps):
         raise TypeError(f"module is {type(module).__name__}; expected what with_maps() returned")
-    for package in ("onnx", "onnxscript"):
-        import_optional(package, "write_onnx")
+    import_optional("onnx", "write_onnx")
+    operators = import_optional("onnxscript", "write_onnx").opset18
     tensor = next(module.parameters(), torch.empty(0))
     example = torch.zeros(2, *module.size, dtype=module.dtype, device=tensor.device)
     try:
@@ -68,6 +68,7 @@ def write_onnx(
                 input_names=["images"],
                 output_names=OUTPUTS,
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                custom_translation_table={torch.ops.aten.sort.stable: _sort(operators)},
                 external_data=False,
                 verbose=False,
             )
@@ -145,6 +146,16 @@ class OnnxExplainer:
             )
         outputs = self._session.run(OUTPUTS, {"images": images.detach().cpu().numpy()})
         return Explanation(*(torch.from_numpy(output) for output in outputs))
+
+
+def _sort(operators: Any) -> Callable[..., Any]:
+    """Sorting as ONNX has it: TopK of all, which keeps the order of equal values as a stable sort does."""
+
+    def sort(tensor: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:  # noqa: ARG001
+        length = operators.Gather(operators.Shape(tensor), operators.Constant(value_ints=[dim]))
+        return operators.TopK(tensor, length, axis=dim, largest=int(descending))
+
+    return sort
 
 
 def _checksum_file(path: Path) -> Path:
