@@ -78,11 +78,12 @@ dist: $(VENV)/.installed-dev ## Build the sdist, and the wheel from it: dist/
 audit-dependencies: $(VENV)/.installed-dev ## List known vulnerabilities in what constraints.txt installs (asks a public service)
 	$(BIN)/pip-audit --local --skip-editable
 
-bench: $(VENV)/.installed-benchmark ## Measure speed and memory: against other libraries, for data sets, how the cost grows, what recording buys
+bench: $(VENV)/.installed-benchmark ## Measure speed and memory: against other libraries, for data sets, how the cost grows, what recording buys, what maps cost in an exported model
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.dataset
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.recording
+	$(BIN)/python -m benchmarks.exported
 
 experiment-saliency: $(VENV)/.installed-examples ## Compare losses for saliency-guided training (hours; continues where it was stopped)
 	$(BIN)/python -m experiments.saliency_guided.run

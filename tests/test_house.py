@@ -16,6 +16,7 @@ import diffgradcam
 from diffgradcam import (
     analysis,
     data,
+    export,
     heatmaps,
     losses,
     metrics,
@@ -39,7 +40,7 @@ ROWS = [
     {"methods"},
     {"metrics"},
     {"analysis", "visualize", "sham"},
-    {"robustness", "data", "training"},
+    {"robustness", "data", "training", "export"},
     {"utils", ""},
     {"cli"},
 ]
@@ -200,7 +201,7 @@ def test_nothing_is_printed_guessed_or_taken_out_by_item(module):
 # What users see.
 
 NAMESPACES = [
-    diffgradcam, analysis, data, heatmaps, losses, method_package, metrics, report, robustness, scores, sham, targets,
+    diffgradcam, analysis, data, export, heatmaps, losses, method_package, metrics, report, robustness, scores, sham, targets,
     tokens, visualize, weightings,
 ]  # fmt: skip
 PUBLIC = {

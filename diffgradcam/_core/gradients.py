@@ -203,7 +203,7 @@ def pooled_linear_maps(
 
 def _maps_of_head(weight: Tensor, features: Tensor) -> Tensor:
     maps = weight @ features.flatten(2) / features.shape[2:].numel()
-    return maps.unflatten(2, features.shape[2:])
+    return maps.view(*maps.shape[:2], *features.shape[2:])
 
 
 def linear_maps(logit_maps: Tensor, score: Score, logits: Tensor, classes: Tensor) -> Tensor:

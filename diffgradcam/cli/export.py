@@ -13,19 +13,26 @@ from ._output import Result, result_command
 from ._subject import ModelOptions, set_up, shown
 
 
-class Classes(click.ParamType):
+class Classes(click.ParamType["str | list[int]"]):
     """``argmax``, ``all``, ``top5`` with any number, or the numbers of classes with commas."""
 
     name = "argmax|topN|all|N,N"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str | list[int]:
+    def convert(
+        self,
+        value: object,
+        param: click.Parameter | None,  # noqa: ARG002
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> str | list[int]:
         """The word, or the numbers."""
         text = str(value)
         if text in ("argmax", "all") or (text.startswith("top") and text[3:].isdecimal()):
             return text
         if all(part.isdecimal() for part in text.split(",")):
             return [int(part) for part in text.split(",")]
-        self.fail(f"{text!r}; expected argmax, all, top5 with any number, or numbers of classes such as 281,285")
+        raise click.BadParameter(
+            f"{text!r}; expected argmax, all, top5 with any number, or numbers of classes such as 281,285"
+        )
 
 
 @click.command(

@@ -121,7 +121,9 @@ class OnnxExplainer:
         except Exception as error:  # a class of its own for each kind of damage
             raise ValueError(f"{path} cannot be read as an ONNX model: {' '.join(str(error).split())}") from error
         if tuple(output.name for output in self._session.get_outputs()) != OUTPUTS:
-            raise ValueError(f"{path} has no maps; expected a file of write_onnx() or of the command diffgradcam export")
+            raise ValueError(
+                f"{path} has no maps; expected a file of write_onnx() or of the command diffgradcam export"
+            )
         (image,) = self._session.get_inputs()
         self.size: tuple[int, ...] = tuple(image.shape[1:])
         self.facts: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map.get(_KEY, "{}"))

@@ -179,7 +179,11 @@ class _PlainPooling(TorchFunctionMode):
     """Pooling to one position as a mean. PyTorch's own may change strides in place, which no other runtime can."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        _types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if function is nn.functional.adaptive_avg_pool2d:
@@ -220,16 +224,14 @@ def _compare(cam: AnyCAM, module: ModelWithMaps, images: Tensor, expected: tuple
     try:
         found = module(images)
     except RuntimeError as error:
-        raise NotTraceable(
-            f"{_name(cam)} cannot be one graph for any number of images: {_short(error)}"
-        ) from error
+        raise NotTraceable(f"{_name(cam)} cannot be one graph for any number of images: {_short(error)}") from error
     for name, one, other in zip(("logits", "classes", "maps"), found, expected, strict=True):
         near = one.shape == other.shape and bool(
             ((one - other).abs() <= _TOLERANCE * other.abs().amax().clamp_min(1e-30)).all()
         )
         if not near:
             raise NotTraceable(
-                f"{_name(cam)} cannot be one graph: its {name} of the example images differ from those of explain(), so "
+                f"{_name(cam)} cannot be one graph: its {name} of the example images differ from those of explain(): "
                 "what it computes depends on more than the images, or on how many they are"
             )
 
