@@ -201,8 +201,8 @@ def test_nothing_is_printed_guessed_or_taken_out_by_item(module):
 # What users see.
 
 NAMESPACES = [
-    diffgradcam, analysis, data, export, heatmaps, losses, method_package, metrics, report, robustness, scores, sham, targets,
-    tokens, visualize, weightings,
+    diffgradcam, analysis, data, export, heatmaps, losses, method_package, metrics, report, robustness, scores, sham,
+    targets, tokens, visualize, weightings,
 ]  # fmt: skip
 PUBLIC = {
     f"{namespace.__name__}.{name}": function

@@ -59,7 +59,9 @@ def test_the_changelog_begins_with_the_version_at_hand_and_goes_back_from_there(
 
 
 class TestBounds:
-    @pytest.mark.parametrize("bound", bounds("metrics", "store", "examples", "peers", "test"), ids=lambda r: r.name)
+    @pytest.mark.parametrize(
+        "bound", bounds("metrics", "store", "onnx", "examples", "peers", "test"), ids=lambda r: r.name
+    )
     def test_the_lowest_set_has_every_lower_bound_exactly(self, bound):
         lowest = [specifier.version for specifier in bound.specifier if specifier.operator == ">="]
         if not lowest or (bound.marker and not bound.marker.evaluate({"python_version": "3.10"})):
@@ -71,7 +73,9 @@ class TestBounds:
         wanted, got = Version(lowest[0]).release, Version(exact.version).release
         assert got[: len(wanted)] == wanted
 
-    @pytest.mark.parametrize("bound", bounds("metrics", "store", "examples", "peers", "test"), ids=lambda r: r.name)
+    @pytest.mark.parametrize(
+        "bound", bounds("metrics", "store", "onnx", "examples", "peers", "test"), ids=lambda r: r.name
+    )
     def test_the_newest_set_has_all_and_nothing_older_than_the_development_set(self, bound):
         where = {"python_version": PYTHONS[-1]}
         (newest,) = [pin for pin in pins("constraints-newest.txt") if pin.name == bound.name]

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import torch
 
+from .. import __version__
 from ._options import FILE, METHOD, baseline_option, layer_option, read_baseline, weights_options
 from ._output import Result, result_command
 from ._subject import ModelOptions, set_up, shown
@@ -72,7 +73,7 @@ def export(
     images = torch.randn(2, len(preparation.mean), preparation.size, preparation.size, generator=generator)
     images = images.to(next(subject.model.parameters(), images))
     module = with_maps(subject.make_cam(method, given_baseline), images, classes)
-    facts = {**subject.facts(), "method": method, "preparation": asdict(preparation)}
+    facts = {**subject.facts(), "method": method, "preparation": asdict(preparation), "version": __version__}
     out.parent.mkdir(parents=True, exist_ok=True)
     digest = write_onnx(module, out, class_names=subject.loaded.class_names, facts=facts)
     size = out.stat().st_size

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import __version__
 from .._core.errors import NotTraceable
 from .._core.explanation import Explanation
 from .._core.optional import import_optional
@@ -35,8 +34,8 @@ def write_onnx(
     """Write a model with maps as an ONNX file, and its checksum beside it.
 
     The file has the input ``images`` ``(B, *size)`` and the outputs ``logits``, ``classes`` and ``maps``. Under the key
-    ``diffgradcam`` its metadata has, as JSON, the class names, the facts, what the maps are and the version of this
-    library. The checksum is in ``FILE.sha256``, in the form of ``sha256sum``.
+    ``diffgradcam`` its metadata has, as JSON, the class names, the facts, and what the maps are. The checksum is in
+    ``FILE.sha256``, in the form of ``sha256sum``.
 
     Args:
         module: What :func:`with_maps` returned.
@@ -80,7 +79,7 @@ def write_onnx(
             "with another method or layer"
         ) from error
     assert program is not None  # only the old exporter returns nothing
-    known = {"version": __version__, "explains": module.explains, **(facts or {})}
+    known = {"explains": module.explains, **(facts or {})}
     if class_names is not None:
         known["class_names"] = list(class_names)
     program.model.metadata_props[_KEY] = json.dumps(known)
@@ -102,7 +101,7 @@ class OnnxExplainer:
         **options: Of ``onnxruntime.InferenceSession``, such as ``providers=["CUDAExecutionProvider"]``.
 
     Attributes:
-        facts: What :func:`write_onnx` was told, and ``explains`` and ``version``.
+        facts: What :func:`write_onnx` was told, and ``explains``.
         class_names: A name for each class; None where they are not known.
         size: The shape of one image.
 
