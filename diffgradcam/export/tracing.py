@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -203,7 +204,7 @@ def _traced(function: Callable[[Tensor], Any], images: Tensor) -> fx.GraphModule
         graph = make_fx(function, DECOMPOSITIONS, "symbolic", _allow_non_fake_inputs=True)(fake)
     graph.graph.eliminate_dead_code()
     for node in graph.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+        if isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
             raise NotTraceable(f"it draws random numbers ({node.target})")
     return graph
 
