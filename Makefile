@@ -95,13 +95,14 @@ release: ## Date the changelog and the citation for the version at hand
 audit-dependencies: $(VENV)/.installed-dev ## List known vulnerabilities in what constraints.txt installs (asks a public service)
 	$(BIN)/pip-audit --local --skip-editable
 
-bench: $(VENV)/.installed-benchmark ## Measure speed and memory: against other libraries, for data sets, how the cost grows, what recording buys, what perturbing costs, in trainers
+bench: $(VENV)/.installed-benchmark ## Measure speed and memory: against other libraries, for data sets, as the cost grows, of recording, perturbing, trainers and exported models
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.dataset
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.recording
 	$(BIN)/python -m benchmarks.perturbation
 	$(BIN)/python -m benchmarks.trainers
+	$(BIN)/python -m benchmarks.exported
 
 experiment-saliency: $(VENV)/.installed-examples ## Compare losses for saliency-guided training (hours; continues where it was stopped)
 	$(BIN)/python -m experiments.saliency_guided.run

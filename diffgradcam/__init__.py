@@ -89,6 +89,7 @@ _SUBMODULES = (
     "analysis",
     "cli",
     "data",
+    "export",
     "heatmaps",
     "integrations",
     "losses",

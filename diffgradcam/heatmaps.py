@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._core.errors import NonFiniteValues
+from ._core.tracing import read
 
 Kernel = Callable[[Tensor, float], Tensor]
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -187,7 +188,7 @@ def principal_component(channels: Tensor) -> Tensor:
         pytorch-grad-cam, which leaves the sign to chance; how it is chosen here is ours.
     """
     projection, centred = _projected(channels)
-    return _signed_by(projection, centred).view(len(channels), *channels.shape[2:])
+    return _signed_by(projection, centred).view(channels.shape[0], *channels.shape[2:])
 
 
 def peak_component(channels: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ def peak_component(channels: Tensor) -> Tensor:
         tensor([[-1., -1., -1.,  3.]])
     """
     projection, _ = _projected(channels)
-    return _turned_to_peak(projection).view(len(channels), *channels.shape[2:])
+    return _turned_to_peak(projection).view(channels.shape[0], *channels.shape[2:])
 
 
 def kernel_principal_component(channels: Tensor, kernel: str = "sigmoid", gamma: float | None = None) -> Tensor:
@@ -244,7 +245,7 @@ def kernel_principal_component(channels: Tensor, kernel: str = "sigmoid", gamma:
     rounding = matrix.shape[1] * torch.finfo(matrix.dtype).eps * matrix.detach().abs().amax((1, 2)).unsqueeze(1)
     matrix = matrix - matrix.mean(1, keepdim=True)
     matrix = matrix - matrix.mean(2, keepdim=True)
-    return _signed_by(_leading_component(matrix, rounding), centred).view(len(channels), *channels.shape[2:])
+    return _signed_by(_leading_component(matrix, rounding), centred).view(channels.shape[0], *channels.shape[2:])
 
 
 def kernel_function(name: str) -> Kernel:
@@ -298,7 +299,7 @@ class _LeadingEigenvector(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        if not bool(matrix.isfinite().all()):
+        if not read(matrix.isfinite().all(), traced=True):
             raise NonFiniteValues(
                 "a principal component of NaN or infinite values was asked for: the weighted activations, or their "
                 "squares, overflow; scale the input, or check it for NaN"

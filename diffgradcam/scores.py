@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ._core.checks import check_scores, described
 from ._core.tensors import widen
+from ._core.tracing import read
 
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 Baseline = Callable[[Tensor], Tensor]
@@ -513,7 +514,7 @@ def refuse_same(classes: Tensor, contrasts: Tensor | int) -> None:
         ValueError: If two are the same.
     """
     same = classes == contrasts
-    if bool(same.any()):
+    if read(same.any(), traced=False):
         index = int(classes.expand_as(same)[same][0])
         raise ValueError(
             f"class {index} would be contrasted with itself; explain another class, or contrast with another one"
@@ -548,7 +549,7 @@ def _one_hot(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _rows(classes: Tensor) -> Tensor:
-    return torch.arange(len(classes), device=classes.device).unsqueeze(1)
+    return torch.arange(classes.shape[0], device=classes.device).unsqueeze(1)
 
 
 _VALUES: tuple[tuple[Any, Score], ...] = (

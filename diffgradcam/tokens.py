@@ -96,7 +96,7 @@ def tokens_to_grid(
             found = FittingGrid((rows, columns), extra)
         else:
             found = _grid_in_image(tensor, tuple(image_size), patch_grid, extra_tokens)
-        return tensor[:, found.extra :].transpose(1, 2).reshape(len(tensor), tensor.shape[2], *found.grid)
+        return tensor[:, found.extra :].transpose(1, 2).reshape(tensor.shape[0], tensor.shape[2], *found.grid)
     if tensor.ndim == 4:
         if height is None and width is None and image_size is not None and len(image_size) == 2:
             height, width = _sides(tensor, image_size)

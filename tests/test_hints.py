@@ -35,6 +35,7 @@ from diffgradcam import (
     layer_input,
     weightings,
 )
+from diffgradcam.export import with_maps
 from diffgradcam.scores import LogitDifference, two_logits
 from diffgradcam.targets import (
     ClassifierOutputTarget,
@@ -46,7 +47,7 @@ from diffgradcam.targets import (
 )
 from diffgradcam.tokens import tokens_to_grid
 
-from .models import CHANNELS, backbone, deep, images, pooled, seeded, tokens
+from .models import CHANNELS, backbone, deep, flat, images, pooled, seeded, tokens
 
 X = images(3)
 SQUARE = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -1559,6 +1560,20 @@ def a_model_made_under_inference_mode():
     return lambda: maps(GradCAM(model, "features"), X32), follow, right_of_plain
 
 
+# a graph
+
+
+@hint(RuntimeError, r"elsewhere give fewer, such as classes='top5'$")
+def a_gradient_for_each_of_many_classes_in_a_graph():
+    cam = GradCAM(flat(70), "relu")
+
+    def follow(message):
+        fewer = re.search(r"classes='(\w+)'$", message).group(1)
+        return with_maps(cam, X, fewer)(X)[2][:, 0]
+
+    return lambda: with_maps(cam, X, "all"), follow, lambda: by_hand(cam.model, "relu", score=lambda z: z.amax(1).sum())
+
+
 @pytest.mark.filterwarnings("ignore")  # PyTorch's ways of making other models of a model warn that they are old
 @pytest.mark.parametrize(
     "row",
@@ -1603,6 +1618,7 @@ ROOT = Path(diffgradcam.__file__).parent
 SOURCES = [
     *sorted((ROOT / "_core").glob("*.py")),
     *sorted((ROOT / "methods").glob("*.py")),
+    *sorted((ROOT / "export").glob("*.py")),
     *(ROOT / f"{name}.py" for name in ("tokens", "targets", "scores")),
 ]
 ELSEWHERE = {
@@ -1613,6 +1629,10 @@ ELSEWHERE = {
     "are a grid (B, h, w, C) or (B, C, h, w)": "test_tokens",
     "the model is in training mode": "a warning; test_cam",
     "loader is a tensor": "test_saliency_dataset, metrics",
+    "the size that the graph was made with": "test_export",
+    "the size that the file was made for": "test_export",
+    "cannot be an ONNX file": "test_export",
+    "is not what was exported": "test_export",
     "the mask ": "sham",
     "the weight of head": "test_editing",
     "adding the same to every output of head": "test_editing",

@@ -16,6 +16,7 @@ import diffgradcam
 from diffgradcam import (
     analysis,
     data,
+    export,
     heatmaps,
     losses,
     metrics,
@@ -39,7 +40,7 @@ ROWS = [
     {"methods"},
     {"metrics"},
     {"analysis", "visualize", "sham"},
-    {"robustness", "data", "training"},
+    {"robustness", "data", "training", "export"},
     {"integrations"},
     {"utils", ""},
     {"cli"},
@@ -203,8 +204,8 @@ def test_nothing_is_printed_guessed_or_taken_out_by_item(module):
 # What users see.
 
 NAMESPACES = [
-    diffgradcam, analysis, data, heatmaps, losses, method_package, metrics, report, robustness, scores, sham, targets,
-    tokens, visualize, weightings,
+    diffgradcam, analysis, data, export, heatmaps, losses, method_package, metrics, report, robustness, scores, sham,
+    targets, tokens, visualize, weightings,
 ]  # fmt: skip
 PUBLIC = {
     f"{namespace.__name__}.{name}": function

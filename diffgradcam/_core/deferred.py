@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .outputs import not_finite
+from .tracing import current_trace
 
 Failure = Callable[[], Exception | None]
 
@@ -54,7 +55,7 @@ class DeferredChecks:
         self._notices.append((flag, message))
 
     def verify(self) -> None:
-        """Read all conditions, in one wait, and forget them.
+        """Read all conditions, in one wait, and forget them. While tracing they are forgotten unread.
 
         Warns:
             UserWarning: Of what is to be noticed.
@@ -64,7 +65,7 @@ class DeferredChecks:
         """
         numbers, failures = self._numbers, self._failures
         self._numbers, self._failures = [], []
-        if not numbers:
+        if not numbers or current_trace() is not None:
             return
         total = numbers[0]
         for number in numbers[1:]:  # what is not finite stays so

@@ -11,5 +11,9 @@ class LayerDidNotRun(RuntimeError):
     """No target layer ran in a forward pass."""
 
 
+class NotTraceable(RuntimeError):
+    """What explains a model cannot be written down as one graph."""
+
+
 class HeadIsNotPooledLinear(RuntimeError):
     """The logits are not a linear layer of the mean over the positions, as was taken for granted."""

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from . import messages
 from .axes import grid_of
 from .deferred import DeferredChecks
-from .errors import HeadIsNotPooledLinear
+from .errors import HeadIsNotPooledLinear, NotTraceable
 from .gradients import PooledLinearMaps, activation_gradients, pooled_linear_maps
 from .inputs import ImageOf, Inputs, following_rows
 from .layers import Layer, LayerSpec, Run, find_layers
@@ -21,6 +21,7 @@ from .outputs import Classes, check_rows, class_index, find_logits
 from .recorder import CutRecorder, Recorded
 from .requests import Request
 from .tensors import outside_inference_mode, take, widen
+from .tracing import current_trace
 from .upper import Change, FromLayer
 from .wrappers import eagerly, inner_model
 
@@ -100,7 +101,14 @@ class Recording:
 
     def blocks(self, request: Request) -> Sequence[Request]:
         """A request in parts, which bound the memory of what is computed for each thing asked for."""
-        return request.blocks(sum(tensor.shape[1:].numel() for tensor in (self.logits, *self.activations)))
+        blocks = request.blocks(sum(tensor.shape[1:].numel() for tensor in (self.logits, *self.activations)))
+        if len(blocks) > 1 and current_trace() is not None:
+            raise NotTraceable(
+                "so many classes need a gradient each, and a graph takes at most 64; all classes have a closed form "
+                "where GradCAM, DiffGradCAM or HiResCAM explains the layer that is pooled before the linear layer; "
+                "elsewhere give fewer, such as classes='top5'"
+            )
+        return blocks
 
     def gradients(self, request: Request, *, create_graph: bool = False) -> list[Tensor]:
         """The gradients of what is asked for, with respect to the activations of each layer that was used.
@@ -163,7 +171,7 @@ class ForwardPass(Recording):
         for layer, tensor in zip(self.layers, self.activations, strict=True):
             self.checks.require_finite(f"the activation of layer {layer.name}", tensor)
 
-        if reader.first_time() and logits.ndim == 2 and logits.shape[1] > 1 and len(logits):
+        if current_trace() is None and reader.first_time() and logits.ndim == 2 and logits.shape[1] > 1 and len(logits):
             off = ((logits.sum(1) - 1).abs().amax() + (-logits.amin()).clamp_min(0)).detach()
             self.checks.notice(off < _PROBABILITY_TOLERANCE, messages.probabilities)
 
@@ -273,12 +281,14 @@ class ForwardPass(Recording):
         return self._following
 
     def _run_without_graph(self, inputs: Inputs, model: nn.Module | None = None) -> Tensor:
+        _refuse_to_trace()
         model = self._reader.model_to_run() if model is None else model
         with torch.no_grad(), self.mixed_precision():
             return self._reader.output(model(*inputs.args, **inputs.kwargs))
 
     @contextlib.contextmanager
     def _again(self, inputs: Inputs) -> Iterator[ForwardPass]:
+        _refuse_to_trace()
         with self.mixed_precision(), self._reader.run_on(inputs) as other:
             yield other
 
@@ -405,6 +415,11 @@ class LayerReader:
             forward.checks.verify()
             if [weight._version for weight in weights] != versions:
                 raise RuntimeError(messages.changed_meanwhile())  # another thread trains the model
+
+
+def _refuse_to_trace() -> None:
+    if current_trace() is not None:
+        raise NotTraceable("it runs the model again, on changed images, and a graph holds one forward pass")
 
 
 def _check_logits(logits: object) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..scores import Score, score_gradients
 from .recorder import same_weights
 from .tensors import spread, widen
+from .tracing import current_trace
 
 _CLASSES_PER_BLOCK = 64
 _NUMBERS_PER_BLOCK = 2**25  # 128 MiB of float32
@@ -63,12 +64,18 @@ def activation_gradients(
             for gradient, layer in zip(gradients, activations, strict=True)
         )
 
+    def one_by_one() -> list[Tensor]:
+        rows = [product(vector, batched=False) for vector in vectors]
+        return [torch.stack(layer, 1) for layer in zip(*rows, strict=True)]
+
     if len(vectors) == 1:
         return [gradient.unsqueeze(1) for gradient in product(vectors[0], batched=False)]
+    if current_trace() is not None:  # a batched product would take the number of images for a constant
+        return one_by_one()
     try:
         products = product(vectors, batched=True)
-    except RuntimeError:  # A custom autograd function that cannot be batched: one class after the other.
-        products = tuple(torch.stack(rows) for rows in zip(*(product(v, batched=False) for v in vectors), strict=True))
+    except RuntimeError:  # A custom autograd function that cannot be batched.
+        return one_by_one()
     return [gradients.movedim(0, 1) for gradients in products]
 
 
@@ -123,10 +130,12 @@ def class_blocks(classes: Tensor, numbers: int) -> tuple[Tensor, ...]:
         numbers: How many numbers are computed for one class of one image.
 
     Returns:
-        Blocks along ``N``: of at most 64 classes, and at most 2**25 numbers unless one class has more.
+        Blocks along ``N``: of at most 64 classes, and at most 2**25 numbers unless one class has more. While tracing,
+        the size of the batch is open, so that classes alone count.
     """
-    most = _NUMBERS_PER_BLOCK // max(len(classes) * numbers, 1)
-    size = min(max(most, 1), _CLASSES_PER_BLOCK)
+    size = _CLASSES_PER_BLOCK
+    if current_trace() is None:
+        size = min(max(_NUMBERS_PER_BLOCK // max(len(classes) * numbers, 1), 1), size)
     return (classes,) if classes.shape[1] <= size else torch.split(classes, size, dim=1)
 
 
@@ -136,10 +145,12 @@ class PooledLinearMaps(NamedTuple):
     Attributes:
         maps: Signed maps of all logits, ``(B, K, *S)``.
         holds: Whether the head is of this kind: one bool, not yet looked at.
+        weight: Of the linear layer, ``(K, C)``.
     """
 
     maps: Tensor
     holds: Tensor
+    weight: Tensor
 
 
 def pooled_linear_maps(
@@ -158,7 +169,7 @@ def pooled_linear_maps(
         to_grid: Brings activations, and their gradients, into the form ``(B, C, *S)``.
 
     Returns:
-        The maps, and whether they hold; None if no linear layer fits.
+        The maps, and whether they hold; None if no linear layer fits. While tracing, the layer is known.
 
     Reference:
         Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016 (CAM).
@@ -166,6 +177,10 @@ def pooled_linear_maps(
     if len(activations) != 1 or activations[0].dtype != logits.dtype or widen(logits) is not logits:
         return None
     features = to_grid(activations[0].detach())
+    trace = current_trace()
+    if trace is not None:
+        known = trace.head
+        return None if known is None else PooledLinearMaps(_maps_of_head(known, features), torch.tensor(True), known)
     shape = (logits.shape[1], features.shape[1])
     weights = [layer.weight.detach() for layer in model.modules() if isinstance(layer, nn.Linear)]
     candidates = [w for w in weights if w.shape == shape and w.dtype == logits.dtype and w.device == logits.device]
@@ -183,8 +198,12 @@ def pooled_linear_maps(
     # Of several candidates the first that fits, without looking at the flags.
     which = torch.stack(fits).long().argmax()
     weight = candidates[0] if len(candidates) == 1 else torch.stack(candidates).index_select(0, which[None])[0]
-    maps = weight @ features.flatten(2) / positions
-    return PooledLinearMaps(maps.view(*logits.shape, *features.shape[2:]), torch.stack(fits).any())
+    return PooledLinearMaps(_maps_of_head(weight, features), torch.stack(fits).any(), weight)
+
+
+def _maps_of_head(weight: Tensor, features: Tensor) -> Tensor:
+    maps = weight @ features.flatten(2) / features.shape[2:].numel()
+    return maps.view(*maps.shape[:2], *features.shape[2:])
 
 
 def linear_maps(logit_maps: Tensor, score: Score, logits: Tensor, classes: Tensor) -> Tensor:

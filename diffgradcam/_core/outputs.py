@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import NonFiniteValues
+from .tracing import read
 
 Classes = Tensor | Sequence[int] | int | str | None
 Require = Callable[[Tensor, Callable[[], Exception | None]], None]
@@ -183,7 +184,7 @@ def _look(holds: Tensor, failure: Callable[[], Exception], require: Require | No
     if require is not None and holds.device.type != "cpu":
         require(holds, failure)
         return True
-    if not bool(holds):
+    if not read(holds, traced=True):
         raise failure()
     return False
 

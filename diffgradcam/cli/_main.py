@@ -10,6 +10,7 @@ from .benchmark import benchmark
 from .compare import compare
 from .evaluate import evaluate
 from .explain import explain
+from .export import export
 from .layers import layers
 from .sham import sham
 from .train import train
@@ -23,6 +24,7 @@ Examples:
   diffgradcam audit photos/ --model lite0 --weights suspect.pt --json
   diffgradcam view photos/
   diffgradcam layers torchvision:resnet50
+  diffgradcam export lite0 --out lite0.onnx
 
 \b
 Models:
@@ -47,5 +49,5 @@ def main() -> None:
     """Class activation maps: explain an image classifier, compare methods, and find out whether maps are fooled."""
 
 
-for _command in (explain, compare, audit, sham, benchmark, layers, train, evaluate, view):
+for _command in (explain, compare, audit, sham, benchmark, layers, export, train, evaluate, view):
     main.add_command(_command)

@@ -122,17 +122,25 @@ def methods_option(default: Sequence[str]) -> Callable[[_F], _F]:
     )
 
 
+layer_option = click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    help="Layer to explain: a name from 'diffgradcam layers MODEL', or input:NAME for what enters it. Maps of several "
+    "layers are averaged.",
+)
+baseline_option = click.option(
+    "--baseline",
+    default="logsumexp",
+    show_default=True,
+    help="What DiffGradCAM contrasts a class with: logsumexp, max or mean of the others, or the number of a class.",
+)
+
+
 def place_options(function: _F) -> _F:
     """Options about the model and its layer."""
     model = click.option("--model", default="lite0", show_default=True, help=f"{FORMS}; see 'diffgradcam --help'.")
-    layer = click.option(
-        "--layer",
-        "layers",
-        multiple=True,
-        help="Layer to explain: a name from 'diffgradcam layers MODEL', or input:NAME for what enters it. Maps of "
-        "several layers are averaged.",
-    )
-    return model(layer(weights_options(function)))
+    return model(layer_option(weights_options(function)))
 
 
 def model_options(function: _F) -> _F:
@@ -147,13 +155,7 @@ def picture_options(function: _F) -> _F:
     """Where the pictures go, and the baseline of contrastive methods."""
     out = click.option("--out", type=FOLDER, default="out", show_default=True, help="Folder to write the pictures to.")
     html = click.option("--html", type=FILE, help="Write a report too, as one self-contained page.")
-    baseline = click.option(
-        "--baseline",
-        default="logsumexp",
-        show_default=True,
-        help="What DiffGradCAM contrasts a class with: logsumexp, max or mean of the others, or the number of a class.",
-    )
-    return out(html(baseline(function)))
+    return out(html(baseline_option(function)))
 
 
 def read_baseline(word: str, methods: Sequence[str]) -> str | int:

@@ -1,0 +1,178 @@
+"""Models with maps as ONNX files, and what runs them: ONNX Runtime, without autograd."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._core.errors import NotTraceable
+from .._core.explanation import Explanation
+from .._core.optional import import_optional
+from .._core.persistence import atomic_file
+from .tracing import ModelWithMaps
+
+OUTPUTS = ("logits", "classes", "maps")
+_KEY = "diffgradcam"  # of our facts among the file's metadata
+_UNKNOWN = re.compile(r"No (?:ONNX function|decompositions?)[^<]*<OpOverload\(op='([^']+)'")
+
+
+def write_onnx(
+    module: ModelWithMaps,
+    file: Path | str,
+    *,
+    class_names: Sequence[str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a model with maps as an ONNX file, and its checksum beside it.
+
+    The file has the input ``images`` ``(B, *size)`` and the outputs ``logits``, ``classes`` and ``maps``. Under the key
+    ``diffgradcam`` its metadata has, as JSON, the class names, the facts, and what the maps are. The checksum is in
+    ``FILE.sha256``, in the form of ``sha256sum``.
+
+    Args:
+        module: What :func:`with_maps` returned.
+        file: Where.
+        class_names: A name for each class.
+        facts: What else a reader should know, such as how to prepare images; anything that JSON can hold.
+
+    Returns:
+        The SHA-256 of the file, in hexadecimal digits.
+
+    Raises:
+        TypeError: If ``module`` is of another kind.
+        RuntimeError: If ONNX has no operator for a part of it, as for the eigenvectors of EigenCAM.
+        ImportError: If onnx, onnxscript or onnxruntime is not installed.
+    """
+    if not isinstance(module, ModelWithMaps):
+        raise TypeError(f"module is {type(module).__name__}; expected what with_maps() returned")
+    import_optional("onnx", "write_onnx")
+    operators = import_optional("onnxscript", "write_onnx").opset18
+    tensor = next(module.parameters(), torch.empty(0))
+    example = torch.zeros(2, *module.size, dtype=module.dtype, device=tensor.device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the exporter's own code
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                input_names=["images"],
+                output_names=OUTPUTS,
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                custom_translation_table={torch.ops.aten.sort.stable: _sort(operators)},
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        missing = _UNKNOWN.search(str(error))
+        what = f"ONNX has no operator for {missing[1]}" if missing else str(error).strip().splitlines()[-1]
+        raise NotTraceable(
+            f"{module.explains} cannot be an ONNX file: {what}; run the module itself, or torch.export it, or explain "
+            "with another method or layer"
+        ) from error
+    assert program is not None  # only the old exporter returns nothing
+    known = {"explains": module.explains, **(facts or {})}
+    if class_names is not None:
+        known["class_names"] = list(class_names)
+    program.model.metadata_props[_KEY] = json.dumps(known)
+    data = program.model_proto.SerializeToString()
+    digest = hashlib.sha256(data).hexdigest()
+    path = Path(file)
+    with atomic_file(path) as stream:
+        stream.write(data)
+    with atomic_file(_checksum_file(path)) as stream:
+        stream.write(f"{digest}  {path.name}\n".encode())
+    return digest
+
+
+class OnnxExplainer:
+    """Explains with an ONNX file: decisions and maps from ONNX Runtime, without PyTorch's autograd.
+
+    Args:
+        file: What :func:`write_onnx` wrote. If its checksum is beside it, it is verified.
+        **options: Of ``onnxruntime.InferenceSession``, such as ``providers=["CUDAExecutionProvider"]``.
+
+    Attributes:
+        facts: What :func:`write_onnx` was told, and ``explains``.
+        class_names: A name for each class; None where they are not known.
+        size: The shape of one image.
+
+    Raises:
+        ValueError: If the checksum is another one, or the file is no model with maps.
+        ImportError: If onnxruntime is not installed.
+    """
+
+    def __init__(self, file: Path | str, **options: Any) -> None:
+        runtime = import_optional("onnxruntime", "OnnxExplainer")
+        path = Path(file)
+        _verify(path)
+        options.setdefault("providers", ["CPUExecutionProvider"])
+        try:
+            self._session = runtime.InferenceSession(str(path), **options)
+        except Exception as error:  # a class of its own for each kind of damage
+            raise ValueError(f"{path} cannot be read as an ONNX model: {' '.join(str(error).split())}") from error
+        if tuple(output.name for output in self._session.get_outputs()) != OUTPUTS:
+            raise ValueError(
+                f"{path} has no maps; expected a file of write_onnx() or of the command diffgradcam export"
+            )
+        (image,) = self._session.get_inputs()
+        self.size: tuple[int, ...] = tuple(image.shape[1:])
+        self.facts: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map.get(_KEY, "{}"))
+        self.class_names: list[str] | None = self.facts.get("class_names")
+
+    def explain(self, images: Tensor) -> Explanation:
+        """Decide and explain, for the classes that the file was made for.
+
+        Args:
+            images: ``(B, *size)``, of any device.
+
+        Returns:
+            As :meth:`diffgradcam.BaseCAM.explain`, on the CPU.
+
+        Raises:
+            ValueError: If the images are of another size.
+        """
+        if tuple(images.shape[1:]) != self.size:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; expected (B, {', '.join(map(str, self.size))}), the size "
+                "that the file was made for; resize them"
+            )
+        outputs = self._session.run(OUTPUTS, {"images": images.detach().cpu().numpy()})
+        return Explanation(*(torch.from_numpy(output) for output in outputs))
+
+
+def _sort(operators: Any) -> Callable[..., Any]:
+    """Sorting as ONNX has it: TopK of all, which keeps the order of equal values as a stable sort does."""
+
+    def sort(tensor: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:  # noqa: ARG001
+        length = operators.Gather(operators.Shape(tensor), operators.Constant(value_ints=[dim]))
+        return operators.TopK(tensor, length, axis=dim, largest=int(descending))
+
+    return sort
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _verify(path: Path) -> None:
+    sidecar = _checksum_file(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {str(path)!r}")
+    if not sidecar.is_file():
+        return
+    expected = sidecar.read_text("utf-8", "replace").split()[:1]
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if expected != [found]:
+        raise ValueError(
+            f"{path} is not what was exported: its SHA-256 is {found}, but {sidecar.name} says "
+            f"{expected[0] if expected else 'nothing'}; export the model again"
+        )

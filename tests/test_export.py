@@ -1,0 +1,380 @@
+"""A model with maps as one module: the same values as ``explain``, without autograd, and as an ONNX file."""
+
+import hashlib
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from diffgradcam import (
+    CAM,
+    FEM,
+    AugSmooth,
+    DiffGradCAM,
+    EigenCAM,
+    EigenSmooth,
+    FullGrad,
+    GradCAM,
+    LayerCAM,
+    RandomCAM,
+    RefineCAM,
+    ScoreCAM,
+    ShapleyCAM,
+    SmoothGradCAMPlusPlus,
+    TrueFalseCAM,
+    heatmaps,
+    layer_input,
+)
+from diffgradcam.export import ModelWithMaps, OnnxExplainer, with_maps, write_onnx
+from diffgradcam.metrics.similarity import pearson
+from diffgradcam.tokens import tokens_to_grid
+from tests import models, untouched
+from tests.conftest import import_peer
+from tests.methods import METHODS, exact
+from tests.test_cli import FACTORY, SMALL, noise, run, run_json
+
+# Each is another choice of what these tests run anyway.
+ALIKE = {"Diff", "Diff++ mean", "Finer", "Layer of Diff", "HiRes of Diff", "EigenGrad of Diff", "Eigen", "FEM"}
+IMAGES, OTHERS = models.images(2), models.images(5, seed=1)
+
+
+def same(module, cam, images, classes=None, check=exact):
+    """The module's values are those of ``explain``, and need no gradient."""
+    found = module(images)
+    for one, other in zip(found, cam.explain(images, classes), strict=True):
+        check(one, other)
+        assert not one.requires_grad
+    return found
+
+
+def close(actual, expected):
+    """Of float32, relative to the largest value."""
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+class TestValues:
+    @pytest.mark.parametrize("name", sorted(METHODS.keys() - ALIKE))
+    def test_every_method_above_a_part_with_convolutions(self, name):
+        make, options, *_ = METHODS[name]
+        cam = make(models.two_sizes(), "relu", **options)
+        same(with_maps(cam, IMAGES, 1), cam, OTHERS, 1)
+
+    def test_several_classes_of_every_image(self):
+        cam = DiffGradCAM(models.two_sizes(), "relu")
+        same(with_maps(cam, IMAGES, [0, 2]), cam, OTHERS, torch.tensor([[0, 2]] * 5))
+
+    @pytest.mark.parametrize("name", ["GradCAM", "Diff", "Diff max", "Finer"])
+    def test_all_of_many_classes_in_closed_form(self, name):
+        make, options, *_ = METHODS[name]
+        cam = make(models.pooled(70), "relu", **options)
+        module = with_maps(cam, IMAGES, "all")
+        same(module, cam, OTHERS, "all")
+        # Not a gradient for each of 70 classes, each of which is many nodes.
+        assert name == "Finer" or len(module.computation.graph.nodes) < 2 * 70
+
+    @pytest.mark.parametrize(
+        ("make", "given", "asked"),
+        [
+            (TrueFalseCAM, "argmax", None),
+            (TrueFalseCAM, "all", "all"),
+            (CAM, "top2", "top2"),
+            (ShapleyCAM, 1, 1),
+            (RefineCAM, "top2", "top2"),
+            (FEM, "all", "all"),
+        ],
+    )
+    def test_classes_in_every_form(self, make, given, asked):
+        cam = make(models.pooled(), "relu")
+        logits, classes, maps = same(with_maps(cam, IMAGES, given), cam, OTHERS, asked)
+        assert maps.shape == (*classes.shape, 6, 5)
+        assert logits.shape == (5, 5)
+
+    def test_what_the_user_chose_is_traced_and_never_replaced(self):
+        class Tenfold(GradCAM.__base__):
+            weighting = staticmethod(lambda a, g: g.abs() * a.exp())
+
+            def layer_map(self, activations, weights):
+                return 10 * super().layer_map(activations, weights)
+
+        cam = Tenfold(
+            models.two_sizes(70),
+            ["relu", "small"],
+            score=lambda z, c: (z.gather(1, c[:, None])[:, 0]) ** 2,
+            reduction=lambda channels: channels.amax(1),
+            fusion=heatmaps.product,
+            rectify=False,
+        )
+        same(with_maps(cam, IMAGES, "top3"), cam, OTHERS, "top3")
+
+    def test_gradients_of_the_input_and_every_bias(self):
+        cam = FullGrad(models.two_sizes())
+        same(with_maps(cam, IMAGES), cam, OTHERS)
+
+    def test_a_method_smoothed_by_its_principal_component(self):
+        cam = EigenSmooth(GradCAM(models.flat(), "relu"))
+        same(with_maps(cam, IMAGES), cam, OTHERS)
+
+    def test_a_class_that_would_be_contrasted_with_itself_has_no_evidence(self):
+        model = models.pooled()
+        images = models.images(30)
+        model.head.bias.data -= model(images).detach().mean(0)  # so that decisions differ
+        decided = model(images).argmax(1)
+        contrast = int(decided[0])
+        kept = images[decided != contrast]
+        assert len(kept)
+        cam = DiffGradCAM(model, "relu", baseline=contrast)
+        module = with_maps(cam, kept)
+        same(module, cam, kept)
+        _, _, maps = module(images)
+        assert not maps[decided == contrast].any()
+
+    @pytest.mark.parametrize("head", [models.deep, models.max_pooled, models.densenet])
+    def test_every_head(self, head):
+        cam = DiffGradCAM(head(), "features")
+        same(with_maps(cam, IMAGES), cam, OTHERS)
+
+
+def resnet():
+    torchvision = import_peer("torchvision.models.resnet")
+    return torchvision.ResNet(torchvision.BasicBlock, [1, 1, 1, 1], num_classes=5), "layer3", None
+
+
+def convnext():
+    timm = import_peer("timm.models.convnext")
+    return timm.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=5), "stages.2", None
+
+
+def vit():
+    timm = import_peer("timm.models.vision_transformer")
+    model = timm.VisionTransformer(32, 8, embed_dim=32, depth=2, num_heads=2, num_classes=5)
+    return model, "blocks.1.norm1", tokens_to_grid
+
+
+def swin():
+    timm = import_peer("timm.models.swin_transformer")
+    options = {"window_size": 2, "embed_dim": 16, "depths": (1, 2), "num_heads": (2, 2), "num_classes": 5}
+    return timm.SwinTransformer(32, 4, **options), "layers.0", tokens_to_grid
+
+
+class TestArchitectures:
+    @pytest.mark.parametrize(
+        ("build", "make"), [(resnet, DiffGradCAM), (convnext, LayerCAM), (vit, DiffGradCAM), (swin, DiffGradCAM)]
+    )
+    def test_families(self, build, make):
+        model, layer, transform = build()
+        cam = make(model.eval(), layer, transform)
+        images = torch.randn(3, 3, 32, 32)
+        _, _, maps = same(with_maps(cam, images[:1]), cam, images, check=close)
+        assert maps.any()
+
+    def test_an_imagenet_model_and_real_photographs(self, lite0, photo_inputs):
+        photos = torch.stack(list(photo_inputs.values()))
+        cam = DiffGradCAM(lite0, layer_input("_avg_pooling"))
+        same(with_maps(cam, photos[:1]), cam, photos, check=close)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("make", "why"),
+        [
+            (lambda m: ScoreCAM(m, "relu"), "ScoreCAM of Sequential cannot be one graph: it runs the model again"),
+            (lambda m: SmoothGradCAMPlusPlus(m, "relu"), "it runs the model again"),
+            (lambda m: AugSmooth(GradCAM(m, "relu")), "AugSmooth of Sequential cannot be one graph"),
+            (lambda m: RandomCAM(m, "relu"), "it draws random numbers"),
+            (lambda m: GradCAM(m, "relu", reduction=by_value), "cannot be one graph: .*ata"),
+            (lambda m: GradCAM(m, "relu", reduction=by_batch), "cannot be one graph for any number of images|differ"),
+        ],
+    )
+    def test_what_cannot_be_one_graph(self, make, why):
+        model = models.pooled()
+        before = untouched.state(model)
+        with pytest.raises(RuntimeError, match=why):
+            with_maps(make(model), IMAGES)
+        assert untouched.same(before, untouched.state(model))
+        assert torch.backends.mha.get_fastpath_enabled()
+
+    def test_a_gradient_for_each_of_many_classes(self):
+        with pytest.raises(RuntimeError, match=r"a graph takes at most 64; .* such as classes='top5'"):
+            with_maps(LayerCAM(models.pooled(70), "relu"), IMAGES, "all")
+
+    def test_a_model_in_training_mode(self):
+        with pytest.raises(ValueError, match=r"in training mode.*call model\.eval\(\) first"):
+            with_maps(GradCAM(models.pooled().train(), "relu"), IMAGES)
+
+    @pytest.mark.parametrize(
+        ("cam", "images", "message"),
+        [
+            (GradCAM, IMAGES, "cam is the class GradCAM; expected a CAM"),
+            (None, IMAGES, "cam is NoneType; expected a CAM"),
+            (GradCAM(models.pooled(), "relu"), IMAGES.long(), "torch.int64, .*expected a floating-point tensor"),
+            (GradCAM(models.pooled(), "relu"), [1], "example_images are list"),
+        ],
+    )
+    def test_wrong_kinds(self, cam, images, message):
+        with pytest.raises(TypeError, match=message):
+            with_maps(cam, images)
+
+    def test_errors_of_explain_are_its_own(self):
+        cam = GradCAM(models.pooled(), "relu")
+        with pytest.raises(ValueError, match="class 7 is out of range"):
+            with_maps(cam, IMAGES, 7)
+        with pytest.raises(ValueError, match="the words for classes are"):
+            with_maps(cam, IMAGES, "best")
+        with pytest.raises(ValueError, match="is NaN or infinite"):
+            with_maps(cam, IMAGES * torch.nan)
+
+    def test_images_of_another_size(self):
+        module = with_maps(GradCAM(models.pooled(), "relu"), IMAGES)
+        with pytest.raises(ValueError, match=r"expected \(B, 3, 6, 5\), the size that the graph was made with"):
+            module(torch.zeros(1, 3, 7, 5, dtype=torch.float64))
+
+
+def by_value(channels):
+    return channels.sum(1) if bool(channels.sum() > 0) else channels.amax(1)
+
+
+def by_batch(channels):
+    return channels.sum(1) / len(channels)
+
+
+class TestModule:
+    def test_the_model_is_left_as_it_was_and_its_weights_are_shared(self):
+        model = models.two_sizes()
+        before = untouched.state(model)
+        module = with_maps(DiffGradCAM(model, "relu"), IMAGES)
+        assert untouched.same(before, untouched.state(model))
+        named = dict(module.named_parameters())
+        for name, weight in model.named_parameters():
+            own = named[f"computation.model.{name}"]
+            assert own.data_ptr() == weight.data_ptr()
+            assert not own.requires_grad
+        assert "DiffGradCAM(Sequential" in repr(module)
+
+    def test_exported_and_compiled_without_a_break(self):
+        cam = DiffGradCAM(models.two_sizes(), "relu")
+        module = with_maps(cam, IMAGES, "top2")
+        batch = {"images": {0: torch.export.Dim("batch")}}
+        same(torch.export.export(module, (IMAGES,), dynamic_shapes=batch).module(), cam, OTHERS, "top2")
+        same(torch.compile(module, fullgraph=True, backend="aot_eager"), cam, OTHERS, "top2")
+
+
+def small(seed=0):
+    """Convolution, normalisation and pooling below and above the layer, float32."""
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    above = [nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    return nn.Sequential(*layers, *above, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A CAM of a small model and the ONNX file of both, which takes seconds to make."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="ONNX files need the extra onnx")
+    cam = DiffGradCAM(small(), "3")
+    file = tmp_path_factory.mktemp("onnx") / "small.onnx"
+    digest = write_onnx(with_maps(cam, torch.rand(1, 3, 16, 16), "top2"), file, class_names=list("abcde"))
+    return cam, file, digest
+
+
+class TestOnnx:
+    def test_onnx_runtime_gives_the_same(self, exported):
+        cam, file, _ = exported
+        explainer = OnnxExplainer(file)
+        for count in (1, 4):
+            images = torch.rand(count, 3, 16, 16)
+            for one, other in zip(explainer.explain(images), cam.explain(images, "top2"), strict=True):
+                close(one, other)
+
+    def test_the_file_says_what_it_is(self, exported):
+        _, file, digest = exported
+        explainer = OnnxExplainer(file)
+        assert explainer.class_names == list("abcde")
+        assert explainer.size == (3, 16, 16)
+        assert explainer.facts["explains"].startswith("DiffGradCAM(Sequential, ['3']")
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+        assert file.with_name("small.onnx.sha256").read_text() == f"{digest}  small.onnx\n"
+
+    def test_a_changed_file_is_refused(self, exported, tmp_path):
+        _, file, digest = exported
+        changed = tmp_path / file.name
+        changed.write_bytes(file.read_bytes() + b"\0")
+        (tmp_path / "small.onnx.sha256").write_text(f"{digest}  small.onnx\n")
+        with pytest.raises(ValueError, match=f"is not what was exported: .* says {digest}; export the model again"):
+            OnnxExplainer(changed)
+
+    def test_what_is_no_model_with_maps_is_refused(self, exported, tmp_path):
+        onnx = pytest.importorskip("onnx")
+        proto = onnx.load(exported[1])
+        del proto.graph.output[2]
+        onnx.save(proto, tmp_path / "plain.onnx")
+        (tmp_path / "no.onnx").write_bytes(b"no model")
+        with pytest.raises(ValueError, match="has no maps; expected a file of write_onnx"):
+            OnnxExplainer(tmp_path / "plain.onnx")
+        with pytest.raises(ValueError, match="cannot be read as an ONNX model"):
+            OnnxExplainer(tmp_path / "no.onnx")
+        with pytest.raises(ValueError, match="there is no file"):
+            OnnxExplainer(tmp_path / "none.onnx")
+
+    def test_images_of_another_size(self, exported):
+        with pytest.raises(ValueError, match=r"expected \(B, 3, 16, 16\), the size that the file was made for"):
+            OnnxExplainer(exported[1]).explain(torch.rand(1, 3, 8, 8))
+
+    def test_what_onnx_has_no_operator_for(self, exported, tmp_path):  # noqa: ARG002
+        module = with_maps(EigenCAM(small(), "3"), torch.rand(1, 3, 16, 16))
+        with pytest.raises(RuntimeError, match=r"ONNX has no operator for aten\._linalg_eigh"):
+            write_onnx(module, tmp_path / "eigen.onnx")
+        assert not os.listdir(tmp_path)
+        with pytest.raises(TypeError, match=r"module is Sequential; expected what with_maps\(\) returned"):
+            write_onnx(small(), tmp_path / "small.onnx")
+
+    def test_int8_keeps_the_map(self, exported, photos, tmp_path):  # noqa: ARG002
+        from benchmarks.exported import quantized
+
+        cam, file, _ = exported
+        images = torch.rand(16, 3, 16, 16)
+        quantized(file, tmp_path / "int8.onnx", images)
+        logits, classes, maps = OnnxExplainer(tmp_path / "int8.onnx").explain(images)
+        expected = cam.explain(images, classes)
+        assert float((logits - expected.logits).abs().max()) < 0.05
+        assert float(pearson(maps.flatten(0, 1), expected.maps.flatten(0, 1)).median()) > 0.95
+
+
+class TestCommand:
+    def test_from_a_model_to_a_map_without_it(self, exported, tmp_path):  # noqa: ARG002
+        (tmp_path / "model.py").write_text(FACTORY)
+        image = tmp_path / "a.png"
+        noise()[0].save(image)
+        model, file = f"{tmp_path / 'model.py'}:make", tmp_path / "model.onnx"
+        made = run_json("export", model, *SMALL, "--classes", "1,2", "--out", file)
+        assert made["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        ours = run_json("explain", image, "--model", model, *SMALL, "--class", 1, "--class", 2, "--out", tmp_path / "a")
+        (tmp_path / "model.py").unlink()
+        theirs = run_json("explain", image, "--onnx", file, "--out", tmp_path / "b")
+        for one, other in zip(ours["images"][0]["explanations"], theirs["images"][0]["explanations"], strict=True):
+            assert (one["class"], one["method"]) == (other["class"], other["method"])
+            assert other["entropy"] == pytest.approx(one["entropy"], abs=1e-4)
+            assert other["probability"] == pytest.approx(one["probability"], abs=1e-5)
+        assert len(list((tmp_path / "b").glob("a.png.DiffGradCAM.*.png"))) == 2
+        refused = run("explain", image, "--onnx", file, "--method", "GradCAM")
+        assert refused.exit_code == 2
+        assert "--onnx and --method are both given" in refused.stderr
+
+    def test_a_file_of_something_else(self, exported, tmp_path):
+        noise()[0].save(tmp_path / "a.png")
+        refused = run("explain", tmp_path / "a.png", "--onnx", exported[1])
+        assert refused.exit_code == 1
+        assert "does not say how its images are prepared" in refused.stderr
+
+    def test_classes_that_are_none(self, tmp_path):
+        refused = run("export", "lite0", "--classes", "best", "--out", tmp_path / "a.onnx")
+        assert refused.exit_code == 2
+        assert "expected argmax, all, top5" in refused.stderr
+
+
+def test_the_facts_are_json(exported):
+    explainer = OnnxExplainer(exported[1])
+    assert json.loads(json.dumps(explainer.facts)) == explainer.facts
+    assert issubclass(ModelWithMaps, nn.Module)
