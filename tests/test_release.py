@@ -44,7 +44,19 @@ def pins(file: str) -> list[Requirement]:
     return requirements((ROOT / file).read_text())
 
 
-TESTED = ("metrics", "store", "onnx", "examples", "peers", "lightning", "transformers", "tensorboard", "wandb", "view", "test")
+TESTED = (
+    "metrics",
+    "store",
+    "onnx",
+    "examples",
+    "peers",
+    "lightning",
+    "transformers",
+    "tensorboard",
+    "wandb",
+    "view",
+    "test",
+)
 """The extras that the test suite runs with."""
 
 
