@@ -1,7 +1,7 @@
 """The function for Quantus: its form with a stub of the documented call, and its metrics where Quantus is installed.
 
 Quantus asks for OpenCV with its graphical parts, which does not go together with the headless build that this library
-needs; so it is in no extra: ``pip install --no-deps quantus cachetools``.
+needs; so it is in no extra: ``make check`` installs it, by ``pip install --no-deps quantus cachetools``.
 """
 
 import contextlib
