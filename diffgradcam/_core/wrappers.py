@@ -42,18 +42,21 @@ class _ForAllThreads:
         self._set = contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            if not self._blocks:
-                self._set.enter_context(self._setting())
-            self._blocks += 1
+    def block(self) -> Iterator[None]:
+        """Within the block it is set."""
+        counted = False
         try:
+            with self._lock:
+                counted, self._blocks = True, self._blocks + 1
+                if self._blocks == 1:
+                    self._set.enter_context(self._setting())
             yield
         finally:
-            with self._lock:
-                self._blocks -= 1
-                if not self._blocks:
-                    self._set.close()
+            if counted:
+                with self._lock:
+                    self._blocks -= 1
+                    if not self._blocks:
+                        self._set.close()
 
 
 _force_eager = _ForAllThreads(lambda: torch.compiler.set_stance("force_eager"))
@@ -66,7 +69,7 @@ def eagerly(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[N
     Args:
         modules: All modules of a model. If none of them is compiled, nothing is done.
     """
-    return _force_eager() if any(map(is_compiled, modules)) else contextlib.nullcontext()
+    return _force_eager.block() if any(map(is_compiled, modules)) else contextlib.nullcontext()
 
 
 def written_out_attention() -> contextlib.AbstractContextManager[None]:
@@ -74,4 +77,4 @@ def written_out_attention() -> contextlib.AbstractContextManager[None]:
 
     The values are those of the kernels, up to rounding.
     """
-    return _math_attention()
+    return _math_attention.block()

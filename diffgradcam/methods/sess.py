@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, final, get_args
 
 import torch
@@ -173,20 +173,17 @@ class SESS:
         first = explained(inputs, self._named(classes, len(images)))
         following = following_rows(inputs, first.logits, lambda others: explained(others, None).logits)
         windows = self._windows(height, width, window)
-        logits, maps = [], []
-        total = len(windows) * len(images)
-        for start in range(0, total, self.batch_size):
-            numbers = torch.arange(start, min(start + self.batch_size, total))
-            rows = numbers % len(images)
-            parts = [
-                _cut(images[row : row + 1], windows[number], window)
-                for number, row in zip((numbers // len(images)).tolist(), rows.tolist(), strict=True)
-            ]
-            found = explained(inputs.replaced(torch.cat(parts), rows, following), first.classes[rows])
-            logits.append(found.logits)
-            maps.append(found.maps)
-        weights = self._weights(torch.cat(logits), columns(first.classes), len(windows))
-        grids = torch.cat(maps).view(len(windows), len(images), weights.shape[2], *maps[0].shape[-2:])
+
+        def of_window(number: int, row: int) -> Tensor:
+            return _cut(images[row : row + 1], windows[number], window)
+
+        def again(versions: Tensor, rows: Tensor) -> Explanation:
+            return explained(inputs.replaced(versions, rows, following), first.classes[rows])
+
+        found = self._in_batches(len(windows), len(images), of_window, again)
+        weights = self._weights(torch.cat([part.logits for part in found]), columns(first.classes), len(windows))
+        maps = torch.cat([part.maps for part in found])
+        grids = maps.view(len(windows), len(images), weights.shape[2], *maps.shape[-2:])
         fused = self._fused(grids, weights, windows, window, (height, width))
         return first._replace(maps=fused.view(*first.classes.shape, height, width))
 
@@ -239,6 +236,21 @@ class SESS:
             return named
         return classes
 
+    def _in_batches(
+        self,
+        windows: int,
+        batch: int,
+        of_window: Callable[[int, int], Tensor],
+        again: Callable[[Tensor, Tensor], Explanation],
+    ) -> list[Explanation]:
+        """Explain all images in each window, one window after the other."""
+        found = []
+        for start in range(0, windows * batch, self.batch_size):
+            places = range(start, min(start + self.batch_size, windows * batch))
+            versions = torch.cat([of_window(place // batch, place % batch) for place in places])
+            found.append(again(versions, torch.tensor([place % batch for place in places])))
+        return found
+
     def _windows(self, height: int, width: int, side: int) -> list[Window]:
         """Those of all versions, the image as it is first."""
         found = []
@@ -251,7 +263,7 @@ class SESS:
         return found
 
     def _weights(self, logits: Tensor, classes: Tensor, count: int) -> Tensor:
-        """What each window counts, ``(P, B, N)``: its score relative to the best, 0 for those that are left out."""
+        """What each window counts, ``(P, B, N)``: its score relative to the best, NaN for those that are left out."""
         request = ClassRequest(self.weight, classes)
         rows = torch.arange(len(logits), device=classes.device) % len(classes)
         scores = request.values(logits, rows).clamp_min(0).view(count, len(classes), -1)

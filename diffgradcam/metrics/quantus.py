@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,22 +48,23 @@ def quantus_explainer(make_cam: Callable[..., ModelExplainer]) -> ExplainFunctio
         (2, 1, 8, 8)
     """
     check_makes_cams("make_cam", make_cam)
+    return partial(_explain, make_cam)
 
-    def explain_func(
-        model: nn.Module,
-        inputs: ArrayLike,
-        targets: ArrayLike | None = None,
-        device: torch.device | str | None = None,
-        **kwargs: Any,
-    ) -> NDArray[np.float32]:
-        images = torch.as_tensor(inputs)
-        weight = next((each for each in model.parameters() if each.is_floating_point()), None)
-        images = images.to(images.dtype if weight is None else weight.dtype)
-        images = images.to(device if device is not None or weight is None else weight.device)
-        classes = None if targets is None else torch.as_tensor(targets).to(images.device)
-        maps = make_cam(model, **kwargs).explain(images, classes).maps
-        resized = resize(maps.float(), images.shape[2:]).unsqueeze(1)
-        array: NDArray[np.float32] = resized.cpu().numpy()
-        return array
 
-    return explain_func
+def _explain(
+    make_cam: Callable[..., ModelExplainer],
+    /,
+    model: nn.Module,
+    inputs: ArrayLike,
+    targets: ArrayLike | None = None,
+    device: torch.device | str | None = None,
+    **kwargs: Any,
+) -> NDArray[np.float32]:
+    images = torch.as_tensor(inputs)
+    weight = next((each for each in model.parameters() if each.is_floating_point()), None)
+    images = images.to(images.dtype if weight is None else weight.dtype)
+    images = images.to(device if device is not None or weight is None else weight.device)
+    classes = None if targets is None else torch.as_tensor(targets).to(images.device)
+    maps = make_cam(model, **kwargs).explain(images, classes).maps
+    resized: NDArray[np.float32] = resize(maps.float(), images.shape[2:]).unsqueeze(1).cpu().numpy()
+    return resized

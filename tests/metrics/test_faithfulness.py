@@ -229,7 +229,7 @@ def test_curves_agree_with_pixel_flipping_of_quantus():
         images = random_images((2, 1, 6, 5)).float() + 1
         maps, classes = random_maps((2, 6, 5)).abs(), torch.tensor([2, 0])
         arrays = [images.numpy(), classes.numpy(), maps.unsqueeze(1).numpy()]
-        theirs = metric(Evaluator(model), *arrays, softmax=True, device="cpu", channel_first=True)
+        theirs = metric(model, *arrays, softmax=True, device="cpu", channel_first=True)
     # Theirs leaves out the whole image; its "black" is the smallest value of the image that it perturbs.
     black = torch.stack([image.amin() for image in images]).view(2, 1, 1, 1)
     ours = deletion(Evaluator(model, score=scores.probability), images, maps, classes, steps=10, fill=black)

@@ -1,11 +1,12 @@
 """The function for Quantus: its form with a stub of the documented call, and its metrics where Quantus is installed.
 
 Quantus asks for OpenCV with its graphical parts, which does not go together with the headless build that this library
-needs; so it is in no extra: ``pip install --no-deps quantus cachetools``.
+needs; so it is in no extra: ``make check`` installs it, by ``pip install --no-deps quantus cachetools``.
 """
 
 import contextlib
 import io
+import pickle
 import warnings
 
 import numpy as np
@@ -56,6 +57,17 @@ def test_other_keyword_arguments_make_the_cam():
         np.testing.assert_array_equal(explain(model, IMAGES.numpy(), TARGETS, baseline=baseline)[:, 0], maps.numpy())
     with untouched(model), pytest.raises(TypeError, match="nonsense"):
         explain(model, IMAGES.numpy(), TARGETS, nonsense=1)
+
+
+def of_relu(model):
+    """A function that can be pickled."""
+    return GradCAM(model, "relu")
+
+
+def test_it_goes_to_other_processes():
+    model, explain = models.pooled(dtype=torch.float32), quantus_explainer(of_relu)
+    twin = pickle.loads(pickle.dumps(explain))
+    np.testing.assert_array_equal(twin(model, IMAGES.numpy(), TARGETS), explain(model, IMAGES.numpy(), TARGETS))
 
 
 def test_a_cam_is_no_function_that_makes_one():

@@ -123,7 +123,7 @@ def calls() -> dict[str, Call]:
         own = {name: value for name, value in OPTIONS.items() if name in method.options}
         if method.name == "LeGrad":
             blocks = transformer(dtype=torch.float32)
-            given = {"model": blocks, "target_layers": "block", "reshape_transform": None}
+            given = {"model": blocks, "target_layers": "block", "reshape_transform": reshape_transforms.tokens_to_grid}
             own = {"head": blocks.head}
         fixed = {"baseline", "alpha", "comparisons"} & set(own)  # these are the score
         found[method.name] = method.make, {

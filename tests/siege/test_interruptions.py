@@ -19,7 +19,7 @@ import diffgradcam
 from diffgradcam import metrics, sham
 from diffgradcam.data import explain_dataset
 from diffgradcam.heatmaps import minmax
-from tests.models import CHANNELS, backbone, images, seeded
+from tests.models import CHANNELS, backbone, images, seeded, transformer
 from tests.untouched import hooks, untouched
 
 X = images(4, dtype=torch.float32)
@@ -81,6 +81,7 @@ LONG = {
     "RefineCAM": (lambda model, _: diffgradcam.RefineCAM(model, ["stem", "relu"]).explain(X), 1),
     "NoiseSmooth": (lambda model, _: diffgradcam.NoiseSmooth(cam(model), samples=3, batch_size=4)(X), 4),
     "AugSmooth": (lambda model, _: diffgradcam.AugSmooth(cam(model), batch_size=4).explain(X), 4),
+    "SESS": (lambda model, _: diffgradcam.SESS(cam(model), scales=1, blur=0, batch_size=4).explain(X), 3),
     "guided_gradcam": (lambda model, _: diffgradcam.analysis.guided_gradcam(cam(model), X), 2),
     "important_features": (lambda model, _: diffgradcam.important_features(model, X[0], "relu"), 1),
     "factorization": (lambda model, _: diffgradcam.DeepFeatureFactorization(model, "relu").explain(X, 2), 1),
@@ -133,7 +134,7 @@ def test_the_model_raises_at_its_nth_forward_pass(name, error, training, tmp_pat
 
 
 # No Python code is safe while a with statement is being entered or left, or a finalizer runs: a few lines of many.
-NOT_WITHIN = ("__enter__", "attach", "detach", "replaced", "_recorded_biases")
+NOT_WITHIN = ("__enter__", "attach", "detach", "replaced", "_recorded_biases", "_recorded_calls", "block")
 
 
 def interrupt_at(line, work):
@@ -178,14 +179,16 @@ LINES = {
     "AblationCAM": lambda model: diffgradcam.AblationCAM(model, "relu", **QUIET).explain(X[:1]),
     "FullGrad": lambda model: diffgradcam.FullGrad(model).explain(X),
     "guided": lambda model: diffgradcam.analysis.guided_gradients(model, X),
+    "LeGrad": lambda model: diffgradcam.LeGrad(model, "block", head=model.head).explain(X, 1),
 }
 
 
 def check_lines(name, every):
-    model, line = network(), 1
+    model, line = transformer(dtype=torch.float32) if name == "LeGrad" else network(), 1
     LINES[name](model)
     with untouched(model):
         plain = model(X)
+    kernels = torch.backends.cuda.flash_sdp_enabled()
     while True:
         with untouched(model):
             came = interrupt_at(line, lambda: LINES[name](model))
@@ -195,6 +198,7 @@ def check_lines(name, every):
     assert line > 40
     assert torch.equal(model(X), plain)
     assert not any(any(found.values()) for found in hooks(model).values())
+    assert torch.backends.cuda.flash_sdp_enabled() == kernels
 
 
 @pytest.mark.parametrize("name", LINES)
