@@ -17,7 +17,12 @@ from sphinx.writers.html5 import HTML5Translator
 import diffgradcam
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from methods_table import methods_table
+
+from benchmarks.torchvision_shim import define_missing_operators
+
+define_missing_operators()  # Lightning imports torchvision where it is installed, even if it does not fit PyTorch
 
 
 def _types() -> set[str]:
