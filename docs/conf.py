@@ -21,8 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent))
 from methods_table import methods_table
 
+from benchmarks.torchvision_shim import define_missing_operators
 from tests.public_api import FILE, read
 
+define_missing_operators()  # Lightning imports torchvision where it is installed, even if it does not fit PyTorch
 logger = logging.getLogger(__name__)
 VERSIONS = read(FILE.read_text("utf-8"))
 

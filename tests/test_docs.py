@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import diffgradcam
 from benchmarks import recording
@@ -43,10 +44,10 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-# Advice of Lightning's on speed.
-@pytest.mark.filterwarnings(
-    "ignore:The number of training batches", "ignore:The .*dataloader.* does not have many work"
-)
+# Advice of Lightning's on speed; and a model that is not trained has the common mode of its initialisation.
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers")
+@pytest.mark.filterwarnings("ignore:the audit of .* says")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     define_missing_operators()  # transformers imports torchvision where it is installed, even if it does not work
@@ -67,7 +68,7 @@ def run_blocks(page: Path) -> dict[str, Any]:
         "images": images,
         "labels": labels,
         "human": human,
-        "loader": [(images, labels, human)] * 2,
+        "loader": DataLoader(TensorDataset(*(torch.cat([part, part]) for part in (images, labels, human))), 4),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
     }
     for number, block in enumerate(blocks(page)):

@@ -69,7 +69,7 @@ class TestGuidedLoss:
         torch.testing.assert_close(loss.classification, own)
         torch.testing.assert_close(loss.total, 0.3 * own + 0.7 * saliency)
 
-    def test_attention_has_a_second_derivative_only_in_the_form_that_has_one(self):
+    def test_attention_is_differentiated_twice(self):
         model = tokens().train()
 
         def loss():

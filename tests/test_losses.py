@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -599,6 +600,40 @@ def test_dynamic_alpha_of_a_perfect_model_is_no_division_by_zero(alpha):
     total.backward()
     assert total == 0
     assert logits.grad.isfinite().all()
+
+
+def test_join_takes_any_classification_loss():
+    maps, human = torch.tensor([[[0.0, 4.0], [2.0, 1.0]]]), torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    criterion = SaliencyGuidedLoss(CyborgLoss(), 0.25)
+    loss = criterion.join(torch.tensor(3.0), maps, human)
+    saliency = ((0.5 - 1) ** 2 + 0.25**2) / 4
+    assert loss.total.item() == pytest.approx(0.25 * 3 + 0.75 * saliency)
+    assert (loss.classification.item(), loss.saliency.item()) == pytest.approx((3, saliency))
+    with pytest.raises(
+        ValueError, match=r"^the classification loss gave shape \(2,\); expected a scalar; use reduction="
+    ):
+        criterion.join(torch.ones(2), maps, human)
+
+
+def test_a_criterion_says_whose_maps_its_loss_takes():
+    logits, labels = torch.tensor([[1.0, 5.0, 3.0], [4.0, 0.0, 2.0]]), torch.tensor([1, 1])
+
+    class Own(torch.nn.Module):
+        def forward(self, true_maps, false_maps, human, mask=None):
+            raise NotImplementedError
+
+    def own(maps, human, mask=None, *, weight=1.0):
+        raise NotImplementedError
+
+    for one in (CyborgLoss(), CamalLoss(), cyborg_loss, own, partial(cyborg_loss, scope="batch")):
+        assert SaliencyGuidedLoss(one).classes(logits, labels).tolist() == [1, 1]
+        assert SaliencyGuidedLoss(one).classes(logits, labels, "predicted").tolist() == [1, 0]
+    for both in (DifferenceSalienceLoss(), DivergenceSalienceLoss(), divergence_salience_loss, Own()):
+        assert SaliencyGuidedLoss(both).classes(logits, labels).tolist() == [[1, 2], [1, 0]]
+    with pytest.raises(
+        TypeError, match=r"^the saliency loss takes \(maps\); expected \(maps, human\) or \(true_maps, fa"
+    ):
+        SaliencyGuidedLoss(lambda maps: maps.sum()).classes(logits, labels)
 
 
 def test_class_weights_are_those_of_cross_entropy():

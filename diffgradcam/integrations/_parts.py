@@ -152,46 +152,49 @@ class MapsEvery:
 
 
 class Audits:
-    """An audit at the end of each epoch.
+    """An audit at the end of each epoch, by the first process.
 
     Args:
         cam: As :func:`~diffgradcam.training.audit_in_training`.
         images: Likewise.
         on_fooled: ``"warn"``, or also ``"stop"`` the training.
+        first_epoch: The first epoch that is audited, from 1.
         options: Of :func:`diffgradcam.audit`.
     """
 
-    def __init__(self, cam: BaseCAM, images: Tensor, on_fooled: OnFooled, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, cam: BaseCAM, images: Tensor, on_fooled: OnFooled, first_epoch: int, options: Mapping[str, Any]
+    ) -> None:
         check_choice("on_fooled", on_fooled, get_args(OnFooled))
+        check_count("first_epoch", first_epoch)
         self.cam, self.images, self.on_fooled, self.options = cam, images, on_fooled, dict(options)
-        self.reports: list[AuditReport | None] = []
+        self.first_epoch = first_epoch
+        self.reports: dict[int, AuditReport] = {}
 
-    def stops(self) -> bool:
+    def stops(self, epoch: int) -> bool:
         """Audit, warn if the model is fooled, and say whether to stop: the same on all processes.
 
-        A model that cannot be audited, as one whose weights are NaN, is no reason to lose a training: that warns too.
+        Args:
+            epoch: Which one has ended, from 1.
 
         Returns:
             Whether to stop.
         """
-        report = None
-        with warnings.catch_warnings():
-            if place()[0]:  # one process warns
-                warnings.simplefilter("ignore")
-            try:
-                report = audit_in_training(self.cam, self.images, **self.options)
-            except ValueError as error:
-                warnings.warn(f"the model was not audited after this epoch: {error}", stacklevel=2)
-        self.reports.append(report)
-        return self.on_fooled == "stop" and _any_process(report is not None and report.fooled)
+        if epoch < self.first_epoch:
+            return False
+        rank, world = place()
+        fooled = [not rank and self._fooled(epoch)]
+        if world > 1:
+            distributed.broadcast_object_list(fooled)
+        return self.on_fooled == "stop" and fooled[0]
 
-
-def _any_process(here: bool) -> bool:
-    world = place()[1]
-    everywhere = [here] * world
-    if world > 1:
-        distributed.all_gather_object(everywhere, here)
-    return any(everywhere)
+    def _fooled(self, epoch: int) -> bool:
+        try:
+            self.reports[epoch] = audit_in_training(self.cam, self.images, **self.options)
+        except ValueError as error:  # a model whose weights are NaN, say, is no reason to lose a training
+            warnings.warn(f"the model was not audited after epoch {epoch}: {error}", stacklevel=2)
+            return False
+        return self.reports[epoch].fooled
 
 
 def _described(batch: Any) -> str:

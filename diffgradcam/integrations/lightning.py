@@ -188,27 +188,38 @@ class AuditEachEpoch(Callback):
         cam: Whose model and layers are audited.
         images: As :func:`diffgradcam.audit` takes them.
         on_fooled: ``"warn"``, or warn and ``"stop"`` the training.
+        first_epoch: The first epoch after which there is an audit, from 1. A model that has hardly been trained still
+            has the common mode of its initialisation, and may be reported.
         **options: Of :func:`diffgradcam.audit`, such as ``occlusion`` and ``threshold``.
 
     Raises:
-        ValueError: If ``on_fooled`` is something else.
+        ValueError: If ``on_fooled`` is something else, or ``first_epoch`` is below 1.
 
     Warns:
         UserWarning: If the model is fooled; it has the report. Also if the model cannot be audited.
     """
 
-    def __init__(self, cam: BaseCAM, images: Tensor, *, on_fooled: OnFooled = "warn", **options: Any) -> None:
-        self._audits = Audits(cam, images, on_fooled, options)
+    def __init__(
+        self,
+        cam: BaseCAM,
+        images: Tensor,
+        *,
+        on_fooled: OnFooled = "warn",
+        first_epoch: int = 1,
+        **options: Any,
+    ) -> None:
+        self._audits = Audits(cam, images, on_fooled, first_epoch, options)
 
     @property
-    def reports(self) -> list[AuditReport | None]:
-        """The report of each epoch; None where the model could not be audited."""
+    def reports(self) -> dict[int, AuditReport]:
+        """The reports by epoch, from 1, in the first process; without epochs after which no audit could be made."""
         return self._audits.reports
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit."""
-        stop = self._audits.stops()
-        report = self.reports[-1]
+        epoch = trainer.current_epoch + 1
+        stop = self._audits.stops(epoch)
+        report = self.reports.get(epoch)
         if report is not None:
             pl_module.log("common_mode_share", report.common_mode_share.median())
         trainer.should_stop = trainer.should_stop or stop

@@ -56,7 +56,7 @@ def batches(data, size=4):
         yield SaliencyItem(*(torch.stack(part) for part in list(zip(*data[start : start + size], strict=True))[:4]), "")
 
 
-def trained(model, data, layer="features", *, epochs=1, accumulate=1, smoothing=0.0, run=None, transform=None):
+def trained(model, data, layer="features", *, epochs=1, size=4, accumulate=1, smoothing=0.0, run=None, transform=None):
     """Plain stochastic gradient descent on ``0.25 cross-entropy + 0.75 saliency``, a step every ``accumulate`` batches.
 
     Returns the parts ``(classification, saliency)`` of each batch.
@@ -67,7 +67,7 @@ def trained(model, data, layer="features", *, epochs=1, accumulate=1, smoothing=
     model.train()
     with GradCAM(model, layer, transform, rectify=False) as cam:
         for _ in range(epochs):
-            for number, batch in enumerate(batches(data), start=1):
+            for number, batch in enumerate(batches(data, size), start=1):
                 logits = run(batch.image)
                 others = logits.detach().scatter(1, batch.label.unsqueeze(1), -torch.inf).argmax(1)
                 maps = cam.maps(logits, torch.stack([batch.label, others], 1))

@@ -191,6 +191,8 @@ class TestErrors:
             MapLogger(cam, FIXED, every_n_steps=0)
         with pytest.raises(ValueError, match=r"^on_fooled is 'panic'"):
             AuditEachEpoch(cam, FIXED, on_fooled="panic")
+        with pytest.raises(ValueError, match=r"^first_epoch is 0; expected an integer of at least 1"):
+            AuditEachEpoch(cam, FIXED, first_epoch=0)
 
 
 class TestMapLogger:
@@ -248,16 +250,23 @@ class TestAudit:
             warned = [each for each in caught if str(each.message).startswith("the audit")]
             assert len(warned) == len(watch.reports) == trainer.current_epoch == epochs
             expected = audit(model, "features", self.images).common_mode_share
-            torch.testing.assert_close(watch.reports[-1].common_mode_share, expected)
+            torch.testing.assert_close(watch.reports[epochs].common_mode_share, expected)
             assert float(trainer.callback_metrics["common_mode_share"]) == pytest.approx(float(expected.median()))
+
+    def test_epochs_before_the_first_are_not_audited(self):
+        model = fooled(network(norm=False))
+        watch = AuditEachEpoch(GradCAM(model, "features"), self.images, on_fooled="stop", first_epoch=2)
+        with pytest.warns(UserWarning, match=r"^the audit of Network says: FOOLED"):
+            trainer = fit(Module(model), [watch], max_epochs=3)
+        assert list(watch.reports) == [trainer.current_epoch] == [2]
 
     def test_a_model_that_cannot_be_audited_trains_on(self):
         model = network(norm=False)
         model.head.bias.data.fill_(torch.nan)
         watch = AuditEachEpoch(GradCAM(model, "features"), self.images, on_fooled="stop")
-        with pytest.warns(UserWarning, match=r"^the model was not audited after this epoch: .* is NaN or infinite"):
+        with pytest.warns(UserWarning, match=r"^the model was not audited after epoch [12]: .* is NaN or infinite"):
             trainer = fit(Module(model), [watch], max_epochs=2)
-        assert watch.reports == [None, None]
+        assert watch.reports == {}
         assert trainer.current_epoch == 2
 
     def test_a_clean_model_says_nothing(self):
@@ -265,5 +274,5 @@ class TestAudit:
         model.head.weight.data.sub_(model.head.weight.data.mean(0))
         watch = AuditEachEpoch(GradCAM(model, "features"), self.images, on_fooled="stop")
         trainer = fit(Module(model), [watch], max_epochs=2)
-        assert [report.fooled for report in watch.reports] == [False, False]
+        assert {epoch: report.fooled for epoch, report in watch.reports.items()} == {1: False, 2: False}
         assert trainer.current_epoch == 2
