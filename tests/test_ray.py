@@ -36,5 +36,5 @@ def test_two_workers_find_what_one_process_finds_though_one_of_them_dies(tmp_pat
     images = photos.permute(0, 3, 1, 2).float().sub(127).div(128)
     parts = [cam.explain(batch) for batch in torch.split(images, 2)]
     maps = torch.cat([part.maps for part in parts]).numpy()
-    assert np.array_equal(np.stack([np.stack(rows) for rows in found["map"]]), maps)
+    assert np.array_equal(np.stack(found["map"].tolist()).reshape(maps.shape), maps)
     assert found["class"].tolist() == torch.cat([part.classes for part in parts]).tolist()
