@@ -11,7 +11,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2> /dev/null || echo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quantus test-lowest test-newest test-wheel siege coverage mutation check quality lint types doctest examples docs dist dist-twice sbom release bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness experiment-architectures clean
+.PHONY: help demo test quantus test-lowest test-newest test-wheel test-device test-engines siege coverage mutation check quality lint types doctest examples docs dist dist-twice sbom release bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness experiment-architectures clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
@@ -24,6 +24,13 @@ test: $(VENV)/.installed-test ## Run the test suite
 
 siege: $(VENV)/.installed-test ## Run the long form of tests/siege: thousands of networks, arguments and interruptions (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "siege or not siege" tests/siege
+
+test-device: $(VENV)/.installed-test ## Run the tests that need a GPU, and measure it: benchmarks/results/device.json (skips without one)
+	$(BIN)/python -m pytest -rs tests/test_cuda.py || [ $$? -eq 5 ]
+	$(BIN)/python -m benchmarks.device
+
+test-engines: $(VENV)/.installed-test $(VENV)/.installed-ray ## Test Ray Data and torchrun, with two workers each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/test_ray.py tests/test_distributed.py
 
 coverage: $(VENV)/.installed-dev ## Check that the tests cover 95% of all lines and branches (1.5 times as long as make test)
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest --numprocesses 2

@@ -6,7 +6,7 @@ from torch import nn
 
 from diffgradcam.methods import Method, registered_methods
 
-_SHARED = ("score", "batch_size", "progress")
+_SHARED = ("score", "batch_size", "channels", "progress")
 
 
 def methods_table() -> str:

@@ -14,7 +14,7 @@ from diffgradcam import DiffGradCAM, layer_input
 try:
     import ray
 except ImportError:
-    print('this example needs Ray Data: pip install "ray[data]"')
+    print("this example needs Ray Data: pip install '.[ray]'")
     sys.exit()
 
 
@@ -41,7 +41,8 @@ def main():
     names = ["chelsea", "coffee", "rocket", "astronaut"]
     photos = ray.data.from_items([{"name": name, "image": crop(getattr(data, name)())} for name in names])
     arguments = (lite0(), layer_input("_avg_pooling"))
-    explained = photos.map_batches(Explain, fn_constructor_args=arguments, batch_size=2, concurrency=1).materialize()
+    workers = ray.data.ActorPoolStrategy(size=1)  # as many as there are GPUs, say
+    explained = photos.map_batches(Explain, fn_constructor_args=arguments, batch_size=2, compute=workers).materialize()
     explained.write_parquet("output/ray")
     for row in sorted(explained.take_all(), key=lambda row: row["name"]):
         print(f"{row['name']}: class {row['class']}, {row['probability']:.0%}, map {row['map'].shape}")

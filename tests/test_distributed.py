@@ -99,7 +99,7 @@ def test_torchrun_finds_exactly_what_one_process_finds(tmp_path):
 
 
 def test_the_ray_example_finds_what_explain_finds(tmp_path, monkeypatch):
-    pytest.importorskip("ray", reason="not in the test environment; pip install 'ray[data]'")
+    pytest.importorskip("ray", reason="not in the test environment; pip install '.[ray]'")
     monkeypatch.syspath_prepend(ROOT / "examples")
     photos = importlib.import_module("photos")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
@@ -124,7 +124,7 @@ def test_the_ray_example_says_what_to_install(monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "examples")
     with pytest.raises(SystemExit, match=r"^$"):
         runpy.run_path(str(ROOT / "examples" / "ray_data.py"), run_name="__main__")
-    assert capsys.readouterr().out == 'this example needs Ray Data: pip install "ray[data]"\n'
+    assert capsys.readouterr().out == "this example needs Ray Data: pip install '.[ray]'\n"
 
 
 @pytest.fixture

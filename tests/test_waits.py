@@ -56,3 +56,27 @@ def test_the_call_waits_once():
     with Waits() as waits:
         GradCAM(model, "relu")(images)
     assert waits.found == {"_local_scalar_dense": 1}
+
+
+class Operations(TorchDispatchMode):
+    """Counts what the device is given to do, each with an allocation of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", [GradCAM, DiffGradCAM])
+def test_in_closed_form_no_class_costs_an_operation(method):
+    counts = []
+    for classes in (100, 300):
+        cam, images = method(models.pooled(classes=classes), "relu"), models.images()
+        cam.explain(images, "all")
+        with Operations() as operations:
+            cam.explain(images, "all")
+        counts.append(operations.count)
+    assert counts[0] == counts[1]

@@ -9,27 +9,28 @@ import torch
 from torch import Tensor
 
 _IMAGES_AT_ONCE = 32
-_ON_ACCELERATOR = 256
-_NUMBERS_AT_ONCE = 2**25  # 128 MiB of float32; what a network keeps while it runs is some ten times as much
+# So many images at most, of so many numbers together. What a network keeps while it runs is some ten times as much: on
+# a CPU it then stays near the cores, elsewhere within a few GiB.
+_ON_CPU = 64, 3 * 448 * 448
+_ELSEWHERE = 256, 2**25
 
 
 def images_at_once(image: Any) -> int:
     """How many images to run through a model at once, where the results do not depend on it.
 
-    Measured on CPUs, the time for an image is nearly the same from 8 to 64 at once. An accelerator needs more to be
-    busy. The number follows from sizes alone, not from the time that something takes: the last bits of a result depend
-    on it, and are the same in each run.
+    It follows from sizes alone, not from the time that something takes: the last bits of a result depend on it, and are
+    the same in each run. ``benchmarks/perturbation.py`` compares it with other numbers on a CPU.
 
     Args:
-        image: The images, ``(B, ...)``, or what else a model takes.
+        image: The images, ``(B, ...)``, or what else is run: the activations that a model goes on with, for instance.
 
     Returns:
-        32 on a CPU, 256 elsewhere; fewer for large images.
+        On a CPU 16 images of 3 x 112 x 112 numbers, 4 of 3 x 224 x 224; elsewhere 256 and 222.
     """
     if not isinstance(image, Tensor):
         return _IMAGES_AT_ONCE
-    most = _IMAGES_AT_ONCE if image.device.type == "cpu" else _ON_ACCELERATOR
-    return min(most, max(_NUMBERS_AT_ONCE // max(image.shape[1:].numel(), 1), 1))
+    most, numbers = _ON_CPU if image.device.type == "cpu" else _ELSEWHERE
+    return min(most, max(numbers // max(image.shape[1:].numel(), 1), 1))
 
 
 def in_batches(count: int, size: int, run: Callable[[slice], Tensor]) -> Iterator[Tensor]:

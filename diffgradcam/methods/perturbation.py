@@ -67,8 +67,8 @@ class PerturbationCAM(ScoredCAM):
         model: As :class:`BaseCAM`.
         target_layers: As :class:`BaseCAM`. Every layer costs a forward pass for each of its channels.
         reshape_transform: As :class:`BaseCAM`.
-        batch_size: How many perturbed inputs run at once; by default 32 on a CPU and up to 256 elsewhere, fewer if they
-            are large, and half as many whenever the device runs out of memory.
+        batch_size: How many perturbed inputs run at once. By default it follows from their size: on a CPU 4 of 224 x
+            224 pixels, on a GPU 222; and half as many whenever the device runs out of memory.
         channels: Perturb only so many channels, of each image those with the most energy (sum of squares); the others
             get no weight. By default all.
         progress: Show a progress bar, for what takes longer than two seconds.
@@ -156,10 +156,16 @@ class PerturbationCAM(ScoredCAM):
         def logits(rows: Tensor, which: Tensor) -> Tensor:
             return forward.on_rows(inputs(rows, which), rows)
 
-        return self.each_run(forward, channels, logits, request, bar)
+        return self.each_run(forward, channels, logits, forward.image, request, bar)
 
     def each_run(
-        self, forward: ForwardPass, channels: int, logits: Inputs, request: Request, bar: tqdm[NoReturn]
+        self,
+        forward: ForwardPass,
+        channels: int,
+        logits: Inputs,
+        versions_of: Tensor,
+        request: Request,
+        bar: tqdm[NoReturn],
     ) -> Tensor:
         """As :meth:`each_channel`, for a method that runs the model in a way of its own.
 
@@ -167,6 +173,7 @@ class PerturbationCAM(ScoredCAM):
             forward: As :meth:`each_channel`.
             channels: As :meth:`each_channel`.
             logits: What the model makes ``(M, K)`` of images and channels, both ``(M,)``.
+            versions_of: What runs in other versions, ``(B, ...)``: how many run at once follows from its size.
             request: As :meth:`each_channel`.
             bar: As :meth:`each_channel`.
 
@@ -183,7 +190,7 @@ class PerturbationCAM(ScoredCAM):
             return values
 
         count = len(forward.logits) * channels
-        size = images_at_once(forward.image) if self.batch_size is None else self.batch_size
+        size = images_at_once(versions_of) if self.batch_size is None else self.batch_size
         measured = list(in_batches(count, size, measure))
         values = torch.cat(measured) if measured else request.values(forward.logits, torch.arange(0))
         result = values.view(len(forward.logits), channels, values.shape[1]).transpose(1, 2)
@@ -390,7 +397,8 @@ class AblationCAM(PerturbationCAM):
         def ablated(rows: Tensor, which: Tensor) -> Tensor:
             return run(rows, index[rows, which])
 
-        without = self.each_run(forward, channels.grid.shape[1], ablated, request, bar)
+        activations = forward.activations[number]
+        without = self.each_run(forward, channels.grid.shape[1], ablated, activations, request, bar)
         return request.values(forward.logits, torch.arange(count)).unsqueeze(2) - without
 
 

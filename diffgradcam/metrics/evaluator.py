@@ -39,9 +39,9 @@ class Evaluator:
             :func:`diffgradcam.scores.logit_difference`: contrastive maps explain it, and it does not saturate as a
             probability does. Any other score works, such as :func:`diffgradcam.scores.probability`.
         output: Takes the logits out of what the model returns. By default the tensor itself, or its ``logits``.
-        batch_size: How many images go through the model at once: by default 32 on a CPU and up to 256 elsewhere, fewer
-            if they are large, and half as many whenever the device runs out of memory. It changes memory and speed, not
-            results.
+        batch_size: How many images go through the model at once. By default it follows from their size: on a CPU 4 of
+            224 x 224 pixels, on a GPU 222; and half as many whenever the device runs out of memory. It changes memory
+            and speed, not results.
 
     Raises:
         TypeError: If the model is not a module, or score or output cannot be called.
