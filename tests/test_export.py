@@ -218,6 +218,11 @@ class TestRefused:
         with pytest.raises(TypeError, match=message):
             with_maps(cam, images)
 
+    @pytest.mark.parametrize("classes", [1.5, [0.5], [[0, 1]]])
+    def test_classes_of_another_kind(self, classes):
+        with pytest.raises(TypeError, match="expected 'argmax', 'all', 'top5' or another number, a class, or a list"):
+            with_maps(GradCAM(models.pooled(), "relu"), IMAGES, classes)
+
     def test_errors_of_explain_are_its_own(self):
         cam = GradCAM(models.pooled(), "relu")
         with pytest.raises(ValueError, match="class 7 is out of range"):
