@@ -152,6 +152,43 @@ def drift() -> dict[str, Any]:
         }
 
 
+def as_markdown(report: dict[str, Any]) -> str:
+    """The table of the page on deployment.
+
+    Args:
+        report: What is in the JSON file.
+
+    Returns:
+        A table, and a line on where it was measured.
+    """
+    names = list(METHODS)
+    lines = [f"| model | runtime | images | {' | '.join(names)} |", "|---" * (3 + len(names)) + "|"]
+    for row in report["ratios"]:
+        found = [f"{row[name]:.2f}" for name in names]
+        lines.append("| " + " | ".join([row["model"], row["runtime"], str(row["batch"]), *found]) + " |")
+    setting = ", ".join(f"{name} {value}" for name, value in report["setting"].items())
+    return "\n".join([*lines, "", f"224 x 224 pixels, CPU; {setting}."])
+
+
+def drift_in_words(report: dict[str, Any]) -> str:
+    """The sentence of that page on int8.
+
+    Args:
+        report: What is in the JSON file.
+
+    Returns:
+        A sentence.
+    """
+    int8 = report["int8"]
+    median, lowest = (int8[f"Pearson correlation of the maps, {which}"] for which in ("median", "lowest"))
+    return (
+        f"{int8['model']} on {int8['images']} parts of photographs that it was not calibrated with: the decision is "
+        f"the same for {int8['same decision']:.0%}, and there the correlation of the maps with those of float32 is "
+        f"{median:.2f} (median; {lowest:.2f} at worst). The file has {int8['bytes']['int8'] / 1e6:.1f} MB instead of "
+        f"{int8['bytes']['float32'] / 1e6:.1f} MB."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few rounds of one model, only printed")

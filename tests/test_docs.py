@@ -245,6 +245,14 @@ def test_the_table_of_the_trainers_is_that_of_the_benchmark() -> None:
     assert trainers.as_markdown(report) in (DOCS / "trainers.md").read_text()
 
 
+def test_the_costs_of_exported_maps_are_those_of_the_benchmark() -> None:
+    exported = pytest.importorskip("benchmarks.exported", reason="needs the extra onnx")
+    report = json.loads((ROOT / "benchmarks" / "results" / "exported.json").read_text())
+    page = (DOCS / "deploy.md").read_text()
+    assert exported.as_markdown(report) in page
+    assert exported.drift_in_words(report) in " ".join(page.split())
+
+
 def test_quoted_costs_are_those_of_the_benchmarks() -> None:
     results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     pages = {name: " ".join((DOCS / f"{name}.md").read_text().split()) for name in ("large_datasets", "many_classes")}

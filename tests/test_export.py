@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffgradcam import (
     CAM,
@@ -28,6 +29,7 @@ from diffgradcam import (
     layer_input,
 )
 from diffgradcam.export import ModelWithMaps, OnnxExplainer, with_maps, write_onnx
+from diffgradcam.export.operators import DECOMPOSITIONS
 from diffgradcam.metrics.similarity import pearson
 from diffgradcam.tokens import tokens_to_grid
 from tests import models, untouched
@@ -216,6 +218,11 @@ class TestRefused:
         with pytest.raises(TypeError, match=message):
             with_maps(cam, images)
 
+    @pytest.mark.parametrize("classes", [1.5, [0.5], [[0, 1]]])
+    def test_classes_of_another_kind(self, classes):
+        with pytest.raises(TypeError, match="expected 'argmax', 'all', 'top5' or another number, a class, or a list"):
+            with_maps(GradCAM(models.pooled(), "relu"), IMAGES, classes)
+
     def test_errors_of_explain_are_its_own(self):
         cam = GradCAM(models.pooled(), "relu")
         with pytest.raises(ValueError, match="class 7 is out of range"):
@@ -237,6 +244,44 @@ def by_value(channels):
 
 def by_batch(channels):
     return channels.sum(1) / len(channels)
+
+
+class TestOperators:
+    """Backward operators in terms of forward ones, beside PyTorch's own."""
+
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+            nn.Conv2d(4, 6, (2, 3), stride=(3, 2), dilation=2),
+            nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
+            nn.Conv1d(4, 6, 3, stride=2),
+            nn.Conv3d(4, 6, 2, padding=1),
+            nn.AvgPool2d(3, stride=2, padding=1),
+            nn.AvgPool2d(2, ceil_mode=True, divisor_override=3),
+            nn.AvgPool3d(2),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.MaxPool3d(2, stride=1),
+        ],
+        ids=repr,
+    )
+    def test_gradients(self, layer):
+        dims = int(type(layer).__name__[-2])
+        images = torch.randn(2, 4, *(8, 8, 10)[-dims:], requires_grad=True)
+
+        def gradient(x):
+            out = layer(x)
+            return torch.autograd.grad(out, x, out.detach().sin())[0]
+
+        graph = make_fx(gradient, DECOMPOSITIONS)(images)
+        assert not [node for node in graph.graph.nodes if "backward" in str(node.target)]
+        torch.testing.assert_close(graph(images), gradient(images), rtol=1e-5, atol=1e-5)
+
+    def test_windows_of_different_sizes_stay(self):
+        pool = nn.AvgPool2d(2, ceil_mode=True)
+        images = torch.randn(1, 2, 5, 5, requires_grad=True)
+        graph = make_fx(lambda x: torch.autograd.grad(pool(x).square().sum(), x)[0], DECOMPOSITIONS)(images)
+        assert [node for node in graph.graph.nodes if "avg_pool2d_backward" in str(node.target)]
 
 
 class TestModule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -55,8 +56,32 @@ def _max_pool_backward(
     return zeros.scatter_add(2, indices.flatten(2), gradient.flatten(2)).view_as(images)
 
 
+def _average_pool_backward(
+    gradient: Tensor,
+    images: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor | Any:
+    """An average pooling is a convolution of each channel with equal weights, if all windows are of one size."""
+    steps, dims = stride or kernel, range(len(kernel))
+    left_over = [(images.shape[2 + i] + 2 * padding[i] - kernel[i]) % steps[i] for i in dims]
+    if (ceil_mode and any(left_over)) or (any(padding) and not count_include_pad):
+        return NotImplemented
+    channels = images.shape[1]
+    weight = gradient.new_full((channels, 1, *kernel), 1 / (divisor or prod(kernel)))
+    ones, zeros = [1 for _ in dims], [0 for _ in dims]
+    mask = (True, False, False)
+    return _convolution_backward(gradient, images, weight, None, steps, padding, ones, False, zeros, channels, mask)[0]
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _aten.convolution_backward.default: _convolution_backward,
+    _aten.avg_pool2d_backward.default: _average_pool_backward,
+    _aten.avg_pool3d_backward.default: _average_pool_backward,
     _aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
     _aten.max_pool3d_with_indices_backward.default: _max_pool_backward,
 }

@@ -26,7 +26,7 @@ from .operators import DECOMPOSITIONS
 AnyCAM = BaseCAM | SmoothedCAM
 FixedClasses = str | int | Sequence[int]
 _TOLERANCE = 1e-4  # relative to the largest value of each output; a graph of another formula is further off
-_OPEN_SIZE = 13  # of the traced batch: a number that equals no other size, so that nothing is concluded from it
+_OPEN_SIZE = 97  # of the traced batch: a number that equals no other size, so that nothing is concluded from it
 
 
 class ModelWithMaps(nn.Module):
@@ -96,7 +96,7 @@ def with_maps(cam: AnyCAM, example_images: Tensor, classes: FixedClasses = "argm
         The module.
 
     Raises:
-        TypeError: If ``cam`` is no CAM, or ``example_images`` no floating-point tensor.
+        TypeError: If ``cam`` is no CAM, ``example_images`` no floating-point tensor, or ``classes`` of another kind.
         ValueError: If the model is in training mode; otherwise as ``explain``.
         RuntimeError: If it cannot be one graph: the method runs the model many times, as ScoreCAM and the smoothing
             methods do, or draws random numbers, as RandomCAM; or the model, or a function of yours, decides by the
@@ -110,7 +110,7 @@ def with_maps(cam: AnyCAM, example_images: Tensor, classes: FixedClasses = "argm
         >>> logits.shape, classes.shape, maps.shape
         (torch.Size([5, 2]), torch.Size([5, 2]), torch.Size([5, 2, 6, 6]))
     """
-    _check(cam, example_images)
+    _check(cam, example_images, classes)
     images = example_images.detach()
 
     def explain(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,13 +133,20 @@ def with_maps(cam: AnyCAM, example_images: Tensor, classes: FixedClasses = "argm
     return module
 
 
-def _check(cam: object, images: object) -> None:
+def _check(cam: object, images: object, classes: FixedClasses) -> None:
     if not isinstance(cam, AnyCAM):
         given = f"the class {cam.__name__}" if isinstance(cam, type) else type(cam).__name__
         raise TypeError(f"cam is {given}; expected a CAM, such as DiffGradCAM(model, 'layer4')")
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2 or not images.numel():
         what = f"{images.dtype}, {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"example_images are {what}; expected a floating-point tensor of images, (B, C, H, W)")
+    if not isinstance(classes, str | int):
+        index = torch.as_tensor(classes)
+        if index.ndim != 1 or index.is_floating_point():
+            raise TypeError(
+                f"classes is {classes!r}; expected 'argmax', 'all', 'top5' or another number, a class, or a list of "
+                "classes, the same for every image"
+            )
     if in_training(cam.model):
         raise ValueError(
             "the model is in training mode, in which it depends on the batch and on chance; call model.eval() first"
@@ -227,14 +234,18 @@ def _compare(cam: AnyCAM, module: ModelWithMaps, images: Tensor, expected: tuple
     except RuntimeError as error:
         raise NotTraceable(f"{_name(cam)} cannot be one graph for any number of images: {_short(error)}") from error
     for name, one, other in zip(("logits", "classes", "maps"), found, expected, strict=True):
-        near = one.shape == other.shape and bool(
-            ((one - other).abs() <= _TOLERANCE * other.abs().amax().clamp_min(1e-30)).all()
-        )
-        if not near:
+        if one.shape != other.shape or not _near(one, other, torch.finfo(images.dtype).eps):
             raise NotTraceable(
                 f"{_name(cam)} cannot be one graph: its {name} of the example images differ from those of explain(): "
                 "what it computes depends on more than the images, or on how many they are"
             )
+
+
+def _near(found: Tensor, expected: Tensor, eps: float) -> bool:
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    tolerance = max(_TOLERANCE, 4 * eps) * expected.abs().amax() + eps
+    return bool(((found - expected).abs() <= tolerance).all())
 
 
 def _name(cam: AnyCAM) -> str:
