@@ -181,9 +181,13 @@ class TestCompare:
 class TestTrust:
     def test_audit_is_that_of_the_library(self, model, folder):
         data = run_json("audit", folder, "--model", model, *SMALL, "--batch-size", 2, code=1)
-        report = audit(load_model(model).model, "3", inputs(folder))
+        report = audit(load_model(model).model, "3", inputs(folder), progress=False)
         assert data["common_mode_share"] == pytest.approx(report.common_mode_share.tolist(), rel=1e-4)
-        assert data["fooled"] is report.fooled
+        assert data["visible_follows"] == pytest.approx(report.visible_follows.tolist(), abs=1e-4)
+        assert data["honesty_interval"] == pytest.approx(report.honesty_interval, abs=1e-4)
+        assert data["mean_gap"] == pytest.approx(float(report.gap.mean()), abs=1e-4)
+        assert (data["verdict"], data["fooled"]) == (report.verdict, report.fooled)
+        assert (data["exposed"], data["signs"]) == (report.exposed, list(report.signs))
         assert data["images"] == [str(folder / f"{name}.png") for name in "abc"]
         assert data["weight_share"] == pytest.approx(report.weight_share)
 

@@ -167,7 +167,7 @@ def calls() -> dict[str, Call]:
         "activations": tensors(2, 3, 4, 4), "components": 2, "seed": 0, "iterations": 500,
     }  # fmt: skip
     found["audit"] = diffgradcam.audit, {
-        **on_model, "images": tensors(4, 3, 8, 8), "occlusion": True, "threshold": 0.1, "agreement_threshold": 0.3,
+        **on_model, "images": tensors(4, 3, 8, 8), "threshold": 0.1, "gap_threshold": 0.1, "honesty_threshold": 0.2,
         "progress": False,
     }  # fmt: skip
     found["repair"] = diffgradcam.repair, {"model": model, "head": "head", "where": "head"}
