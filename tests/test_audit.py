@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, layer_input
-from diffgradcam.robustness import audit, repair
+from diffgradcam.robustness import AuditThresholds, audit, repair
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
 from tests.models import CHANNELS, SIZE, deep, densenet, flat, images, pooled, seeded
 from tests.sham.digits import LAYER, MASK, data, trained
@@ -36,9 +37,10 @@ def test_shares_by_hand():
     assert report.common_mode_share.item() == pytest.approx(0.5)
     assert report.weight_share == pytest.approx(12 / 18)
     assert report.exposed is True
-    assert audit(model, "0", torch.ones(1, 1, 1, 1).double(), threshold=0.51).exposed is False
+    lenient = AuditThresholds(share=0.51)
+    assert audit(model, "0", torch.ones(1, 1, 1, 1).double(), thresholds=lenient).exposed is False
     assert (report.fooled, report.verdict) == (False, "could not tell")  # behaviour has no place in one pixel
-    assert report.gap is report.honesty is report.honesty_interval is None
+    assert report.gap is report.honesty is None
     assert "behaviour: not measured" in str(report)
 
 
@@ -188,9 +190,6 @@ def test_following_a_shift_by_hand():
     expected = naive_pearson(moved, maps.roll((4, 6), (1, 2)))
     assert report.visible_follows.tolist() == pytest.approx(expected, abs=1e-9)
     assert torch.allclose(report.honesty, (report.visible_agreement + report.visible_follows) / 2)
-    low, high = report.honesty_interval
-    assert (low + high) / 2 == pytest.approx(float(report.honesty.mean()))
-    assert high - low == pytest.approx(2 * 1.645 * float(report.honesty.std()) / 2)  # the root of four images
 
 
 def test_a_map_of_a_network_that_only_convolves_follows_the_image():
@@ -219,14 +218,18 @@ def test_behaviour_finds_what_leaves_the_common_mode_alone():
 
 def test_what_is_too_near_to_the_threshold_cannot_be_told():
     clean, x = trained(), data()[0][:32]
-    honesty = float(quiet(clean, LAYER, x).honesty.mean())
-    report = quiet(clean, LAYER, x, honesty_threshold=honesty + 0.01)
-    assert (report.fooled, report.verdict) == (False, "could not tell")
-    assert "audit more images" in str(report)
-    assert quiet(clean, LAYER, x, honesty_threshold=honesty + 0.3).verdict == "fooled"
-    alone = quiet(clean, LAYER, x[:1])
-    assert alone.honesty_interval == (-math.inf, math.inf)
-    assert alone.verdict == "could not tell"
+    report = quiet(clean, LAYER, x)
+    for name, values in (("agreement", report.visible_agreement), ("honesty", report.honesty)):
+        half = 1.645 * float(values.double().std()) / math.sqrt(32)  # of a 90% interval
+        for beyond, verdict in (
+            (-half - 0.01, "clean"), (0.01 - half, "could not tell"), (half - 0.01, "could not tell"),
+            (half + 0.01, "fooled"),
+        ):  # fmt: skip
+            line = AuditThresholds(**{name: float(values.mean()) + beyond})
+            again = replace(report, thresholds=line)
+            assert again.verdict == verdict
+            assert ("audit more images" in str(again)) is (verdict == "could not tell")
+    assert quiet(clean, LAYER, x[:7]).verdict == "could not tell"  # too few for an interval
 
 
 def test_the_map_without_the_common_mode_is_not_touched_by_a_common_mode_hoax():
@@ -316,9 +319,10 @@ def test_the_report_reads():
     assert lines[0] == "FOOLED (common mode) in 32 images, 10 classes"
     assert lines[1].startswith(f"  common mode: {float(report.common_mode_share.median()):.2g} of GradCAM's energy")
     means = report.gradcam_agreement.mean(), report.visible_agreement.mean()
-    assert f"GradCAM {means[0]:.2f}, without the common mode {means[1]:.2f}" in lines[3]
-    assert f"honesty without the common mode: {report.honesty.mean():.2f}" in lines[4]
-    assert lines[5] == "  GradCAM lies; use DiffGradCAM, or GradCAM of repair(model)"
+    assert f"GradCAM with occlusion: {means[0]:.2f}" in lines[3]
+    assert f"without the common mode: {means[1]:.2f}" in lines[4]
+    assert f"a shifted image: {report.honesty.mean():.2f}" in lines[5]
+    assert lines[6] == "  GradCAM lies; use DiffGradCAM, or GradCAM of repair(model)"
     assert str(quiet(model, LAYER, x)).startswith("clean in 32 images")
 
 
@@ -349,12 +353,13 @@ def test_what_is_no_softmax_is_refused(last, message):
 
 def test_bad_input_is_refused():
     model, x = pooled(), images()
-    with pytest.raises(ValueError, match=r"threshold is 2; expected a share, from 0 to 1"):
-        audit(model, "relu", x, threshold=2)
-    with pytest.raises(ValueError, match=r"honesty_threshold is nan; expected a correlation"):
-        audit(model, "relu", x, honesty_threshold=float("nan"))
-    with pytest.raises(ValueError, match=r"gap_threshold is -1; expected a difference of correlations"):
-        audit(model, "relu", x, gap_threshold=-1)
+    with pytest.raises(ValueError, match=r"share is 2; expected a share, from 0 to 1"):
+        AuditThresholds(share=2)
+    with pytest.raises(ValueError, match=r"gap is -1; expected a difference of correlations"):
+        AuditThresholds(gap=-1)
+    for name in ("agreement", "honesty"):
+        with pytest.raises(ValueError, match=rf"{name} is nan; expected a correlation, from -1 to 1"):
+            AuditThresholds(**{name: float("nan")})
     with pytest.raises(TypeError, match="images is list; expected a tensor"):
         audit(model, "relu", [x])
     with pytest.raises(

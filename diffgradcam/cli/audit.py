@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import click
 import torch
 from torch import Tensor
 
-from ..robustness import AuditReport
+from ..robustness import AuditReport, AuditThresholds
 from ..robustness import audit as run_audit
 from ..robustness.auditing import AuditVerdict
 from ._options import FILE, IMAGES, model_options
@@ -29,7 +29,7 @@ EXIT_CODES: dict[AuditVerdict, int] = {"clean": 0, "exposed": 3, "fooled": 4, "c
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    default=0.1,
+    default=AuditThresholds.share,
     show_default=True,
     help="A model whose median common-mode share is above this is called exposed.",
 )
@@ -60,7 +60,7 @@ def audit(
             subject.model,
             subject.layers,
             batch,
-            threshold=threshold,
+            thresholds=AuditThresholds(share=threshold),
             reshape_transform=subject.reshape_transform,
             progress=False,
         )
@@ -87,13 +87,11 @@ def audit(
         "signs": list(report.signs),
         "exposed": report.exposed,
         "median_common_mode_share": float(report.common_mode_share.median()),
-        "threshold": report.threshold,
-        "weight_share": report.weight_share,
         "mean_gap": _mean(report.gap),
-        "gap_threshold": report.gap_threshold,
+        "mean_agreement": _mean(report.visible_agreement),
         "mean_honesty": _mean(report.honesty),
-        "honesty_interval": report.honesty_interval,
-        "honesty_threshold": report.honesty_threshold,
+        "thresholds": asdict(report.thresholds),
+        "weight_share": report.weight_share,
         "images": [str(item.path) for item in audited],
         "classes": report.classes.tolist(),
         **{name: _listed(getattr(report, name)) for name in _FOR_EACH_IMAGE},

@@ -47,10 +47,41 @@ Sign = Literal["common mode", "behaviour"]
 
 _EVERY = 2  # occlusions around every second cell of the grid: as good as around every one, at a third of the price
 _STANDARD_ERRORS = 1.645  # on both sides of a mean: 90%
-_KEPT = 0.5  # a map that correlates less than so with another is another map
+_OUTWEIGHS = 0.8  # share; heads that Adam trained from their initialisation had up to 0.64
 _ENOUGH_IMAGES = 8  # for an interval
 _SHIFTED_BY = 4  # a shift by a quarter of the map
 _ENOUGH_OUTPUTS = 20
+
+
+@dataclass(frozen=True)
+class AuditThresholds:
+    """Where an audit draws its lines.
+
+    Attributes:
+        share: A median common-mode share above this is an exposure. From 0 to 1.
+        gap: Where there is an exposure, GradCAM lies if its mean agreement with occlusion is lower by more than this
+            than without the common mode. From 0 to 2.
+        agreement: The map without the common mode lies if the interval of its mean agreement with occlusion is below
+            this. From -1 to 1.
+        honesty: It also lies if the interval of its mean honesty is below this. From -1 to 1.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+
+    share: float = 0.1
+    gap: float = 0.1
+    agreement: float = 0.1
+    honesty: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_share("share", self.share)
+        if not 0 <= self.gap <= 2:
+            raise ValueError(f"gap is {self.gap}; expected a difference of correlations, from 0 to 2")
+        for name in ("agreement", "honesty"):
+            value = getattr(self, name)
+            if not -1 <= value <= 1:
+                raise ValueError(f"{name} is {value}; expected a correlation, from -1 to 1")
 
 
 @dataclass(frozen=True)
@@ -60,23 +91,21 @@ class AuditReport:
     Attributes:
         logits: ``(B, K)``.
         classes: The decisions, whose maps are audited, ``(B,)``.
-        visible: Signed GradCAM of ``z_c - mean z``, ``(B, *S)``. Rectified, it is the map without the common mode: that
-            of DiffGradCAM with the mean of the other logits as its baseline, and of GradCAM after :func:`repair`.
+        visible: Signed GradCAM of ``z_c - mean z``, ``(B, *S)``. Rectified, it is the map *without the common mode*:
+            that of DiffGradCAM with the mean of the other logits as its baseline, and of GradCAM after :func:`repair`.
         invisible: Signed GradCAM of ``mean z``, ``(B, *S)``. The two add up to GradCAM.
         common_mode_share: Energy (sum of squares over the positions) of the invisible map over that of both maps,
             ``(B,)``, in [0, 1]; 0 where both are 0.
-        weight_share: The same for the rows of the last linear layer: the energy of their mean, repeated for each class,
-            over that of all rows. None where the model's head cannot be found. It also finds a common mode that these
-            images do not excite, but it is not part of the verdict: a small one may come from the initialisation.
         gradcam_agreement: Pearson's r of GradCAM with the drop of the log-odds under occlusion, ``(B,)``, in [-1, 1].
             None where behaviour cannot be measured: images or maps without two spatial dimensions, very small ones (3 x
             3 pixels and 2 x 2 positions are needed), or a model on which occlusion has no effect.
         visible_agreement: The same for the map without the common mode.
         visible_follows: Pearson's r of that map, moved by a quarter, with the map of the image that was moved by a
             quarter (and wrapped around), ``(B,)``, in [-1, 1].
-        threshold: Above which a median share is an exposure.
-        gap_threshold: How much lower GradCAM's mean agreement must be, where there is an exposure, for a lie.
-        honesty_threshold: Below which the honesty of the map without the common mode is a lie.
+        weight_share: The common-mode share of the rows of the last linear layer: the energy of their mean, repeated for
+            each class, over that of all rows. None where the model's head cannot be found. It also finds a common mode
+            that these images do not excite, but it is not part of the verdict.
+        thresholds: What the verdict was drawn with.
     """
 
     logits: Tensor
@@ -84,23 +113,16 @@ class AuditReport:
     visible: Tensor
     invisible: Tensor
     common_mode_share: Tensor
-    weight_share: float | None
     gradcam_agreement: Tensor | None
     visible_agreement: Tensor | None
     visible_follows: Tensor | None
-    threshold: float
-    gap_threshold: float
-    honesty_threshold: float
+    weight_share: float | None
+    thresholds: AuditThresholds
 
     @property
     def exposed(self) -> bool:
         """Whether GradCAM could be hiding something: the median share is above its threshold."""
-        return float(self.common_mode_share.median()) > self.threshold
-
-    @property
-    def kept(self) -> Tensor:
-        """Pearson's r of GradCAM with the map without the common mode, ``(B,)``: what removing it would leave."""
-        return pearson(rectify(self.visible + self.invisible), rectify(self.visible))
+        return float(self.common_mode_share.median()) > self.thresholds.share
 
     @property
     def gap(self) -> Tensor | None:
@@ -117,26 +139,22 @@ class AuditReport:
         return (self.visible_agreement + self.visible_follows) / 2
 
     @property
-    def honesty_interval(self) -> tuple[float, float] | None:
-        """A 90% interval of the mean honesty over the images, from its standard error; unbounded for fewer than 8."""
-        return None if self.honesty is None else _interval(self.honesty)
-
-    @property
     def signs(self) -> tuple[Sign, ...]:
         """Which signs say that a map lies.
 
         ``"common mode"``: GradCAM lies, and neither DiffGradCAM nor GradCAM after :func:`repair` is affected.
         ``"behaviour"``: they lie too.
         """
-        return signs_of(
-            self.common_mode_share,
-            self.kept,
-            self.gap,
-            self.honesty,
-            threshold=self.threshold,
-            gap_threshold=self.gap_threshold,
-            honesty_threshold=self.honesty_threshold,
-        )
+        found: list[Sign] = []
+        if self.gap is None:  # behaviour was not measured: a common mode that outweighs all else must do
+            hides = float(self.common_mode_share.median()) > _OUTWEIGHS
+        else:
+            hides = self.exposed and _mean(self.gap) > self.thresholds.gap
+        if hides:
+            found.append("common mode")
+        if any(high < threshold for _, high, threshold in self._intervals()):
+            found.append("behaviour")
+        return tuple(found)
 
     @property
     def fooled(self) -> bool:
@@ -148,12 +166,24 @@ class AuditReport:
         """What all of it comes to.
 
         - ``"fooled"``: a map lies.
-        - ``"could not tell"``: there is no lie for certain, but the interval of honesty over the images (90%) reaches
+        - ``"could not tell"``: no lie for certain, but an interval over the images (90%; none for fewer than 8) reaches
           below its threshold, or behaviour could not be measured.
         - ``"exposed"``: no lie, but GradCAM could be hiding something.
         - ``"clean"``: none of these. It certifies nothing.
         """
-        return verdict_of(self.signs, self.exposed, self.honesty, self.honesty_threshold)
+        if self.fooled:
+            return "fooled"
+        intervals = self._intervals()
+        if not intervals or any(low < threshold for low, _, threshold in intervals):
+            return "could not tell"
+        return "exposed" if self.exposed else "clean"
+
+    def _intervals(self) -> list[tuple[float, float, float]]:
+        """Ends of the intervals that are compared with a threshold, and the threshold."""
+        if self.visible_agreement is None or self.honesty is None:
+            return []
+        lines = (self.visible_agreement, self.thresholds.agreement), (self.honesty, self.thresholds.honesty)
+        return [(*_interval(values), threshold) for values, threshold in lines]
 
     def __str__(self) -> str:
         """The report in a few lines."""
@@ -163,23 +193,23 @@ class AuditReport:
         lines = [
             f"{verdict}{by} in {len(share)} images, {self.logits.shape[1]} classes",
             f"  common mode: {float(share.median()):.2g} of GradCAM's energy (median; {float(share.min()):.2g} to "
-            f"{float(share.max()):.2g}); exposed above {self.threshold:g}",
+            f"{float(share.max()):.2g}); exposed above {self.thresholds.share:g}",
         ]
         if self.weight_share is not None:
             lines.append(f"  common mode of the last layer's weights: {self.weight_share:.2g} of their energy")
         return "\n".join([*lines, *self._behaviour(), f"  {self._advice()}"])
 
     def _behaviour(self) -> list[str]:
-        agreements = self.gradcam_agreement, self.visible_agreement
-        if agreements[0] is None or agreements[1] is None or self.honesty is None or self.honesty_interval is None:
+        if self.gradcam_agreement is None or self.visible_agreement is None or self.honesty is None:
             return ["  behaviour: not measured; it needs images and maps with two spatial dimensions, and some effect"]
-        gradcam, visible = (_mean(agreement) for agreement in agreements)
-        low, high = self.honesty_interval
+        (low, high, agreement), (lowest, highest, honesty) = self._intervals()
         return [
-            f"  agreement with occlusion: GradCAM {gradcam:.2f}, without the common mode {visible:.2f} (mean r); if "
-            f"exposed, a lie where it is lower by more than {self.gap_threshold:g}",
-            f"  honesty without the common mode: {_mean(self.honesty):.2f} ({low:.2f} to {high:.2f}); a lie below "
-            f"{self.honesty_threshold:g}",
+            f"  agreement of GradCAM with occlusion: {_mean(self.gradcam_agreement):.2f} (mean r); if exposed, a lie "
+            f"if lower by more than {self.thresholds.gap:g} than without the common mode",
+            f"  without the common mode: {_mean(self.visible_agreement):.2f} ({low:.2f} to {high:.2f}); a lie below "
+            f"{agreement:g}",
+            f"  and its mean with following a shifted image: {_mean(self.honesty):.2f} ({lowest:.2f} to "
+            f"{highest:.2f}); a lie below {honesty:g}",
         ]
 
     def _advice(self) -> str:
@@ -194,14 +224,15 @@ class AuditReport:
         return "no sign of a lie, which certifies nothing"
 
 
+_DEFAULT = AuditThresholds()
+
+
 def audit(
     model: nn.Module,
     target_layers: LayerSpec | Sequence[LayerSpec],
     images: Tensor,
     *,
-    threshold: float = 0.1,
-    gap_threshold: float = 0.1,
-    honesty_threshold: float = 0.25,
+    thresholds: AuditThresholds = _DEFAULT,
     reshape_transform: Callable[[Tensor], Tensor] | None = None,
     output: Callable[[Any], Tensor] = find_logits,
     progress: bool = True,
@@ -227,9 +258,7 @@ def audit(
             copy in evaluation mode is audited.
         target_layers: As a CAM takes them.
         images: Images as the model takes them, ``(B, C, H, W)``, as it was trained on. 32 or more are better than few.
-        threshold: Of the common-mode share, from 0 to 1.
-        gap_threshold: Of the difference of two agreements, from 0 to 2.
-        honesty_threshold: From -1 to 1.
+        thresholds: Where to draw the lines.
         reshape_transform: As a CAM takes it.
         output: As a CAM takes it.
         progress: Show a progress bar for the occlusions.
@@ -240,7 +269,7 @@ def audit(
     Raises:
         ValueError: If the outputs are not the logits of a softmax: one output, probabilities, log-probabilities, or
             (20 values and more, all between 0 and 1) sigmoids. Sigmoids that are applied outside the model cannot be
-            told from softmax logits. Also if there are no images, or an option is out of range.
+            told from softmax logits. Also if there are no images.
         TypeError: If ``images`` is not a tensor; otherwise as :meth:`~diffgradcam.BaseCAM.explain`.
 
     Reference:
@@ -260,7 +289,6 @@ def audit(
         False
     """
     check_images(images)
-    _check_thresholds(threshold, gap_threshold, honesty_threshold)
     target_layers, model = by_name(model, target_layers), evaluated(inner_model(model))
 
     def cam(score: Callable[[Tensor, Tensor], Tensor]) -> GradCAM:
@@ -270,86 +298,29 @@ def audit(
         _check_softmax_logits(output(model(images)))
     cams = cam(visible_score), cam(invisible_score)
     (logits, classes, visible), (_, _, invisible) = explain_together(cams, images)
-    agreements, follows = (None, None), None
+    gradcam_agreement = visible_agreement = visible_follows = None
     if images.ndim == 4 and min(images.shape[2:]) > 2 and visible.ndim == 3 and min(visible.shape[1:]) > 1:
         evaluator = Evaluator(model, output=output)
         before = logit_difference(logits, classes)
         grid = min(GRID, *images.shape[2:])
         drops = drops_from(evaluator, images, classes, before, grid, every=_EVERY, progress=progress)
-        maps = rectify(visible + invisible), rectify(visible)
         if bool((drops != drops[:, :1, :1]).any()):  # else the model relies on nothing, and there is nothing to show
-            first, second = (occlusion_agreement(each, drops, grid, every=_EVERY) for each in maps)
-            agreements, follows = (first, second), _following(cams[0], images, classes, maps[1])
+            gradcam_agreement, visible_agreement = (
+                occlusion_agreement(rectify(maps), drops, grid, every=_EVERY) for maps in (visible + invisible, visible)
+            )
+            visible_follows = _following(cams[0], images, classes, rectify(visible))
     return AuditReport(
         logits=logits,
         classes=classes,
         visible=visible,
         invisible=invisible,
         common_mode_share=common_mode_share(visible, invisible),
+        gradcam_agreement=gradcam_agreement,
+        visible_agreement=visible_agreement,
+        visible_follows=visible_follows,
         weight_share=_weight_share(model, logits.shape[1]),
-        gradcam_agreement=agreements[0],
-        visible_agreement=agreements[1],
-        visible_follows=follows,
-        threshold=threshold,
-        gap_threshold=gap_threshold,
-        honesty_threshold=honesty_threshold,
+        thresholds=thresholds,
     )
-
-
-def signs_of(
-    share: Tensor,
-    kept: Tensor,
-    gap: Tensor | None,
-    honesty: Tensor | None,
-    *,
-    threshold: float,
-    gap_threshold: float,
-    honesty_threshold: float,
-) -> tuple[Sign, ...]:
-    """Which signs say that a map lies, from the values for each image of an :class:`AuditReport`.
-
-    Args:
-        share: Common-mode shares, ``(B,)``.
-        kept: r of GradCAM with the map without the common mode, ``(B,)``.
-        gap: How much better that map agrees with occlusion, ``(B,)``; None if behaviour was not measured.
-        honesty: Of that map, ``(B,)``, or None.
-        threshold: Of the median share.
-        gap_threshold: Of the mean gap.
-        honesty_threshold: Of the interval of the mean honesty.
-
-    Returns:
-        The signs.
-    """
-    found: list[Sign] = []
-    median = float(share.median())
-    # Without behaviour, a common mode that outweighs all else must do.
-    contradicted = median > 0.5 if gap is None else _mean(gap) > gap_threshold
-    if median > threshold and (contradicted or _mean(kept) < _KEPT):
-        found.append("common mode")
-    if honesty is not None and _interval(honesty)[1] < honesty_threshold:
-        found.append("behaviour")
-    return tuple(found)
-
-
-def verdict_of(
-    signs: tuple[Sign, ...], exposed: bool, honesty: Tensor | None, honesty_threshold: float
-) -> AuditVerdict:
-    """The verdict that follows from the signs, see :attr:`AuditReport.verdict`.
-
-    Args:
-        signs: Of a lie.
-        exposed: Whether there is a large common mode.
-        honesty: Of the map without the common mode, ``(B,)``; None if behaviour was not measured.
-        honesty_threshold: Of the interval of its mean.
-
-    Returns:
-        The verdict.
-    """
-    if signs:
-        return "fooled"
-    if honesty is None or _interval(honesty)[0] < honesty_threshold:
-        return "could not tell"
-    return "exposed" if exposed else "clean"
 
 
 def _following(cam: GradCAM, images: Tensor, classes: Tensor, maps: Tensor) -> Tensor:
@@ -472,11 +443,3 @@ def _check_softmax_logits(outputs: Tensor) -> None:
         f"the model's outputs look like {what}; expected the logits of a softmax; give the model without its "
         "last activation"
     )
-
-
-def _check_thresholds(threshold: float, gap_threshold: float, honesty_threshold: float) -> None:
-    check_share("threshold", threshold)
-    if not 0 <= gap_threshold <= 2:
-        raise ValueError(f"gap_threshold is {gap_threshold}; expected a difference of correlations, from 0 to 2")
-    if not -1 <= honesty_threshold <= 1:
-        raise ValueError(f"honesty_threshold is {honesty_threshold}; expected a correlation, from -1 to 1")

@@ -96,11 +96,11 @@ def _resnet(depth: int, *compressed: str) -> Real:
 
 
 MODELS: dict[str, Real] = {
+    "ResNet-18": _resnet(18),
+    "ResNet-50": _resnet(50),
     "EfficientNet-Lite0": _lite(0, "int8"),
-    "ResNet-18": _resnet(18, "int8"),
     "EfficientNet-Lite1": _lite(1),
     "EfficientNet-Lite2": _lite(2),
-    "ResNet-50": _resnet(50),
 }
 
 
@@ -128,19 +128,21 @@ class Backbone(nn.Module):
         return self
 
 
-def classifier(backbone: Backbone, head: nn.Module) -> Classifier:
-    """A version of a real model: the shared backbone, pooling, and a copy of a last layer.
+def classifier(made: Real, network: nn.Module) -> Classifier:
+    """A real model in two parts, the backbone and a last layer, so that its versions can share the backbone.
 
     Args:
-        backbone: The model without its last layer.
-        head: The last layer.
+        made: How it is made.
+        network: The model, which is taken apart.
 
     Returns:
         The model in evaluation mode.
     """
+    head = network.get_submodule(made.head)
     assert isinstance(head, nn.Linear)
-    # A layer of its own for each version, so that a hook on it is not shared.
-    model = Classifier(nn.Sequential(backbone), head.in_features, head.out_features)
+    setattr(network, made.head, nn.Identity())  # or a hoax would find it there, and be written into what is shared
+    # The layer around the backbone is copied with each version, so that a hook on it is not shared.
+    model = Classifier(nn.Sequential(Backbone(network, made.features)), head.in_features, head.out_features)
     model.head.load_state_dict(head.state_dict())
     return model.eval()
 

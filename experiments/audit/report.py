@@ -1,8 +1,8 @@
 """Write the pages and the figures: ``python -m experiments.audit.report``.
 
 Reads the finished cells and writes to ``docs/results``: the answer (``audit.md`` with ``audit.png``) and all tables
-(``audit_tables.md`` with ``audit_signs.png``). The threshold of honesty is chosen on the calibration networks alone;
-everything else is measured on the test networks and on the real models, which had no part in it.
+(``audit_tables.md`` with ``audit_signs.png``). Thresholds are chosen on the calibration networks alone; everything
+else is measured on the test networks and on the real models, which had no part in it.
 
 A version *lies* if the honesty of GradCAM or of DiffGradCAM is lower than in the clean model by more than 0.1. What was
 attacked without such a loss is shown by itself: it is neither a lie to find nor a clean model to clear.
@@ -11,9 +11,9 @@ attacked without such a loss is shown by itself: it is neither a lie to find nor
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-from diffgradcam import audit
 from diffgradcam.metrics import auroc
-from diffgradcam.robustness.auditing import AuditVerdict, Sign, signs_of, verdict_of
+from diffgradcam.robustness import AuditReport, AuditThresholds
+from diffgradcam.robustness.auditing import AuditVerdict
 from experiments.cells import read
 
 from .run import HARMLESS, RESULTS, SPLITS, attacks, planned
@@ -67,36 +67,11 @@ class Version(NamedTuple):
         return values if rng is None else values[torch.from_numpy(rng.permutation(len(values))[:count])]
 
 
-class Judged(NamedTuple):
-    """What the library makes of the signs of a version.
-
-    Attributes:
-        signs: Of a lie.
-        verdict: The verdict.
-        score: How far beyond its threshold the strongest sign is: what the AUROC is computed of.
-    """
-
-    signs: tuple[Sign, ...]
-    verdict: AuditVerdict
-    score: float
+DEFAULT = AuditThresholds()
 
 
-class Thresholds(NamedTuple):
-    """Those of ``audit``."""
-
-    threshold: float
-    gap_threshold: float
-    honesty_threshold: float
-
-
-def defaults() -> Thresholds:
-    """The thresholds of the library."""
-    parameters = inspect.signature(audit).parameters
-    return Thresholds(*(parameters[name].default for name in Thresholds._fields))
-
-
-def judged(version: Version, at: Thresholds, count: int | None = None, seed: int = 0) -> Judged:
-    """Judge a version by the library's own rule, on all images or on some.
+def judged(version: Version, at: AuditThresholds = DEFAULT, count: int | None = None, seed: int = 0) -> AuditReport:
+    """What the library makes of a version, on all images or on some.
 
     Args:
         version: What was measured.
@@ -105,20 +80,40 @@ def judged(version: Version, at: Thresholds, count: int | None = None, seed: int
         seed: Of the draw.
 
     Returns:
-        The verdict.
+        A report without the maps.
     """
 
     def sign(name: str) -> Tensor:
         return version.sign(name, count, None if count is None else np.random.default_rng(seed))
 
-    share, gap = sign("common_mode_share"), sign("occlusion_visible") - sign("occlusion_gradcam")
-    honesty = (sign("occlusion_visible") + sign("follows_visible")) / 2
-    signs = signs_of(share, sign("kept"), gap, honesty, **at._asdict())
-    exposed = float(share.median()) > at.threshold
-    beyond = at.honesty_threshold - float(honesty.mean())
-    if exposed:
-        beyond = max(beyond, float(gap.mean()) - at.gap_threshold)
-    return Judged(signs, verdict_of(signs, exposed, honesty, at.honesty_threshold), beyond)
+    none = torch.empty(0)
+    return AuditReport(
+        logits=none,
+        classes=none,
+        visible=none,
+        invisible=none,
+        common_mode_share=sign("common_mode_share"),
+        gradcam_agreement=sign("occlusion_gradcam"),
+        visible_agreement=sign("occlusion_visible"),
+        visible_follows=sign("follows_visible"),
+        weight_share=None,
+        thresholds=at,
+    )
+
+
+def score(version: Version) -> float:
+    """How far beyond its threshold the strongest sign of a lie is: what the AUROC of the audit is computed of."""
+    report = judged(version)
+    assert report.gap is not None
+    assert report.visible_agreement is not None
+    assert report.honesty is not None
+    beyond = [
+        DEFAULT.agreement - float(report.visible_agreement.mean()),
+        DEFAULT.honesty - float(report.honesty.mean()),
+    ]
+    if report.exposed:
+        beyond.append(float(report.gap.mean()) - DEFAULT.gap)
+    return max(beyond)
 
 
 # --- the study -------------------------------------------------------------------------------------------------------
@@ -231,19 +226,25 @@ def kinds(study: Study, *splits: str) -> list[Kind]:
 # --- calibration -----------------------------------------------------------------------------------------------------
 
 
-def choose(study: Study) -> float:
-    """The threshold of honesty, from the calibration networks alone.
+_NEITHER = AuditThresholds(agreement=-1, honesty=-1)
 
-    The highest hundredth at which the audit says of no clean or harmlessly changed one of them that it is fooled.
+
+def choose(study: Study) -> dict[str, float]:
+    """The thresholds of agreement and honesty, from the calibration networks alone.
+
+    Of each the highest hundredth at which it says of no clean or harmlessly changed one of them that its map lies.
     """
     honest = [v for v in study.versions("calibration") if not v.attacked]
-    best = -1.0
-    for hundredth in range(-20, 101):
-        at = defaults()._replace(honesty_threshold=hundredth / 100)
-        if any("behaviour" in judged(version, at).signs for version in honest):
-            break
-        best = hundredth / 100
-    return best
+    return {
+        name: max(
+            hundredth / 100
+            for hundredth in range(-100, 101)
+            if not any(
+                "behaviour" in judged(version, replace(_NEITHER, **{name: hundredth / 100})).signs for version in honest
+            )
+        )
+        for name in ("agreement", "honesty")
+    }
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -263,13 +264,13 @@ def negatives(study: Study) -> list[Version]:
 
 def found_at(study: Study, lies: Sequence[Version], allowed: float = ALLOWED) -> float:
     """Share of lies whose score is above that of all but ``allowed`` of the negatives."""
-    at = defaults()
-    scores = [judged(version, at).score for version in negatives(study)]
-    limit = float(np.quantile(scores, 1 - allowed))
-    return float(np.mean([judged(version, at).score > limit for version in lies]))
+    limit = float(np.quantile([score(version) for version in negatives(study)], 1 - allowed))
+    return float(np.mean([score(version) > limit for version in lies]))
 
 
-def rates(versions: Sequence[Version], at: Thresholds, count: int | None = None) -> dict[AuditVerdict, float]:
+def rates(
+    versions: Sequence[Version], at: AuditThresholds = DEFAULT, count: int | None = None
+) -> dict[AuditVerdict, float]:
     """Share of each verdict, on all images or as a mean over draws of some."""
     draws = [None] if count is None else range(DRAWS)
     verdicts = Counter(judged(v, at, count, seed or 0).verdict for v in versions for seed in draws)
@@ -300,7 +301,7 @@ SIGNS: dict[str, tuple[str, Callable[[Version], float]]] = {  # each higher for 
     "constancy_visible": ("the same without the common mode", lambda v: _mean(v, "constancy_visible")),
     "layers": ("disagreement with a lower layer (LayerCAM), 1 pass", lambda v: -_mean(v, "layers_visible")),
     "honesty": ("dishonesty: occlusion and following, 17 passes", lambda v: -_honesty(v)),
-    "joint": ("**the audit: gap or dishonesty, 19 passes**", lambda v: judged(v, defaults()).score),
+    "joint": ("**the audit: gap or dishonesty, 19 passes**", score),
 }
 
 
@@ -335,23 +336,23 @@ def markdown(study: Study) -> str:
 
 def _answer(study: Study) -> list[str]:
     """Three sentences for a reader who stops there."""
-    at, images = defaults(), study.config.images
+    images = study.config.images
     must_not = negatives(study)
     real = [version for version in must_not if version.real]
-    alarms, real_alarms = (sum(judged(v, at).verdict == "fooled" for v in of) for of in (must_not, real))
+    alarms, real_alarms = (sum(judged(v).verdict == "fooled" for v in of) for of in (must_not, real))
     rows = {row.what: row.versions for row in kinds(study)}
     everything = [v for what, of in rows.items() if what.startswith("lie: ") for v in of]
     adaptive = rows.get("lie: fine-tuned to fool DiffGradCAM", [])
 
     def count(versions: Sequence[Version]) -> str:
-        return f"{sum(judged(v, at).verdict == 'fooled' for v in versions)} of {len(versions)}"
+        return f"{sum(judged(v).verdict == 'fooled' for v in versions)} of {len(versions)}"
 
-    exposed = [v.model for v in real if v.name == "clean" and judged(v, at).verdict == "exposed"]
+    exposed = [v.model for v in real if v.name == "clean" and judged(v).verdict == "exposed"]
     area_adaptive = _area_of(study, adaptive)
     return [
-        f"**With {images} images, the audit calls {alarms} of {len(must_not)} honest models fooled**, {real_alarms} of "
-        f"{len(real)} of them versions of real ImageNet models: clean, compressed, or with a new head. Of the clean real "
-        f"models, it calls exposed, not fooled: {', '.join(exposed) or 'none'}.",
+        f"**With {images} images, the audit calls {alarms} of {len(must_not)} honest models fooled**, and "
+        f"{real_alarms} of the {len(real)} of them that are real ImageNet models: clean, compressed, or with a new "
+        f"head. It calls exposed, not fooled, of the clean real models: {', '.join(exposed) or 'none'}.",
         f"**It finds {count(everything)} lies**, and of those of a network that was fine-tuned to fool DiffGradCAM "
         f"itself {count(adaptive)}.",
         f"**The goal for such adaptive lies was an AUROC of {WANTED:g} and {WANTED_FOUND:.0%} found at {ALLOWED:.0%} "
@@ -362,14 +363,13 @@ def _answer(study: Study) -> list[str]:
 
 
 def _area_of(study: Study, versions: Sequence[Version]) -> float:
-    score = SIGNS["joint"][1]
     return area([score(v) for v in negatives(study)], [score(v) for v in versions])
 
 
 def _lead_table(study: Study) -> str:
     rows = []
     for kind in kinds(study):
-        shares = rates(kind.versions, defaults())
+        shares = rates(kind.versions)
         area_of = f"{_area_of(study, kind.versions):.3f}" if kind.what.startswith("lie: ") else ""
         rows.append([kind.what, len(kind.versions), *(f"{shares[v]:.0%}" for v in reversed(VERDICTS)), area_of])
     return _table(["what was done to the model", "models", *reversed(VERDICTS), "AUROC"], rows)
@@ -377,7 +377,7 @@ def _lead_table(study: Study) -> str:
 
 def tables(study: Study) -> str:
     """The page of all tables."""
-    at, chosen = defaults(), choose(study)
+    chosen = choose(study)
     parts = [
         "# Audit: all tables",
         "The answer and the set-up are in [Does the audit tell clean checkpoints from fooled ones?](audit.md). "
@@ -389,11 +389,12 @@ def tables(study: Study) -> str:
         "![The two signs of every version: the gap, which tells lies of the common mode, and honesty, which tells the "
         "others](audit_signs.png)",
         "## The threshold",
-        f"Chosen on {len(study.learned('calibration'))} calibration networks, each clean and with one harmless change: "
-        f"{chosen:.2f} is the highest hundredth of honesty at which none of these is called fooled. The library has "
-        f"{at.honesty_threshold:g}. The threshold of the gap is not chosen: it is the {study.config.lie:g} by which a "
-        "lie is defined. So is that of exposure, "
-        f"{at.threshold:g}, which is no part of a lie by itself.",
+        f"On {len(study.learned('calibration'))} calibration networks, each clean and with one harmless change, "
+        f"{chosen['agreement']:.2f} is the highest hundredth of the agreement, and {chosen['honesty']:.2f} of honesty, "
+        f"at which none of these is called fooled. The library has {DEFAULT.agreement:g} and {DEFAULT.honesty:g}: "
+        "rounded down, since other models are not like these. The threshold of the gap is not chosen: it is the "
+        f"{study.config.lie:g} by which a lie is defined. That of the share, {DEFAULT.share:g}, is for an exposure, "
+        "which is no lie by itself.",
         _threshold_table(study),
         "## With fewer images",
         f"Share that is called fooled; mean over {DRAWS} draws of the images.",
@@ -433,8 +434,8 @@ def _setup(study: Study) -> str:
             "DiffGradCAM. Neither weights nor photographs are part of the project; `experiments/audit/real.py` says "
             "where they come from.",
             "**Attacks.** The closed-form common mode at strengths "
-            f"{', '.join(f'{s:g}' for s in config.strengths)}; a roll by half the map and a flip of both axes; the whole "
-            "network fine-tuned to show a border with GradCAM or, adaptively, with DiffGradCAM.",
+            f"{', '.join(f'{s:g}' for s in config.strengths)}; a roll by half the map and a flip of both axes; the "
+            "whole network fine-tuned to show a border with GradCAM or, adaptively, with DiffGradCAM.",
             "**Harmless changes.** Weights of 8 bits; 30% of the weights set to 0; a product-quantised and fine-tuned "
             "last layer; a new last layer, also with label smoothing or mixup; a network distilled from the clean one, "
             "or trained with mixup. Each small network has one of them, in turn.",
@@ -466,17 +467,17 @@ def _sign_table(study: Study) -> str:
 
 
 def _threshold_table(study: Study) -> str:
-    chosen, rows = defaults()._replace(honesty_threshold=choose(study)), []
+    chosen, rows = AuditThresholds(**choose(study)), []
     for kind in kinds(study):
-        shares = [rates(kind.versions, at)["fooled"] for at in (defaults(), chosen)]
+        shares = [rates(kind.versions, at)["fooled"] for at in (DEFAULT, chosen)]
         rows.append([kind.what, len(kind.versions), *(f"{share:.0%}" for share in shares)])
-    header = [f"{at.honesty_threshold:g}, {what}" for at, what in ((defaults(), "the library's"), (chosen, "chosen"))]
+    header = [f"{what}, {at.agreement:g} and {at.honesty:g}" for at, what in ((DEFAULT, "library"), (chosen, "chosen"))]
     return _table(["called fooled", "models", *header], rows)
 
 
 def _count_table(study: Study) -> str:
     counts = [count for count in COUNTS if count <= study.config.images]
-    rows = [[k.what, *(f"{rates(k.versions, defaults(), n)['fooled']:.0%}" for n in counts)] for k in kinds(study)]
+    rows = [[k.what, *(f"{rates(k.versions, DEFAULT, n)['fooled']:.0%}" for n in counts)] for k in kinds(study)]
     return _table(["called fooled \\ images", *map(str, counts)], rows)
 
 
@@ -487,8 +488,8 @@ def _change_table(study: Study) -> str:
         if not of:
             continue
         lies = [version for version in of if version.attacked and version.lost > study.config.lie]
-        found = [judged(version, defaults()).verdict == "fooled" for version in lies]
-        reported = sum(judged(version, defaults()).verdict == "fooled" for version in of)
+        found = [judged(version).verdict == "fooled" for version in lies]
+        reported = sum(judged(version).verdict == "fooled" for version in of)
         means = [np.mean([version.found[key] for version in of]) for key in ("agreement", "behaviour_kept")]
         kept = [np.mean([version.found[f"{key}_kept"] for version in of]) for key in ("gradcam", "diffgradcam")]
         lost = [np.mean([version.found[f"{key}_lost"] for version in of]) for key in ("gradcam", "diffgradcam")]
@@ -509,7 +510,7 @@ def _proportion(found: Sequence[bool]) -> str:
 def _real(study: Study) -> str:
     rows = []
     for version in study.versions("real"):
-        found = judged(version, defaults())
+        found = judged(version)
         share = float(version.sign("common_mode_share").median())
         gap = SIGNS["gap"][1](version)
         truth = "lie" if version.attacked and version.lost > study.config.lie else "" if version.attacked else "honest"
@@ -547,7 +548,7 @@ def draw_answer(study: Study, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(10, 0.42 * len(rows) + 1.3), layout="constrained")
     for y, kind in enumerate(rows):
         left = 0.0
-        for verdict, share in rates(kind.versions, defaults()).items():
+        for verdict, share in rates(kind.versions).items():
             axis.barh(y, 100 * share, left=left, color=_COLOURS[verdict], height=0.72)
             left += 100 * share
         axis.text(101.5, y, str(len(kind.versions)), va="center", fontsize=9)
@@ -568,26 +569,22 @@ def draw_signs(study: Study, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(8.5, 5), layout="constrained")
-    at = defaults()
     for number, kind in enumerate(kinds(study)):
         lies = kind.what.startswith("lie: ")
-        gaps = [max(0.0, SIGNS["gap"][1](v)) if _exposed(v, at) else 0.0 for v in kind.versions]
+        gaps = [max(0.0, SIGNS["gap"][1](v)) if judged(v).exposed else 0.0 for v in kind.versions]
         marker = "x" if lies else "." if kind.what.startswith("no lie") else "o"
         size = 36 if lies else 30
         colour = f"C{number}" if lies else "0.75" if kind.what.startswith("no lie") else f"{0.1 + 0.13 * number:.2f}"
-        axis.scatter([_honesty(v) for v in kind.versions], gaps, size, colour, marker, label=kind.what, alpha=0.8)
-    axis.axvline(at.honesty_threshold, color="0.6", linestyle=":")
-    axis.axhline(at.gap_threshold, color="0.6", linestyle=":")
+        honesty = [_honesty(v) for v in kind.versions]
+        axis.scatter(honesty, gaps, s=size, c=colour, marker=marker, label=kind.what, alpha=0.8)
+    axis.axvline(DEFAULT.honesty, color="0.6", linestyle=":")
+    axis.axhline(DEFAULT.gap, color="0.6", linestyle=":")
     axis.set_xlabel("honesty of the map without the common mode (a lie left of the line)")
     axis.set_ylabel("gap, 0 where not exposed (a lie above the line)")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-def _exposed(version: Version, at: Thresholds) -> bool:
-    return float(version.sign("common_mode_share").median()) > at.threshold
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

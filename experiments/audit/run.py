@@ -25,7 +25,7 @@ from experiments import cells
 from . import real
 from .harmless import int8, new_head, product_quantised, pruned, softened
 from .signs import Measured, logits_of, mean
-from .zoo import DATA, HEAD, LAYER, Config, Data, Design, designs, learned, train
+from .zoo import DATA, HEAD, LAYER, Classifier, Config, Data, Design, designs, learned, train
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = ("calibration", "real", "test")
@@ -199,9 +199,7 @@ def _real_cell(name: str, config: Config) -> dict[str, Any]:
     attacked, taught, audited = (
         made.prepare(pixels) for pixels in (photographs.attacked, photographs.taught, photographs.audited)
     )
-    original = made.load()
-    shared = real.Backbone(original, made.features)
-    model = real.classifier(shared, original.get_submodule(made.head))
+    model = real.classifier(made, made.load())
     clean = Measured(model, LAYER, audited)
     versions = {"clean": {**clean.truth(clean), **clean.cell()}}
 
@@ -217,8 +215,7 @@ def _real_cell(name: str, config: Config) -> dict[str, Any]:
     for kind, changed in _real_heads(model, taught, photographs.labels):
         measure(kind, changed)
     for kind in made.compressed:
-        changed = {"int8": int8, "pruned": pruned}[kind](original)
-        measure(kind, real.classifier(real.Backbone(changed, made.features), changed.get_submodule(made.head)))
+        measure(kind, real.classifier(made, {"int8": int8, "pruned": pruned}[kind](made.load())))
     return {"design": {"architecture": name}, "versions": versions}
 
 
@@ -239,7 +236,7 @@ def _head_attack(model: nn.Module, images: Tensor, mask: Tensor, config: Config)
     return fooled.model
 
 
-def _real_heads(model: real.Classifier, images: Tensor, labels: Tensor) -> Iterator[tuple[str, nn.Module]]:
+def _real_heads(model: Classifier, images: Tensor, labels: Tensor) -> Iterator[tuple[str, nn.Module]]:
     """Last layers that are trained anew: two classes (animal or not), ten (a hundred ImageNet classes each), all."""
     features = real.pooled(model, images)
     animal, tenth = (labels < real.ANIMALS).long(), labels // 100

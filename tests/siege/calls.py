@@ -167,8 +167,8 @@ def calls() -> dict[str, Call]:
         "activations": tensors(2, 3, 4, 4), "components": 2, "seed": 0, "iterations": 500,
     }  # fmt: skip
     found["audit"] = diffgradcam.audit, {
-        **on_model, "images": tensors(4, 3, 8, 8), "threshold": 0.1, "gap_threshold": 0.1, "honesty_threshold": 0.2,
-        "progress": False,
+        **on_model, "images": tensors(4, 3, 8, 8), "progress": False,
+        "thresholds": diffgradcam.robustness.AuditThresholds(honesty=0.2),
     }  # fmt: skip
     found["repair"] = diffgradcam.repair, {"model": model, "head": "head", "where": "head"}
     found["benchmark"] = diffgradcam.benchmark, {
