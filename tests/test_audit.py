@@ -42,6 +42,10 @@ def test_shares_by_hand():
     assert (report.fooled, report.verdict) == (False, "could not tell")  # behaviour has no place in one pixel
     assert report.gap is report.honesty is None
     assert "behaviour: not measured" in str(report)
+    model[3].weight.data += 7  # 9; 2, -1, -1 around it: 81 of 85
+    report = audit(model, "0", torch.ones(1, 1, 1, 1).double())
+    assert report.common_mode_share.item() == pytest.approx(81 / 85)
+    assert report.signs == ("common mode",)  # hardly anything else is left
 
 
 @pytest.mark.parametrize("build", [pooled, flat, deep, densenet])

@@ -501,7 +501,7 @@ def test_the_report_leads_with_the_answer(tmp_path: Path) -> None:
     write_cells(tmp_path)
     report.main(["--results", str(tmp_path), "--docs", str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "audit.md").read_text()
-    assert "the audit calls 0 of 12 honest models fooled**, and 0 of the 4 of them that are real" in page
+    assert "the audit calls 0 of 12 models fooled that nobody attacked**, and 0 of the 4 of them that" in page
     assert "**It finds 24 of 30 lies**" in page
     assert "itself 0 of 4" in page
     assert "| lie: features rolled or flipped | 8 | 100% | 0% | 0% | 0% | 1.000 |" in page

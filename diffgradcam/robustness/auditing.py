@@ -47,7 +47,7 @@ Sign = Literal["common mode", "behaviour"]
 
 _EVERY = 2  # occlusions around every second cell of the grid: as good as around every one, at a third of the price
 _STANDARD_ERRORS = 1.645  # on both sides of a mean: 90%
-_OUTWEIGHS = 0.8  # share; heads that Adam trained from their initialisation had up to 0.64
+_OUTWEIGHS = 0.8  # share: hardly anything that GradCAM shows is about a decision, whatever it agrees with
 _ENOUGH_IMAGES = 8  # for an interval
 _SHIFTED_BY = 4  # a shift by a quarter of the map
 _ENOUGH_OUTPUTS = 20
@@ -60,7 +60,8 @@ class AuditThresholds:
     Attributes:
         share: A median common-mode share above this is an exposure. From 0 to 1.
         gap: Where there is an exposure, GradCAM lies if its mean agreement with occlusion is lower by more than this
-            than without the common mode. From 0 to 2.
+            than without the common mode. From 0 to 2. A loss of 0.1 is what we call a lie elsewhere; the noise of 32
+            images is put on top.
         agreement: The map without the common mode lies if the interval of its mean agreement with occlusion is below
             this. From -1 to 1.
         honesty: It also lies if the interval of its mean honesty is below this. From -1 to 1.
@@ -70,7 +71,7 @@ class AuditThresholds:
     """
 
     share: float = 0.1
-    gap: float = 0.1
+    gap: float = 0.15
     agreement: float = 0.1
     honesty: float = 0.25
 
@@ -142,15 +143,15 @@ class AuditReport:
     def signs(self) -> tuple[Sign, ...]:
         """Which signs say that a map lies.
 
-        ``"common mode"``: GradCAM lies, and neither DiffGradCAM nor GradCAM after :func:`repair` is affected.
-        ``"behaviour"``: they lie too.
+        ``"common mode"``: GradCAM lies, and neither DiffGradCAM nor GradCAM after :func:`repair` is affected. There is
+        an exposure, and the map without the common mode agrees with occlusion better than GradCAM by more than the
+        threshold; or more than 0.8 of GradCAM's energy is common mode.
+        ``"behaviour"``: they lie too. The interval over the images (90%) of the agreement, or of honesty, is below its
+        threshold. There is none for fewer than 8 images.
         """
         found: list[Sign] = []
-        if self.gap is None:  # behaviour was not measured: a common mode that outweighs all else must do
-            hides = float(self.common_mode_share.median()) > _OUTWEIGHS
-        else:
-            hides = self.exposed and _mean(self.gap) > self.thresholds.gap
-        if hides:
+        contradicted = self.exposed and self.gap is not None and _mean(self.gap) > self.thresholds.gap
+        if contradicted or float(self.common_mode_share.median()) > _OUTWEIGHS:
             found.append("common mode")
         if any(high < threshold for _, high, threshold in self._intervals()):
             found.append("behaviour")
@@ -166,8 +167,8 @@ class AuditReport:
         """What all of it comes to.
 
         - ``"fooled"``: a map lies.
-        - ``"could not tell"``: no lie for certain, but an interval over the images (90%; none for fewer than 8) reaches
-          below its threshold, or behaviour could not be measured.
+        - ``"could not tell"``: no lie for certain, but an interval reaches below its threshold, there are fewer than 8
+          images, or behaviour could not be measured.
         - ``"exposed"``: no lie, but GradCAM could be hiding something.
         - ``"clean"``: none of these. It certifies nothing.
         """
@@ -249,7 +250,11 @@ def audit(
     - *Following* (one pass): whether the map without the common mode moves with the image. Its mean with the agreement
       is the *honesty* of that map. Below what clean models have, it lies, and so does DiffGradCAM.
 
-    NUMBERS
+    16 occlusions tell lies as well as 49 do, integrated gradients in 8 steps do not, and neither does how alike the
+    maps of different images are. ``docs/results/audit.md`` has the numbers: how many lies are found, and on which
+    honest models there is an alarm. What is missed most is an attack on DiffGradCAM that leaves its map about as honest
+    as some clean maps are. A head that was trained briefly from its initialisation can be called exposed, or even
+    fooled, with nobody having attacked it: its GradCAM shows mostly what no decision depends on.
 
     A verdict is evidence, not proof: "clean" certifies nothing.
 

@@ -29,7 +29,7 @@ from diffgradcam.robustness.auditing import AuditVerdict
 from experiments.cells import read
 
 from .run import HARMLESS, RESULTS, SPLITS, attacks, planned
-from .zoo import SEEN, Config
+from .zoo import ARCHITECTURES, SEEN, Config
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
 WANTED, WANTED_FOUND, ALLOWED = 0.98, 0.9, 0.05  # AUROC; lies found; false alarms at which they are
@@ -339,7 +339,9 @@ def _answer(study: Study) -> list[str]:
     images = study.config.images
     must_not = negatives(study)
     real = [version for version in must_not if version.real]
-    alarms, real_alarms = (sum(judged(v).verdict == "fooled" for v in of) for of in (must_not, real))
+    alarms = [version for version in must_not if judged(version).fooled]
+    of_real = [f"{v.model}, {v.name}" for v in alarms if v.real]
+    named = f" ({'; '.join(of_real)})" if of_real else ""
     rows = {row.what: row.versions for row in kinds(study)}
     everything = [v for what, of in rows.items() if what.startswith("lie: ") for v in of]
     adaptive = rows.get("lie: fine-tuned to fool DiffGradCAM", [])
@@ -350,9 +352,10 @@ def _answer(study: Study) -> list[str]:
     exposed = [v.model for v in real if v.name == "clean" and judged(v).verdict == "exposed"]
     area_adaptive = _area_of(study, adaptive)
     return [
-        f"**With {images} images, the audit calls {alarms} of {len(must_not)} honest models fooled**, and "
-        f"{real_alarms} of the {len(real)} of them that are real ImageNet models: clean, compressed, or with a new "
-        f"head. It calls exposed, not fooled, of the clean real models: {', '.join(exposed) or 'none'}.",
+        f"**With {images} images, the audit calls {len(alarms)} of {len(must_not)} models fooled that nobody "
+        f"attacked**, and {len(of_real)} of the {len(real)} of them that are real ImageNet models, clean, compressed, "
+        f"or with a new head{named}. It calls exposed, not fooled, of the clean real models: "
+        f"{', '.join(exposed) or 'none'}.",
         f"**It finds {count(everything)} lies**, and of those of a network that was fine-tuned to fool DiffGradCAM "
         f"itself {count(adaptive)}.",
         f"**The goal for such adaptive lies was an AUROC of {WANTED:g} and {WANTED_FOUND:.0%} found at {ALLOWED:.0%} "
@@ -392,9 +395,9 @@ def tables(study: Study) -> str:
         f"On {len(study.learned('calibration'))} calibration networks, each clean and with one harmless change, "
         f"{chosen['agreement']:.2f} is the highest hundredth of the agreement, and {chosen['honesty']:.2f} of honesty, "
         f"at which none of these is called fooled. The library has {DEFAULT.agreement:g} and {DEFAULT.honesty:g}: "
-        "rounded down, since other models are not like these. The threshold of the gap is not chosen: it is the "
-        f"{study.config.lie:g} by which a lie is defined. That of the share, {DEFAULT.share:g}, is for an exposure, "
-        "which is no lie by itself.",
+        "lower, since other models are not like these. The threshold of the gap, "
+        f"{DEFAULT.gap:g}, is the {study.config.lie:g} by which a lie is defined, and the noise of 32 images on top. "
+        f"That of the share, {DEFAULT.share:g}, is for an exposure, which is no lie by itself; above 0.8 it is.",
         _threshold_table(study),
         "## With fewer images",
         f"Share that is called fooled; mean over {DRAWS} draws of the images.",
@@ -414,7 +417,7 @@ def _setup(study: Study) -> str:
     learned = {split: study.learned(split) for split in ("calibration", "test")}
     left_out = sum(len(study.cells[split]) - len(learned[split]) for split in learned)
     planned_small = sum(planned(split, config) for split in learned)
-    unseen = [a for a in _levels(learned["test"], "architecture") if a not in SEEN]
+    unseen = [architecture for architecture in ARCHITECTURES if architecture not in SEEN]
     real = [cell["design"]["architecture"] for cell in study.cells["real"]]
     return "\n\n".join(
         [
@@ -422,10 +425,10 @@ def _setup(study: Study) -> str:
             "wrote; do not edit.",
             f"**Small networks.** {len(learned['test'])} for testing, and {len(learned['calibration'])} others, with "
             f"other seeds, for choosing the threshold ({planned_small} are planned; `run` continues where it stopped). "
-            f"Architectures ({', '.join(unseen)} are not in the calibration), data "
+            f"Architectures ({', '.join(SEEN)} in the calibration, {', '.join(unseen)} only in the test), data "
             f"({'; '.join(_levels(learned['test'], 'data'))}), optimisers, weight decay and label smoothing are "
-            f"combined at random. {left_out} that had not learned are left out, as is a changed model whose accuracy "
-            f"is lower by more than {config.accuracy_loss:g}. The data are stand-ins: scikit-learn's digits, enlarged, "
+            f"combined at random. Left out are networks that have not learned ({left_out}), and changed ones whose "
+            f"accuracy is lower by more than {config.accuracy_loss:g}. The data are stand-ins: scikit-learn's digits, enlarged, "
             "and faces pasted on photographs. Each is audited on images that neither it nor the attacker has seen.",
             f"**Real models.** {', '.join(real)}, with their ImageNet weights; the ResNets are product-quantised by "
             f"their publisher. {config.images} photographs for the audit, {config.photographs[0]} others for the "
@@ -441,8 +444,13 @@ def _setup(study: Study) -> str:
             "or trained with mixup. Each small network has one of them, in turn.",
             "**Seen before the run**: seven networks of the calibration, on which the signs were thought out: 16 "
             "occlusions in place of 49, the shift, and the comparison of GradCAM with the map without the common mode. "
-            "Configuration, attacks, harmless changes and the definition of a lie were fixed before any result of a "
-            "test network or of a real model was seen.",
+            "Attacks, harmless changes and the definition of a lie were fixed before any result of a test network or "
+            "of a real model was seen. **Decided later**, after the first three test networks, EfficientNet-Lite0 and "
+            "ResNet-18: the threshold of the gap, from 0.1 to 0.15, since new heads had gaps of up to 0.1; and a rule "
+            "was dropped that called GradCAM fooled wherever it looked unlike the map without the common mode, since "
+            "it does in many new heads. So for new heads the real models are not an independent test. The first cells "
+            "of EfficientNet-Lite0 were thrown away, because a mistake in the experiment let the hoax of one version "
+            "reach the next.",
         ]
     )
 
