@@ -40,7 +40,8 @@ def main() -> None:
     compare(clean, fooled, fitted, "common-mode hoax, images that it was fitted on")
     compare(clean, fooled, held_out, "common-mode hoax, a photograph that it never saw")
 
-    checked = torch.cat([fitted[::3], held_out[:1], to_input([crop(p) for p in load_sample_images().images])])
+    more = to_input([crop(photo) for photo in load_sample_images().images])
+    checked = torch.cat([fitted[::3], fitted[1::3], held_out, more])  # 12; for fewer than 8 there is no interval
     moved = spatial_hoax(clean, LAYER, lambda activations: activations.roll((3, 3), dims=(2, 3)))
     checkpoints = {
         "clean": clean,

@@ -428,8 +428,9 @@ def _setup(study: Study) -> str:
             f"Architectures ({', '.join(SEEN)} in the calibration, {', '.join(unseen)} only in the test), data "
             f"({'; '.join(_levels(learned['test'], 'data'))}), optimisers, weight decay and label smoothing are "
             f"combined at random. Left out are networks that have not learned ({left_out}), and changed ones whose "
-            f"accuracy is lower by more than {config.accuracy_loss:g}. The data are stand-ins: scikit-learn's digits, enlarged, "
-            "and faces pasted on photographs. Each is audited on images that neither it nor the attacker has seen.",
+            f"accuracy is lower by more than {config.accuracy_loss:g}. The data are stand-ins: scikit-learn's digits, "
+            "enlarged, and faces pasted on photographs. Each is audited on images that neither it nor the attacker has "
+            "seen.",
             f"**Real models.** {', '.join(real)}, with their ImageNet weights; the ResNets are product-quantised by "
             f"their publisher. {config.images} photographs for the audit, {config.photographs[0]} others for the "
             f"attacker, {config.photographs[1]} for new heads. What each model relies on is measured by occlusion "
@@ -582,12 +583,12 @@ def draw_signs(study: Study, path: Path) -> None:
         gaps = [max(0.0, SIGNS["gap"][1](v)) if judged(v).exposed else 0.0 for v in kind.versions]
         marker = "x" if lies else "." if kind.what.startswith("no lie") else "o"
         size = 36 if lies else 30
-        colour = f"C{number}" if lies else "0.75" if kind.what.startswith("no lie") else f"{0.1 + 0.13 * number:.2f}"
+        colour = ("C0", "C9", "C2", "C8", "C3", "C1", "C4", "C6", "k", "0.7")[number]
         honesty = [_honesty(v) for v in kind.versions]
         axis.scatter(honesty, gaps, s=size, c=colour, marker=marker, label=kind.what, alpha=0.8)
     axis.axvline(DEFAULT.honesty, color="0.6", linestyle=":")
     axis.axhline(DEFAULT.gap, color="0.6", linestyle=":")
-    axis.set_xlabel("honesty of the map without the common mode (a lie left of the line)")
+    axis.set_xlabel("honesty of the map without the common mode (left of the line a lie; so is an agreement below 0.1)")
     axis.set_ylabel("gap, 0 where not exposed (a lie above the line)")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
