@@ -116,7 +116,7 @@ def test_a_common_mode_that_shows_what_the_model_relies_on_is_an_exposure_and_no
     assert (report.fooled, report.verdict, report.signs) == (False, "exposed", ())
     assert float(report.gap.mean()) < 0.1
     assert "exposed in 32 images" in str(report)
-    assert "GradCAM could hide something here" in str(report)
+    assert "GradCAM could hide something; DiffGradCAM" in str(report)
 
 
 def test_an_imagenet_model_is_cleared_and_its_hoax_found(lite0, photo_inputs):
@@ -233,7 +233,9 @@ def test_what_is_too_near_to_the_threshold_cannot_be_told():
             again = replace(report, thresholds=line)
             assert again.verdict == verdict
             assert ("audit more images" in str(again)) is (verdict == "could not tell")
-    assert quiet(clean, LAYER, x[:7]).verdict == "could not tell"  # too few for an interval
+    few = quiet(clean, LAYER, x[:7])
+    assert few.verdict == "could not tell"
+    assert f"{few.honesty.mean():.2f} (no interval for fewer than 8)" in str(few)
 
 
 def test_the_map_without_the_common_mode_is_not_touched_by_a_common_mode_hoax():
@@ -326,7 +328,7 @@ def test_the_report_reads():
     assert f"GradCAM with occlusion: {means[0]:.2f}" in lines[3]
     assert f"without the common mode: {means[1]:.2f}" in lines[4]
     assert f"a shifted image: {report.honesty.mean():.2f}" in lines[5]
-    assert lines[6] == "  GradCAM lies; use DiffGradCAM, or GradCAM of repair(model)"
+    assert lines[6] == "  GradCAM lies; use DiffGradCAM, or GradCAM of repair(model, where='output')"
     assert str(quiet(model, LAYER, x)).startswith("clean in 32 images")
 
 

@@ -203,25 +203,23 @@ class AuditReport:
     def _behaviour(self) -> list[str]:
         if self.gradcam_agreement is None or self.visible_agreement is None or self.honesty is None:
             return ["  behaviour: not measured; it needs images and maps with two spatial dimensions, and some effect"]
-        (low, high, agreement), (lowest, highest, honesty) = self._intervals()
         return [
             f"  agreement of GradCAM with occlusion: {_mean(self.gradcam_agreement):.2f} (mean r); if exposed, a lie "
             f"if lower by more than {self.thresholds.gap:g} than without the common mode",
-            f"  without the common mode: {_mean(self.visible_agreement):.2f} ({low:.2f} to {high:.2f}); a lie below "
-            f"{agreement:g}",
-            f"  and its mean with following a shifted image: {_mean(self.honesty):.2f} ({lowest:.2f} to "
-            f"{highest:.2f}); a lie below {honesty:g}",
+            f"  without the common mode: {_shown(self.visible_agreement)}; a lie below {self.thresholds.agreement:g}",
+            f"  and its mean with following a shifted image: {_shown(self.honesty)}; a lie below "
+            f"{self.thresholds.honesty:g}",
         ]
 
     def _advice(self) -> str:
         if "behaviour" in self.signs:
             return "trust no map of this layer: they contradict what the model does, and repair(model) does not help"
         if self.signs:
-            return "GradCAM lies; use DiffGradCAM, or GradCAM of repair(model)"
+            return "GradCAM lies; use DiffGradCAM, or GradCAM of repair(model, where='output')"
         if self.verdict == "could not tell" and self.honesty is not None:
             return "audit more images, or images of what the model was trained on"
         if self.exposed:
-            return "GradCAM could hide something here; DiffGradCAM, and GradCAM of repair(model), could not"
+            return "GradCAM could hide something; DiffGradCAM, or GradCAM of repair(model, where='output'), could not"
         return "no sign of a lie, which certifies nothing"
 
 
@@ -245,8 +243,8 @@ def audit(
     - *Exposure* (two passes): how much of GradCAM softmax cannot see.
     - *Agreement* (16 passes): windows of 3 x 3 cells of a 7 x 7 grid, around every second cell, are filled with the
       image's mean colour, and the drop of the log-odds is correlated with the mean of the map in the window. GradCAM
-      and the map without the common mode are compared with the same drops. Where there is an exposure, and only the map
-      without the common mode agrees, GradCAM lies.
+      and the map without the common mode are compared with the same drops. Where there is an exposure, and the latter
+      agrees much better, GradCAM lies.
     - *Following* (one pass): whether the map without the common mode moves with the image. Its mean with the agreement
       is the *honesty* of that map. Below what clean models have, it lies, and so does DiffGradCAM.
 
@@ -339,6 +337,12 @@ def _following(cam: GradCAM, images: Tensor, classes: Tensor, maps: Tensor) -> T
 
 def _mean(values: Tensor) -> float:
     return float(values.cpu().double().mean())
+
+
+def _shown(values: Tensor) -> str:
+    low, high = _interval(values)
+    interval = f"{low:.2f} to {high:.2f}" if math.isfinite(low) else f"no interval for fewer than {_ENOUGH_IMAGES}"
+    return f"{_mean(values):.2f} ({interval})"
 
 
 def _interval(values: Tensor) -> tuple[float, float]:
