@@ -493,7 +493,7 @@ def test_scores_and_areas_by_hand(tmp_path: Path) -> None:
     assert report.area([0.0, 1.0], [0.5, 2.0]) == 0.75
     adaptive = [v for v in study.versions("test") if v.name == "trained on DiffGradCAM"]
     # .25 - .3, against the least honest of the others: .25 - .35, or a gap of .02 under a threshold of .1 or more.
-    assert report.found_at(study, adaptive) == 1
+    assert report.found_at(report.negatives(study), adaptive) == 1
     assert report.rates(adaptive)["fooled"] == 0
 
 

@@ -263,9 +263,9 @@ def negatives(study: Study) -> list[Version]:
     return [v for v in study.versions("test", "real") if not v.attacked]
 
 
-def found_at(study: Study, lies: Sequence[Version], allowed: float = ALLOWED) -> float:
-    """Share of lies whose score is above that of all but ``allowed`` of the negatives."""
-    limit = float(np.quantile([score(version) for version in negatives(study)], 1 - allowed))
+def found_at(honest: Sequence[Version], lies: Sequence[Version]) -> float:
+    """Share of lies whose score is above that of all but :data:`ALLOWED` of the honest."""
+    limit = float(np.quantile([score(version) for version in honest], 1 - ALLOWED))
     return float(np.mean([score(version) > limit for version in lies]))
 
 
@@ -352,7 +352,11 @@ def _answer(study: Study) -> list[str]:
         return f"{sum(judged(v).verdict == 'fooled' for v in versions)} of {len(versions)}"
 
     exposed = [v.model for v in real if v.name == "clean" and judged(v).verdict == "exposed"]
-    area_adaptive = _area_of(study, adaptive)
+    small = [version for version in must_not if not version.real]
+
+    def reached(honest: Sequence[Version]) -> str:
+        return f"{_area(honest, adaptive):.2f} and {found_at(honest, adaptive):.0%}"
+
     return [
         f"**With {images} images, the audit calls {len(alarms)} of {len(must_not)} models fooled that nobody "
         f"attacked**, and {len(of_real)} of the {len(real)} of them that are real ImageNet models, clean, compressed, "
@@ -361,9 +365,9 @@ def _answer(study: Study) -> list[str]:
         f"**It finds {count(everything)} lies**, and of those of a network that was fine-tuned to fool DiffGradCAM "
         f"itself {count(adaptive)}.",
         f"**The goal for such adaptive lies was an AUROC of {WANTED:g} and {WANTED_FOUND:.0%} found at {ALLOWED:.0%} "
-        f"false alarms: it reaches {area_adaptive:.2f} and {found_at(study, adaptive):.0%}.** One model shows only how "
-        "honest its map is, not how honest it was. A clean map that never said much of what its model relies on looks "
-        "like a good one that was made worse.",
+        f"false alarms: it reaches {reached(must_not)}**, or {reached(small)} against the small networks alone. One "
+        "model shows only how honest its map is, not how honest it was. A clean map that never said much of what its model "
+        "relies on looks like a good one that was made worse.",
     ]
 
 
@@ -388,15 +392,15 @@ def _alarms(study: Study) -> str:
     )
 
 
-def _area_of(study: Study, versions: Sequence[Version]) -> float:
-    return area([score(v) for v in negatives(study)], [score(v) for v in versions])
+def _area(honest: Sequence[Version], lies: Sequence[Version]) -> float:
+    return area([score(version) for version in honest], [score(version) for version in lies])
 
 
 def _lead_table(study: Study) -> str:
     rows = []
     for kind in kinds(study):
         shares = rates(kind.versions)
-        area_of = f"{_area_of(study, kind.versions):.3f}" if kind.what.startswith("lie: ") else ""
+        area_of = f"{_area(negatives(study), kind.versions):.3f}" if kind.what.startswith("lie: ") else ""
         rows.append([kind.what, len(kind.versions), *(f"{shares[v]:.0%}" for v in reversed(VERDICTS)), area_of])
     return _table(["what was done to the model", "models", *reversed(VERDICTS), "AUROC"], rows)
 
@@ -458,7 +462,8 @@ def _setup(study: Study) -> str:
             "seen.",
             f"**Real models.** {', '.join(real)}{waiting}, with their ImageNet weights; the ResNets are "
             f"product-quantised by their publisher. {config.images} photographs for the audit, "
-            f"{config.photographs[0]} others for the attacker, {config.photographs[1]} for new heads. What each model relies on is measured by occlusion "
+            f"{config.photographs[0]} others for the attacker, {config.photographs[1]} for new heads. What each model "
+            "relies on is measured by occlusion "
             "alone. Attacks on the backbone are not among the attacks: only the last layer was fine-tuned, against "
             "DiffGradCAM. Neither weights nor photographs are part of the project; `experiments/audit/real.py` says "
             "where they come from.",
