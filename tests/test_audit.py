@@ -1,4 +1,6 @@
 import copy
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, layer_input
-from diffgradcam.robustness import audit, repair
+from diffgradcam.robustness import AuditThresholds, audit, repair
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
 from tests.models import CHANNELS, SIZE, deep, densenet, flat, images, pooled, seeded
 from tests.sham.digits import LAYER, MASK, data, trained
@@ -34,8 +36,16 @@ def test_shares_by_hand():
     assert report.invisible.item() == pytest.approx(6)
     assert report.common_mode_share.item() == pytest.approx(0.5)
     assert report.weight_share == pytest.approx(12 / 18)
-    assert report.fooled is True
-    assert audit(model, "0", torch.ones(1, 1, 1, 1).double(), threshold=0.51).fooled is False
+    assert report.exposed is True
+    lenient = AuditThresholds(share=0.51)
+    assert audit(model, "0", torch.ones(1, 1, 1, 1).double(), thresholds=lenient).exposed is False
+    assert (report.fooled, report.verdict) == (False, "could not tell")  # behaviour has no place in one pixel
+    assert report.gap is report.honesty is None
+    assert "behaviour: not measured" in str(report)
+    model[3].weight.data += 7  # 9; 2, -1, -1 around it: 81 of 85
+    report = audit(model, "0", torch.ones(1, 1, 1, 1).double())
+    assert report.common_mode_share.item() == pytest.approx(81 / 85)
+    assert report.signs == ("common mode",)  # hardly anything else is left
 
 
 @pytest.mark.parametrize("build", [pooled, flat, deep, densenet])
@@ -53,7 +63,7 @@ def test_both_parts_add_up_to_gradcam(build):
 def test_the_visible_part_is_the_contrast_to_the_mean():
     model, x = pooled(), images()
     diff = DiffGradCAM(model, "relu", baseline="mean", rectify=False).explain(x).maps
-    assert torch.allclose(audit(model, "relu", x).visible, diff * 4 / 5, atol=1e-12)  # (K - 1) / K
+    assert torch.allclose(quiet(model, "relu", x).visible, diff * 4 / 5, atol=1e-12)  # (K - 1) / K
 
 
 @given(st.integers(0, 2**31), st.floats(-3, 3))
@@ -75,33 +85,52 @@ def test_maps_of_zeros_have_no_share():
     report = audit(model, "relu", images())
     assert report.common_mode_share.tolist() == [0, 0, 0]
     assert report.weight_share == 0
-    assert report.fooled is False
+    assert (report.fooled, report.verdict, report.honesty) == (False, "could not tell", None)  # it relies on nothing
 
 
 def test_digits_clean_fooled_and_repaired():
     clean, x = trained(), data()[0]
-    fooled = common_mode_hoax(clean, LAYER, x[:200], MASK)
-    assert float(audit(clean, LAYER, x[:200]).common_mode_share.max()) < 0.05
-    assert not audit(clean, LAYER, x[:200]).fooled
-    report = audit(fooled, LAYER, x[200:400])
-    assert report.fooled
-    assert float(report.common_mode_share.median()) > 0.8
-    repaired = repair(fooled)
-    assert not audit(repaired, LAYER, x[200:400]).fooled
-    with torch.no_grad():
-        assert torch.allclose(repaired(x).softmax(1), clean(x).softmax(1), atol=1e-5)
+    report = quiet(clean, LAYER, x[200:232])
+    assert float(report.common_mode_share.max()) < 0.05
+    assert report.verdict == "clean"
+    for strength, share in ((1, 0.4), (10, 0.8)):
+        fooled = common_mode_hoax(clean, LAYER, x[:200], MASK, strength=strength)
+        report = audit(fooled, LAYER, x[200:232])
+        assert report.fooled
+        assert (report.verdict, report.signs) == ("fooled", ("common mode",))
+        assert float(report.common_mode_share.median()) > share
+        repaired = repair(fooled)
+        assert quiet(repaired, LAYER, x[200:232]).verdict == "clean"
+        with torch.no_grad():
+            assert torch.allclose(repaired(x).softmax(1), clean(x).softmax(1), atol=1e-5)
+
+
+def test_a_common_mode_that_shows_what_the_model_relies_on_is_an_exposure_and_no_lie():
+    clean, x = trained(), data()[0][:32]
+    exposed = copy.deepcopy(clean)
+    with torch.no_grad():  # on average over the images, what each logit shows already
+        rows = exposed.head.weight
+        rows += 0.5 * rows[clean(x).argmax(1)].mean(0) + 0.3 * rows.abs().mean()
+    report = quiet(exposed, LAYER, x)
+    assert report.exposed
+    assert (report.fooled, report.verdict, report.signs) == (False, "exposed", ())
+    assert float(report.gap.mean()) < 0.1
+    assert "exposed in 32 images" in str(report)
+    assert "GradCAM could hide something; DiffGradCAM" in str(report)
 
 
 def test_an_imagenet_model_is_cleared_and_its_hoax_found(lite0, photo_inputs):
     layer, x = layer_input("_avg_pooling"), torch.stack(list(photo_inputs.values()))
-    report = audit(lite0, layer, x)
+    report = quiet(lite0, layer, x)
     assert float(report.common_mode_share.max()) < 1e-3
     assert not report.fooled
+    assert not report.exposed
     fooled = common_mode_hoax(lite0, layer, x, border_mask((7, 7), 28), strength=1)
-    report = audit(fooled, layer, x)
+    report = quiet(fooled, layer, x)
     assert 0.3 < float(report.common_mode_share.median()) < 0.7
+    assert report.exposed
     assert report.fooled
-    assert not audit(repair(fooled), layer, x).fooled
+    assert not quiet(repair(fooled), layer, x).exposed
 
 
 # Behaviour.
@@ -109,7 +138,7 @@ def test_an_imagenet_model_is_cleared_and_its_hoax_found(lite0, photo_inputs):
 
 def naive_drops(model, x, classes):
     """Window by window, image by image."""
-    drops = torch.zeros(len(x), 7, 7, dtype=x.dtype)
+    drops = torch.zeros(len(x), 4, 4, dtype=x.dtype)
     height, width = x.shape[2:]
     edges = [[round(i * n / 7) for i in range(8)] for n in (height, width)]
     with torch.no_grad():
@@ -120,14 +149,14 @@ def naive_drops(model, x, classes):
                 p = model(image.unsqueeze(0)).softmax(1)[0, c]
                 return float((p / (1 - p)).log())
 
-            for i in range(7):
-                for j in range(7):
+            for row, i in enumerate((0, 2, 4, 6)):
+                for column, j in enumerate((0, 2, 4, 6)):
                     covered = x[b].clone()
                     for channel in range(x.shape[1]):
                         rows = slice(edges[0][max(i - 1, 0)], edges[0][min(i + 2, 7)])
                         columns = slice(edges[1][max(j - 1, 0)], edges[1][min(j + 2, 7)])
                         covered[channel, rows, columns] = x[b, channel].mean()
-                    drops[b, i, j] = log_odds(x[b]) - log_odds(covered)
+                    drops[b, row, column] = log_odds(x[b]) - log_odds(covered)
     return drops
 
 
@@ -139,54 +168,100 @@ def naive_pearson(first, second):
 
 def test_agreement_with_occlusion_is_computed_by_loops():
     model, x = pooled(), pictures()
-    report = quiet(model, "relu", x, occlusion=True)
+    report = quiet(model, "relu", x)
     drops = naive_drops(model, x, report.classes)
-    for method, agreement in ((GradCAM, report.gradcam_agreement), (DiffGradCAM, report.diffgradcam_agreement)):
-        cells = F.adaptive_avg_pool2d(method(model, "relu").explain(x).maps.unsqueeze(1), 7).squeeze(1)
+    without = DiffGradCAM(model, "relu", baseline="mean")
+    for cam, agreement in (
+        (GradCAM(model, "relu"), report.gradcam_agreement),
+        (without, report.visible_agreement),
+        (GradCAM(repair(model), "relu"), report.visible_agreement),
+    ):
+        cells = F.adaptive_avg_pool2d(cam.explain(x).maps.unsqueeze(1), 7).squeeze(1)
         near = [range(max(i - 1, 0), min(i + 2, 7)) for i in range(7)]
         maps = torch.tensor(
-            [[[float(cell[near[i]][:, near[j]].mean()) for j in range(7)] for i in range(7)] for cell in cells],
+            [[[float(cell[near[i]][:, near[j]].mean()) for j in (0, 2, 4, 6)] for i in (0, 2, 4, 6)] for cell in cells],
             dtype=torch.float64,
         )
         assert agreement.tolist() == pytest.approx(naive_pearson(maps, drops), abs=1e-9)
+    assert torch.equal(report.gap, report.visible_agreement - report.gradcam_agreement)
 
 
-def test_occlusion_finds_what_leaves_the_common_mode_alone():
+def test_following_a_shift_by_hand():
+    model, x = pooled(), pictures(size=(16, 24))
+    report = quiet(model, "relu", x)
+    cam = DiffGradCAM(model, "relu", baseline="mean")
+    maps, moved = (cam.explain(images, report.classes).maps for images in (x, x.roll((4, 6), (2, 3))))
+    expected = naive_pearson(moved, maps.roll((4, 6), (1, 2)))
+    assert report.visible_follows.tolist() == pytest.approx(expected, abs=1e-9)
+    assert torch.allclose(report.honesty, (report.visible_agreement + report.visible_follows) / 2)
+
+
+def test_a_map_of_a_network_that_only_convolves_follows_the_image():
+    torch.manual_seed(0)
+    circular = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+    model = nn.Sequential(circular, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).double()
+    report = quiet(model, "1", pictures(size=(16, 16)))
+    assert torch.allclose(report.visible_follows, torch.ones(4).double())
+
+
+@pytest.mark.parametrize("size", [(6, 5), (4, 3)])
+def test_images_smaller_than_the_grid_have_a_grid_of_their_own(size):
+    report = quiet(pooled(), "relu", pictures(size=size))
+    assert report.honesty.shape == (4,)
+    assert bool(report.honesty.isfinite().all())
+
+
+def test_behaviour_finds_what_leaves_the_common_mode_alone():
     clean, x = trained(), data()[0][:48]
-    moved = spatial_hoax(clean, LAYER, partial(torch.roll, shifts=(4, 4), dims=(2, 3)))
-    assert not quiet(clean, LAYER, x, occlusion=True).fooled
-    assert not quiet(moved, LAYER, x).fooled
-    report = quiet(moved, LAYER, x, occlusion=True)
-    assert report.fooled
-    assert report.behaviour_fooled
-    assert not report.common_mode_fooled
+    for move in (partial(torch.roll, shifts=(4, 4), dims=(2, 3)), partial(torch.flip, dims=(2, 3))):
+        report = quiet(spatial_hoax(clean, LAYER, move), LAYER, x)
+        assert (report.verdict, report.signs, report.exposed) == ("fooled", ("behaviour",), False)
+        assert "repair(model) does not help" in str(report)
+        assert quiet(repair(spatial_hoax(clean, LAYER, move)), LAYER, x).signs == ("behaviour",)
 
 
-def test_contrast_agrees_with_behaviour_after_a_common_mode_hoax():
+def test_what_is_too_near_to_the_threshold_cannot_be_told():
+    clean, x = trained(), data()[0][:32]
+    report = quiet(clean, LAYER, x)
+    for name, values in (("agreement", report.visible_agreement), ("honesty", report.honesty)):
+        half = 1.645 * float(values.double().std()) / math.sqrt(32)  # of a 90% interval
+        for beyond, verdict in (
+            (-half - 0.01, "clean"), (0.01 - half, "could not tell"), (half - 0.01, "could not tell"),
+            (half + 0.01, "fooled"),
+        ):  # fmt: skip
+            line = AuditThresholds(**{name: float(values.mean()) + beyond})
+            again = replace(report, thresholds=line)
+            assert again.verdict == verdict
+            assert ("audit more images" in str(again)) is (verdict == "could not tell")
+    few = quiet(clean, LAYER, x[:7])
+    assert few.verdict == "could not tell"
+    assert f"{few.honesty.mean():.2f} (no interval for fewer than 8)" in str(few)
+
+
+def test_the_map_without_the_common_mode_is_not_touched_by_a_common_mode_hoax():
     clean, x = trained(), data()[0][:48]
-    before = quiet(clean, LAYER, x, occlusion=True)
-    after = quiet(common_mode_hoax(clean, LAYER, x, MASK), LAYER, x, occlusion=True)
+    before = quiet(clean, LAYER, x)
+    after = quiet(common_mode_hoax(clean, LAYER, x, MASK), LAYER, x)
     assert float(after.gradcam_agreement.mean()) < 0.2 < float(before.gradcam_agreement.mean())
-    assert torch.allclose(after.diffgradcam_agreement, before.diffgradcam_agreement, atol=1e-2)
+    assert torch.allclose(after.honesty, before.honesty, atol=1e-2)
 
 
 def test_the_bar_counts_the_cells(capfd):
-    audit(pooled(), "relu", pictures(1), occlusion=True)
-    assert "49/49" in capfd.readouterr().err
     audit(pooled(), "relu", pictures(1))
+    assert "16/16" in capfd.readouterr().err
+    quiet(pooled(), "relu", pictures(1))
     assert capfd.readouterr().err == ""
 
 
 # What it is given, and what it says.
 
 
-def test_occlusion_costs_as_many_forward_passes_as_the_docstring_says():
+def test_it_costs_as_many_forward_passes_as_the_docstring_says():
     model = pooled()
     counted = forward_passes(model)
     quiet(model, "relu", pictures())
-    assert len(counted) == 2
-    quiet(model, "relu", pictures(), occlusion=True)
-    assert len(counted) == 2 + 2 + 49
+    assert len(counted) == 19
+    assert "19 forward passes" in " ".join(audit.__doc__.split())
 
 
 def test_the_given_model_is_left_as_it_is():
@@ -195,13 +270,13 @@ def test_the_given_model_is_left_as_it_is():
     )
     weight_norm(model[5])
     x = pictures()
-    quiet_report = quiet(model, model[1], x, occlusion=True)
+    quiet_report = quiet(model, model[1], x)
     for training in ([], [model], [model[1]]):
         model.eval()
         for part in training:
             part.train()
         with untouched(model):
-            report = quiet(model, model[1], x, occlusion=True)
+            report = quiet(model, model[1], x)
             repair(model)
         assert torch.equal(report.visible, quiet_report.visible)  # what trains is audited in evaluation mode
         assert report.weight_share == quiet_report.weight_share
@@ -244,16 +319,17 @@ def test_the_weights_of_a_head_that_is_not_found_are_left_out():
 
 
 def test_the_report_reads():
-    model, x = pooled(), pictures()
-    report = quiet(model, "relu", x, occlusion=True, threshold=0.0)
-    text = str(report)
-    assert text.startswith("FOOLED in 4 images, 5 classes")
-    assert f"common mode: {float(report.common_mode_share.median()):.2g} of GradCAM's energy" in text
-    assert f"GradCAM agrees with occlusion: r = {float(report.gradcam_agreement.mean()):.2f}" in text
-    assert "audit 8 or more" in text
-    text = str(audit(repair(model), "relu", x))
-    assert text.startswith("nothing found in 4 images")
-    assert "not checked; occlusion=True" in text
+    model, x = trained(), data()[0][:32]
+    report = quiet(common_mode_hoax(model, LAYER, x, MASK), LAYER, x)
+    lines = str(report).splitlines()
+    assert lines[0] == "FOOLED (common mode) in 32 images, 10 classes"
+    assert lines[1].startswith(f"  common mode: {float(report.common_mode_share.median()):.2g} of GradCAM's energy")
+    means = report.gradcam_agreement.mean(), report.visible_agreement.mean()
+    assert f"GradCAM with occlusion: {means[0]:.2f}" in lines[3]
+    assert f"without the common mode: {means[1]:.2f}" in lines[4]
+    assert f"a shifted image: {report.honesty.mean():.2f}" in lines[5]
+    assert lines[6] == "  GradCAM lies; use DiffGradCAM, or GradCAM of repair(model, where='output')"
+    assert str(quiet(model, LAYER, x)).startswith("clean in 32 images")
 
 
 class Last(nn.Module):
@@ -283,20 +359,19 @@ def test_what_is_no_softmax_is_refused(last, message):
 
 def test_bad_input_is_refused():
     model, x = pooled(), images()
-    with pytest.raises(ValueError, match=r"threshold is 2; expected a share, from 0 to 1"):
-        audit(model, "relu", x, threshold=2)
-    with pytest.raises(ValueError, match=r"agreement_threshold is nan; expected a correlation"):
-        audit(model, "relu", x, agreement_threshold=float("nan"))
+    with pytest.raises(ValueError, match=r"share is 2; expected a share, from 0 to 1"):
+        AuditThresholds(share=2)
+    with pytest.raises(ValueError, match=r"gap is -1; expected a difference of correlations"):
+        AuditThresholds(gap=-1)
+    for name in ("agreement", "honesty"):
+        with pytest.raises(ValueError, match=rf"{name} is nan; expected a correlation, from -1 to 1"):
+            AuditThresholds(**{name: float("nan")})
     with pytest.raises(TypeError, match="images is list; expected a tensor"):
         audit(model, "relu", [x])
     with pytest.raises(
         ValueError, match=r"images are torch.float64 of shape \(0, 3, 6, 5\); expected at least one image"
     ):
         audit(model, "relu", x[:0])
-    with pytest.raises(
-        ValueError, match=r"images have shape \(3, 3, 6, 5\); occlusion needs .*, at least 7 x 7 pixels"
-    ):
-        audit(model, "relu", x, occlusion=True)
     with pytest.raises(ValueError, match="'rely' is not a layer of Sequential; did you mean 'relu'"):
         audit(model, "rely", x)
     with pytest.raises(TypeError, match=r"model is int; expected a torch\.nn\.Module"):

@@ -14,6 +14,7 @@ from torch import nn
 from diffgradcam import DiffGradCAM, GradCAM, audit, layer_input
 from diffgradcam.losses import cam_entropy
 from diffgradcam.metrics.similarity import pearson
+from diffgradcam.robustness import AuditReport
 from tests.conftest import import_peer
 
 click_testing = pytest.importorskip("click.testing", reason="the command needs pip install click")
@@ -181,9 +182,14 @@ class TestCompare:
 class TestTrust:
     def test_audit_is_that_of_the_library(self, model, folder):
         data = run_json("audit", folder, "--model", model, *SMALL, "--batch-size", 2, code=1)
-        report = audit(load_model(model).model, "3", inputs(folder))
+        report = audit(load_model(model).model, "3", inputs(folder), progress=False)
         assert data["common_mode_share"] == pytest.approx(report.common_mode_share.tolist(), rel=1e-4)
-        assert data["fooled"] is report.fooled
+        assert data["visible_follows"] == pytest.approx(report.visible_follows.tolist(), abs=1e-4)
+        assert data["thresholds"]["share"] == 0.1
+        assert data["mean_honesty"] == pytest.approx(float(report.honesty.mean()), abs=1e-4)
+        assert data["mean_gap"] == pytest.approx(float(report.gap.mean()), abs=1e-4)
+        assert (data["verdict"], data["fooled"]) == (report.verdict, report.fooled)
+        assert (data["exposed"], data["signs"]) == (report.exposed, list(report.signs))
         assert data["images"] == [str(folder / f"{name}.png") for name in "abc"]
         assert data["weight_share"] == pytest.approx(report.weight_share)
 
@@ -196,8 +202,9 @@ class TestTrust:
         assert data["cells"] == round(64 * 28 / 49)
         assert data["pearson"]["DiffGradCAM"]["kept"] > 0.999
         assert data["pearson"]["GradCAM"]["hoax_after"] > data["pearson"]["GradCAM"]["hoax_before"]
-        fooled = run_json("audit", folder, "--model", model, *SMALL, "--weights", save)
+        fooled = run_json("audit", folder, "--model", model, *SMALL, "--weights", save, code=4)
         assert fooled["fooled"] is True
+        assert (fooled["verdict"], fooled["signs"], fooled["exposed"]) == ("fooled", ["common mode"], True)
         assert min(fooled["common_mode_share"]) > 0.5
 
         pytest.importorskip("scipy", reason="benchmark() needs pip install scipy")
@@ -207,6 +214,15 @@ class TestTrust:
         assert rows["DiffGradCAM"]["kept"]["pearson"]["mean"] > 0.999
         assert rows["GradCAM"]["kept"]["pearson"]["mean"] < 0.99
         assert size_of(tmp_path / "f.png")[0] > 400
+
+    def test_the_exit_code_of_an_audit_is_its_verdict(self, model, folder, monkeypatch):
+        (folder / "broken.jpg").unlink()
+        for verdict, code in (("clean", 0), ("exposed", 3), ("fooled", 4), ("could not tell", 5)):
+            monkeypatch.setattr(AuditReport, "verdict", property(lambda _, verdict=verdict: verdict))
+            data = run_json("audit", folder, "--model", model, *SMALL, code=code)
+            assert data["verdict"] == verdict
+        (folder / "d.png").write_bytes(b"")
+        run_json("audit", folder, "--model", model, *SMALL, code=1)
 
     def test_finetuning_is_reported_epoch_by_epoch(self, model, folder, tmp_path):
         (folder / "broken.jpg").unlink()

@@ -315,7 +315,9 @@ ON_DEVICE = {
     "contrast_salience_loss": lambda _, x: losses.contrast_salience_loss(x[:, 0], x[:, 1], x[:, 2, :5, :7]),
     "cam_entropy_loss": lambda _, x: losses.cam_entropy_loss(x[:, 0], mask=SOME, log=True),
     # fooling and finding it
-    "audit": lambda m, x: vars(dgc.audit(m, "relu", x, occlusion=True, progress=False)),
+    "audit": lambda m, x: {
+        name: value for name, value in vars(dgc.audit(m, "relu", x, progress=False)).items() if name != "thresholds"
+    },
     "repair": lambda m, _: dict(dgc.repair(m).state_dict()),
     "repair of normalised weights": weights_repaired,
     "common_mode_hoax": lambda m, x: dict(sham.common_mode_hoax(m, "relu", x, MASK).state_dict()),

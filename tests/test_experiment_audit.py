@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
-from diffgradcam import audit
-from diffgradcam.sham import border_mask
+from diffgradcam import audit, repair
+from diffgradcam.robustness import AuditThresholds
 
 pytest.importorskip("skimage", reason="the study needs scikit-image")
 
 from experiments import cells
-from experiments.audit import report, run, zoo
-from experiments.audit.zoo import ARCHITECTURES, DATA, LAYER, OPTIMIZERS, Config, Data, Design
+from experiments.audit import harmless, real, report, run, signs, zoo
+from experiments.audit.zoo import ARCHITECTURES, DATA, LAYER, OPTIMIZERS, Config, Design
 from experiments.saliency_guided.tasks import build
 
 TINY = Config(
-    calibration=1, test=2, train=64, held_out=24, images=6, crops=1, digits_epochs=2, faces_epochs=1, batch=16
-)._replace(digits_accuracy=0.0, faces_accuracy=0.0, fool_images=16, fool_epochs=1, strengths=(0.3, 1.0))
+    calibration=1, test=2, train=64, held_out=24, images=6, digits_epochs=2, faces_epochs=1, batch=16
+)._replace(digits_accuracy=0.0, faces_accuracy=0.0, fool_images=16, fool_epochs=1, photographs=(4, 12))
 
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(report, "RESAMPLES", 4)
-    monkeypatch.setattr(report, "SUBSAMPLES", 2)
+    monkeypatch.setattr(report, "DRAWS", 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -107,12 +106,15 @@ def test_training_learns_and_repeats() -> None:
     data = DATA[design.data][2](3, config)
     model = zoo.train(design, data, config)
     assert not model.training
-    assert run._accuracy(run._logits(model, data.held_out), data) > 0.7
+    assert run._accuracy(model, data) > 0.7
     model, again = zoo.train(design, data, TINY), zoo.train(design, data, TINY)
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     for other in (design._replace(weight_decay=True), design._replace(label_smoothing=0.1)):
         assert not torch.equal(zoo.train(other, data, TINY).head.weight, model.head.weight)
+    assert not torch.equal(zoo.train(design, data, TINY, mixup=True).head.weight, model.head.weight)
+    taught = F.one_hot(data.train_labels).float()
+    assert torch.allclose(zoo.train(design, data, TINY, targets=taught).head.weight, model.head.weight, atol=1e-5)
 
 
 def test_a_model_that_is_wrong_too_often_has_not_learned() -> None:
@@ -121,104 +123,169 @@ def test_a_model_that_is_wrong_too_often_has_not_learned() -> None:
     assert [zoo.learned("faces, 40 px", a, config) for a in (0.69, 0.7)] == [False, True]
 
 
-class Lite(nn.Module):
-    """As EfficientNet-Lite0 looks from outside, with few channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.convolution = nn.Conv2d(3, 6, 3, stride=32, padding=1)
-        self._fc = nn.Linear(6, 1000)
-        self._fc.weight.data *= 20
-        self.runs = 0
-
-    def extract_features(self, images):
-        self.runs += 1
-        return torch.relu(self.convolution(images))
+# What fools nobody.
 
 
-def test_the_real_model_keeps_its_likeliest_classes_and_runs_once_per_batch() -> None:
-    original = Lite()
-    shared, images = zoo.Backbone(original), torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    model = zoo.restricted(shared, 10, images)
+def network(classes=3, seed=0):
+    torch.manual_seed(seed)
+    return zoo.Classifier(nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU()), 6, classes).eval()
+
+
+def test_compression_changes_a_copy_by_as_much_as_it_says() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    rounded, sparse = harmless.int8(model), harmless.pruned(model)
+    for old, of in ((model.head.weight, "head"), (model.features[0].weight, "features.0")):
+        new = rounded.get_submodule(of).weight
+        step = old.abs().flatten(1).amax(1) / 127
+        steps = new.flatten(1) / step.unsqueeze(1)
+        assert torch.allclose(steps, steps.round(), atol=1e-3)
+        assert bool(((new - old).abs().flatten(1) <= step.unsqueeze(1) * 0.501).all())
+        kept = sparse.get_submodule(of).weight
+        assert float((kept == 0).float().mean()) == pytest.approx(0.3, abs=0.06)
+        assert torch.equal(kept[kept != 0], old[kept != 0])
+        assert old[kept == 0].abs().max() <= old[kept != 0].abs().min()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def separable(count=120, classes=3):
+    labels = torch.arange(count) % classes
+    features = 0.1 * torch.rand(count, 6, generator=torch.Generator().manual_seed(0))
+    features[torch.arange(count), labels] += 2
+    return features, labels
+
+
+def test_a_product_quantised_layer_is_made_of_few_vectors_and_has_a_common_mode() -> None:
+    model, (features, labels) = repair(network(classes=20)), separable()
+    assert model.head.weight.mean(0).norm() < 1e-6
+    quantised = harmless.product_quantised(model, "head", features, labels)
+    blocks = quantised.head.weight.view(-1, harmless._BLOCK)
+    assert len(blocks.unique(dim=0)) <= len(blocks) // 2
+    assert not torch.equal(quantised.head.weight, model.head.weight)
+    assert quantised.head.weight.mean(0).norm() > 0.01
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"mixup": True}, {"optimizer": torch.optim.Adam}])
+def test_a_new_head_learns(options) -> None:
+    model, (features, labels) = network(classes=7), separable()
+    torch.manual_seed(0)
+    changed = harmless.new_head(model, "head", features, labels, **options)
+    assert float((changed.head(features).argmax(1) == labels).float().mean()) > 0.9
+    assert (changed.head.out_features, model.head.out_features) == (3, 7)
+    assert torch.equal(changed.features[0].weight, model.features[0].weight)
+
+
+def test_a_distilled_head_has_its_teachers_probabilities() -> None:
+    model, (features, _) = network(), separable()
     with torch.no_grad():
-        logits = original._fc(torch.relu(original.convolution(images)).mean((2, 3)))
-    rows = logits.softmax(1).mean(0).topk(10).indices
-    assert torch.allclose(model(images), logits[:, rows], atol=1e-5)
-    copied = copy.deepcopy(model)
-    assert copied.features is not model.features
-    assert copied.features[0] is shared
-    copied(images.clone())
-    assert original.runs == 1
-    copied(images + 1)
-    assert original.runs == 2
-    assert not any(p.requires_grad for p in shared.parameters())
+        teacher = harmless.softened(3 * model.head(features))
+    torch.manual_seed(0)
+    student = harmless.new_head(model, "head", features, teacher)
+    assert float((student.head(features).softmax(1) - teacher).abs().max()) < 0.15
 
 
-def test_photographs_are_cropped_and_scaled() -> None:
-    config = TINY
-    data = zoo.photographs(config)
-    assert data.train.shape == (72, 3, 224, 224)
-    assert data.held_out.shape == (12, 3, 224, 224)
-    assert data.held_out_labels is None
-    assert -1 <= data.held_out.min() < -0.9
-    assert 0.9 < data.held_out.max() <= 1
+def test_mixup_mixes_inputs_and_targets_alike() -> None:
+    torch.manual_seed(0)
+    values = torch.eye(5)
+    inputs, targets = harmless.mixed(values, values)
+    assert torch.equal(inputs, targets)
+    assert torch.allclose(inputs.sum(1), torch.ones(5))
+    assert bool((inputs.max(1).values < 1).any())
+
+
+# The signs.
+
+
+def test_the_signs_are_those_of_the_audit() -> None:
+    model, images = network(), torch.rand(9, 1, 14, 14, generator=torch.Generator().manual_seed(1))
+    few, all_of_them = signs.Measured(model, LAYER, images), signs.Measured(model, LAYER, images, earlier="features.0")
+    expected = audit(model, LAYER, images, progress=False)
+    for measured in (few, all_of_them):
+        for name, value in (
+            ("common_mode_share", expected.common_mode_share),
+            ("occlusion_gradcam", expected.gradcam_agreement),
+            ("occlusion_visible", expected.visible_agreement),
+            ("follows_visible", expected.visible_follows),
+        ):
+            assert torch.allclose(measured.values[name], value, atol=1e-6), name
+    assert set(all_of_them.values) - set(few.values) >= {"layers_visible", "integrated_visible", "occlusion49_visible"}
+    maps = all_of_them.maps["gradcam"].flatten(1)
+    others = np.corrcoef(maps.numpy())
+    assert float(few.values["constancy_gradcam"][2]) == pytest.approx((others[2].sum() - 1) / 8, abs=1e-4)
+    assert len(few.cell()["kept"]) == 9
+
+
+def test_the_truth_about_a_version() -> None:
+    model, images = network(), torch.rand(9, 1, 14, 14, generator=torch.Generator().manual_seed(1))
+    clean = signs.Measured(model, LAYER, images, earlier="features.0")
+    same = clean.truth(clean)
+    assert (same["agreement"], same["behaviour_kept"], same["gradcam_kept"]) == (1, 1, 1)
+    assert same["gradcam_lost"] == same["diffgradcam_lost_error"] == 0
+    moved = run._closed_forms(TINY)["flip"](model, images, torch.ones(14, 14), 0)
+    truth = signs.Measured(moved, LAYER, images, earlier="features.0").truth(clean)
+    assert truth["behaviour_kept"] == pytest.approx(1, abs=1e-4)
+    assert truth["gradcam_kept"] < 0.9
+    assert truth["gradcam_lost"] == pytest.approx(
+        float(
+            (
+                clean.honesty("gradcam") - signs.Measured(moved, LAYER, images, earlier="features.0").honesty("gradcam")
+            ).mean()
+        ),
+        abs=1e-3,
+    )
 
 
 # The cells.
 
 
-def test_a_run_writes_cells_resumes_and_measures_what_the_audit_does(tmp_path: Path, monkeypatch) -> None:
+def test_a_run_writes_cells_and_resumes(tmp_path: Path, monkeypatch) -> None:
     splits, every = ("test",), run.attacks
-    names = ("common mode 0.3", "common mode 1", "flip", "trained on GradCAM")
+    names = ("common mode 1", "flip", "trained on DiffGradCAM")
     monkeypatch.setattr(run, "attacks", lambda config: {name: every(config)[name] for name in names})
+    monkeypatch.setattr(run, "HARMLESS", ("new head", "product-quantised"))
     run.run(tmp_path, splits, TINY)
     assert {path.name for path in tmp_path.iterdir()} == {"test-00.json", "test-01.json"}
     cell = json.loads((tmp_path / "test-01.json").read_text())
     assert cell["design"] == zoo.designs("test", TINY)[1]._asdict()
     versions = cell["versions"]
-    assert list(versions) == ["clean", *names]
+    assert list(versions) == ["clean", *names, "product-quantised"]
     for name, version in versions.items():
-        assert len(version["common_mode_share"]) == len(version["gradcam_agreement"]) == 6
-        if not name.startswith("trained"):  # decisions are kept by construction
+        assert len(version["common_mode_share"]) == len(version["integrated_gradcam"]) == 6
+        if name in ("common mode 1", "flip"):  # decisions are kept by construction
             assert version["agreement"] == 1
             assert version["accuracy"] == cell["accuracy"]
-            assert version["probability_change"] < 1e-5
-        if name.startswith("common mode"):
-            assert version["diffgradcam_kept"] > 0.999
-        if name == "flip":
-            assert version["common_mode_share"] == pytest.approx(versions["clean"]["common_mode_share"], rel=1e-2)
-    clean, weak, equal = (
-        np.median(versions[name]["common_mode_share"]) for name in ("clean", "common mode 0.3", "common mode 1")
-    )
-    assert clean < weak < equal
-    assert versions["clean"]["gradcam_kept"] == versions["clean"]["diffgradcam_kept"] == 1
+            assert version["behaviour_kept"] == pytest.approx(1, abs=1e-3)
+    assert versions["common mode 1"]["diffgradcam_kept"] > 0.999
+    shares = [np.median(versions[name]["common_mode_share"]) for name in ("clean", "common mode 1")]
+    assert shares[0] < shares[1]
 
-    # Killed while writing: a partial file beside, and a model missing.
-    (tmp_path / "test-01abc.part").write_text('{"split": "te')
+    (tmp_path / "test-01abc.part").write_text('{"split": "te')  # killed while writing
     (tmp_path / "test-01.json").unlink()
-    trained: list[tuple[Design, nn.Module]] = []
-    original = run.train
-
-    def record(design: Design, *rest: Any) -> nn.Module:
-        trained.append((design, original(design, *rest)))
-        return trained[-1][1]
-
-    monkeypatch.setattr(run, "train", record)
     run.run(tmp_path, splits, TINY)
-    ((design, model),) = trained
-    assert design == zoo.designs("test", TINY)[1]
     assert json.loads((tmp_path / "test-01.json").read_text())["versions"] == versions
+    monkeypatch.setattr(run, "train", None)
     run.run(tmp_path, splits, TINY)
-    assert len(trained) == 1
     with pytest.raises(ValueError, match=r"test-00\.json was made with .*'images': 6.* this run has .*'images'"):
         run.run(tmp_path, splits, TINY._replace(images=5))
 
-    images = DATA[design.data][2](design.seed, TINY).held_out[:6]
-    found = audit(model, LAYER, images, occlusion=True, progress=False)
-    assert versions["clean"]["common_mode_share"] == pytest.approx(found.common_mode_share.tolist(), rel=1e-3)
-    assert versions["clean"]["gradcam_agreement"] == pytest.approx(found.gradcam_agreement.tolist(), abs=1e-3)
-    assert versions["clean"]["diffgradcam_agreement"] == pytest.approx(found.diffgradcam_agreement.tolist(), abs=1e-3)
+
+@pytest.mark.parametrize("kind", run.HARMLESS)
+def test_each_harmless_change_gives_a_model(kind: str) -> None:
+    design = Design("dropout", "odd digits, 16 px", "Adam", False, 0.0, 3)
+    data = DATA[design.data][2](3, TINY)
+    model = zoo.train(design, data, TINY)
+    changed = run._harmless(kind, model, design, data, TINY)
+    assert not changed.training
+    with torch.no_grad():
+        assert changed(data.held_out).shape == (24, 2)
+        assert not torch.equal(changed(data.held_out), model(data.held_out))
+
+
+def test_some_of_each_split_come_early() -> None:
+    names = [(split, index) for split in run.SPLITS for index in range(run.planned(split, Config()))]
+    assert Counter(split for split, _ in run._order(names)[:25]) == {"calibration": 5, "real": 5, "test": 15}
+    assert sorted(run._order(names)) == sorted(names)
 
 
 def test_a_model_that_has_not_learned_is_counted_and_not_fooled(tmp_path: Path) -> None:
@@ -228,201 +295,240 @@ def test_a_model_that_has_not_learned_is_counted_and_not_fooled(tmp_path: Path) 
     assert 0 <= cell["accuracy"] <= 1
 
 
-def test_the_real_model_is_fooled_without_training_all_of_it(tmp_path: Path, monkeypatch) -> None:
-    generator = torch.Generator().manual_seed(1)
-    photos = Data(torch.randn(8, 3, 128, 128, generator=generator), torch.randn(3, 3, 128, 128, generator=generator))
-    monkeypatch.setattr(run, "lite0", Lite)
-    monkeypatch.setattr(run, "photographs", lambda _: photos)
-    run.run(tmp_path, ("lite0",), TINY)
-    found = cells.read(tmp_path)
-    assert [cell["design"]["classes"] for cell in found] == [10, 100, 1000]
-    expected = ["clean", "common mode 0.3", "common mode 1", "common mode, trained", "roll", "flip"]
-    assert all(list(cell["versions"]) == expected for cell in found)
-    assert all(version["agreement"] == 1 for cell in found for version in cell["versions"].values())
-    assert found[0]["versions"]["clean"]["accuracy"] is None
-    for cell in found:  # a hoax of one version is not in the next
-        clean, roll, flip = (cell["versions"][name] for name in ("clean", "roll", "flip"))
-        assert clean["gradcam_kept"] == 1
-        assert abs(roll["gradcam_kept"]) < 0.9
-        assert abs(flip["gradcam_kept"]) < 0.9
-        assert roll["diffgradcam_kept"] != flip["diffgradcam_kept"]
-    images = photos.held_out
-    again = audit(zoo.restricted(zoo.Backbone(Lite()), 1000, images), LAYER, images, occlusion=True, progress=False)
-    expected = pytest.approx(again.gradcam_agreement.tolist(), abs=1e-3)
-    assert found[2]["versions"]["clean"]["gradcam_agreement"] == expected
-
-
-def test_a_model_that_the_audit_refuses_is_written_and_does_not_count(tmp_path: Path) -> None:
-    weak = zoo.Classifier(nn.Sequential(nn.Identity()), 3, 2)
-    nn.init.zeros_(weak.head.weight)
-    weak.head.bias.data = torch.tensor([0.5, 0.7])
-    found = run._audited(weak, torch.randn(10, 3, 16, 16))
-    assert found == {"weight_share": None} | dict.fromkeys(run.MEASURED, [None] * 10)
-    with pytest.raises(ValueError, match=r"at least 7 x 7 pixels"):
-        run._audited(weak, torch.randn(10, 3, 6, 6))
-
-    write_cells(tmp_path, test=4)
-    path = tmp_path / "test-01.json"
-    cell = json.loads(path.read_text())
-    cell["versions"]["roll"] |= {"weight_share": None} | dict.fromkeys(run.MEASURED, [None] * 4)
-    path.write_text(json.dumps(cell))
-    study = report.load(tmp_path)
-    assert study.version("test", "roll").counts.tolist() == [True, False, True, True]
-    text = report.markdown(study)
-    assert "The audit refused 1 of the 36 versions of the test models" in text
-    assert "nan" not in text + report.tables(study, report.curves(study))
-
-
 def test_attacks_that_train_show_more_of_the_mask() -> None:
     data = DATA["odd digits, 16 px"][2](0, TINY)
     config = TINY._replace(fool_epochs=8, fool_images=32)
     clean = zoo.train(Design("strided", "odd digits, 16 px", "SGD", True, 0.0, 0), data, TINY)
-    mask = border_mask((8, 8), 37)
+    images = data.train[:32]
+    mask = run._mask(clean, images)
     for name, victim in (("trained on GradCAM", run.GradCAM), ("trained on DiffGradCAM", run.DiffGradCAM)):
-        fooled = run.attacks(config)[name](clean, data.train[:32], mask, 0)
-        before = run._moved("x", victim, clean, clean, data.train[:32], mask)
-        after = run._moved("x", victim, clean, fooled, data.train[:32], mask)
-        assert after["x_reached"] > before["x_reached"] + 0.1
-        assert after["x_kept"] < 0.95
+        fooled = run.attacks(config)[name](clean, images, mask, 0)
+        before, after = (
+            run.mean(signs.pearson(maps, mask.expand_as(maps)))
+            for maps in (victim(model, LAYER).explain(images).maps for model in (clean, fooled))
+        )
+        assert after > before + 0.1
 
 
 def test_the_command_line_runs_what_it_is_told(tmp_path: Path, monkeypatch) -> None:
     called = {}
     monkeypatch.setattr(run, "run", lambda results, splits: called.update(r=results, s=splits))
-    run.main(["--splits", "lite0", "--results", str(tmp_path)])
-    assert called == {"r": tmp_path, "s": ["lite0"]}
+    run.main(["--splits", "real", "--results", str(tmp_path)])
+    assert called == {"r": tmp_path, "s": ["real"]}
+
+
+# The real models.
+
+
+class Lite(nn.Module):
+    """As EfficientNet-Lite0 looks from outside, with few channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, 8, 3, stride=16, padding=1)
+        self._fc = nn.Linear(8, 1000)
+        self._fc.weight.data *= 20
+        self.runs = 0
+
+    def extract_features(self, images):
+        self.runs += 1
+        return torch.relu(self.convolution(images))
+
+
+def made(*compressed):
+    return real.Real(compressed, Lite, lambda model, images: model.extract_features(images), "_fc", lambda p: p / 255)
+
+
+def test_a_real_model_is_parted_and_runs_once_per_batch() -> None:
+    network, images = Lite(), torch.rand(4, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = network._fc(network.extract_features(images).mean((2, 3)))
+    model = real.classifier(made(), network)
+    assert torch.allclose(model(images), logits, atol=1e-5)
+    assert [name for name, module in model.named_modules() if isinstance(module, nn.Linear)] == ["head"]
+    copied = copy.deepcopy(model)
+    assert copied.features is not model.features
+    assert copied.features[0] is model.features[0]
+    runs = network.runs
+    copied(images.clone())
+    assert network.runs == runs
+    copied(images + 1)
+    assert network.runs == runs + 1
+    assert torch.allclose(real.pooled(model, images), network.extract_features(images).mean((2, 3)), atol=1e-6)
+
+
+def test_a_real_cell_has_every_version(tmp_path: Path, monkeypatch) -> None:
+    pixels = 255 * torch.rand(15, 3, 112, 112, generator=torch.Generator().manual_seed(1))
+    photographs = real.Photographs(pixels[:4], pixels[:12], 90 * torch.arange(12), pixels[12:])
+    monkeypatch.setattr(real, "MODELS", {"small": made("int8", "pruned")})
+    monkeypatch.setattr(real, "photographs", lambda *_: photographs)
+    monkeypatch.setattr(real, "missing", lambda: None)
+    monkeypatch.setattr(run, "_HEAD_EPOCHS", 1)
+    run.run(tmp_path, ("real",), TINY)
+    (cell,) = cells.read(tmp_path)
+    assert cell["design"] == {"architecture": "small"}
+    versions = cell["versions"]
+    attacked = ["common mode 0.3", "common mode 1", "roll", "flip", "trained on DiffGradCAM"]
+    assert list(versions)[:6] == ["clean", *attacked]
+    assert list(versions)[-2:] == ["int8", "pruned"]
+    assert len(versions) == 14
+    for name in attacked[:4]:  # nothing of one version is in the next
+        assert versions[name]["agreement"] == 1
+    shares = [np.median(versions[name]["common_mode_share"]) for name in ("clean", *attacked[:4])]
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[0] == pytest.approx(shares[3], rel=1e-3) == pytest.approx(shares[4], rel=1e-3)
+    assert versions["common mode 0.3"]["gradcam_kept"] < 1
+    assert versions["new head, 2 classes"]["kept"] != versions["clean"]["kept"]
+
+
+def test_real_models_are_left_out_where_they_are_not(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv(real.VARIABLE, str(tmp_path))
+    run.run(tmp_path / "results", ("real",), TINY)
+    assert "real models left out: no file" in capsys.readouterr().out
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_photographs_are_parted(tmp_path: Path, monkeypatch) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "data" / "photographs"
+    folder.mkdir(parents=True)
+    for label in range(9):
+        Image.new("RGB", (256, 256), (label, 0, 0)).save(folder / f"{label}.png")
+    rows = "\n".join(f"{label}.png,{label}" for label in range(9))
+    (folder / "photographs.csv").write_text(f"image,label\n{rows}\n")
+    monkeypatch.setenv(real.VARIABLE, str(tmp_path))
+    found = real.photographs(3, 2, 5)
+    assert found.audited.shape == (3, 3, 224, 224)
+    assert found.taught[:, 0, 0, 0].tolist() == found.labels.tolist()  # the colour is the label
+    assert torch.equal(found.attacked, found.taught[:2])
+    assert not set(found.audited[:, 0, 0, 0].tolist()) & set(found.labels.tolist())
 
 
 # The report.
 
-CONFIG = Config(images=4, calibration=3, test=44)
+CONFIG = Config(images=10, calibration=2, test=4)
 
 
-def version(share: float, gradcam: float, diffgradcam: float, kept: float = 0.0) -> dict[str, Any]:
-    """What a cell holds of one version; the images differ a little, around the given figures."""
-    around = np.array([-0.01, 0.01, -0.02, 0.02])
-    figures = {"accuracy": 0.95, "agreement": 1.0, "probability_change": 0.0, "weight_share": share}
-    figures |= {"gradcam_kept": kept, "gradcam_reached": 0.0, "diffgradcam_kept": kept, "diffgradcam_reached": 0.0}
-    return figures | {
-        "common_mode_share": (share * (1 + around)).tolist(),
-        "gradcam_agreement": (gradcam + around).tolist(),
-        "diffgradcam_agreement": (diffgradcam + around).tolist(),
+def version(share: float, gap: float, agreement: float, follows: float, lost: float = 0.0) -> dict[str, Any]:
+    """What a cell holds of one version; the images differ a little, around the given numbers."""
+    around = np.array([-0.02, 0.02] * 5)
+    numbers: dict[str, Any] = dict.fromkeys(("accuracy", "agreement", "behaviour_kept"), 0.95)
+    for name in ("gradcam", "visible", "diffgradcam"):
+        numbers |= {f"{name}_kept": 1.0, f"{name}_lost": lost, f"{name}_lost_error": 0.01}
+    signs = {"common_mode_share": share, "kept": 0.9, "follows_gradcam": follows, "follows_visible": follows}
+    for kind in ("occlusion", "occlusion49", "integrated"):
+        signs |= {f"{kind}_gradcam": agreement - gap, f"{kind}_visible": agreement, f"{kind}_diffgradcam": agreement}
+    signs |= {"constancy_gradcam": 0.1, "constancy_visible": 0.1, "layers_visible": 0.4}
+    return numbers | {
+        name: (value + around * (0 if name == "common_mode_share" else 1)).tolist() for name, value in signs.items()
     }
 
 
-def write_cells(folder: Path, test: int = 44, hidden: float = 0.5) -> None:
-    """Clean models have shares of .001 to .01, fooled ones of .2 or more; the adaptive attack is as ``hidden`` says."""
-    for split, count in (("calibration", 3), ("test", test), ("lite0", 1)):
+def write_cells(folder: Path, hidden: float = 0.3) -> None:
+    """Clean maps agree by .4 and more; the adaptive attack leaves an agreement of ``hidden``."""
+    for split, count in (("calibration", 2), ("test", 4), ("real", 2)):
         for index in range(count):
-            design = zoo.designs("calibration" if split == "calibration" else "test", CONFIG)[index]._asdict()
-            step = index / 100
-            versions = {"clean": version(0.01 / (1 + index), 0.6 - step, 0.5 - step, kept=1.0)}
-            for strength, share in ((0.3, 0.005), (1, 0.4 - step / 2), (3, 0.9)):
-                versions[f"common mode {strength:g}"] = version(share, -0.2, 0.5 - step)
-            versions["common mode, trained"] = version(0.9, -0.2, 0.5 - step)
-            versions |= {name: version(0.001, -0.3, -0.3) for name in ("roll", "flip")}
-            versions["trained on GradCAM"] = version(0.01, -0.1, 0.3)
-            versions["trained on DiffGradCAM"] = version(0.001, hidden - step, hidden - step)
-            if split == "lite0":
-                design = {"architecture": "EfficientNet-Lite0", "classes": 1000}
+            clean = 0.4 + index / 10
+            versions = {"clean": version(0.01, 0.0, clean, clean)}
+            versions["common mode 0.3"] = version(0.08, 0.05, clean, clean, lost=0.05)
+            versions["common mode 1"] = version(0.5, 0.3, clean, clean, lost=0.3)
+            versions["roll"] = version(0.01, 0.0, -0.3, clean, lost=0.6)
+            versions["flip"] = version(0.01, 0.0, 0.0, -0.2, lost=0.4)
+            versions["trained on GradCAM"] = version(0.9, 0.4, clean, clean, lost=0.4)
+            versions["trained on DiffGradCAM"] = version(0.02, 0.0, hidden, hidden, lost=0.2)
+            versions[run.HARMLESS[index]] = version(0.6, 0.02, clean - 0.05, clean - 0.05)
+            design: dict[str, Any] = zoo.designs("test" if split == "real" else split, CONFIG)[index]._asdict()
+            if split == "real":
+                design = {"architecture": list(real.MODELS)[index]}
             cell = {"split": split, "design": design, "training_seconds": 3.0, "accuracy": 0.95, "learned": True}
             cell |= {"versions": versions, "seconds": 20.0, "config": CONFIG._asdict()}
             cells.write(folder / f"{split}-{index:02d}.json", cell)
 
 
-def test_thresholds_by_hand(tmp_path: Path) -> None:
-    write_cells(tmp_path, hidden=-0.1)
-    chosen = report.choose(report.load(tmp_path))
-    # The highest clean median is .01, of the first; the lowest of strength 1 is .4 - .01, of the last of three.
-    assert chosen.share == pytest.approx(math.sqrt(0.01 * 0.39))
-    # The highest fooled version has min(-.1, -.1), the lowest clean one min(.58, .48).
-    assert chosen.agreement == pytest.approx((-0.1 + 0.48) / 2)
-    assert report.defaults() == (0.1, 0.3)
+def test_versions_are_judged_by_the_library(tmp_path: Path) -> None:
+    write_cells(tmp_path)
+    study = report.load(tmp_path)
+    verdicts = {v.name: report.judged(v).verdict for v in study.versions("test") if v.model == "test 2000"}
+    assert verdicts == {
+        "clean": "clean", "common mode 0.3": "clean", "common mode 1": "fooled", "roll": "fooled", "flip": "fooled",
+        "trained on GradCAM": "fooled", "trained on DiffGradCAM": "clean", "int8": "exposed",
+    }  # fmt: skip
+    few = report.judged(study.versions("test")[0], count=3)
+    assert (len(few.common_mode_share), few.verdict) == (3, "could not tell")
 
 
-def test_the_report_says_what_held_and_what_did_not(tmp_path: Path) -> None:
+def test_kinds_part_lies_from_what_is_none(tmp_path: Path) -> None:
+    write_cells(tmp_path)
+    rows = {kind.what: len(kind.versions) for kind in report.kinds(report.load(tmp_path))}
+    assert rows == {
+        "clean small networks": 4,
+        "small networks, compressed, distilled or trained otherwise": 4,
+        "real models, clean": 2,
+        "real models, compressed or with a new head": 2,
+        "lie: one vector for all classes": 4,
+        "lie: features rolled or flipped": 8,
+        "lie: fine-tuned to fool GradCAM": 4,
+        "lie: fine-tuned to fool DiffGradCAM": 4,
+        "lie: real models, attacked": 10,
+        "no lie: attacked, honesty hardly lower": 6,
+    }
+
+
+def test_the_thresholds_are_chosen_on_the_calibration_networks_alone(tmp_path: Path) -> None:
+    write_cells(tmp_path)
+    # The least honest calibration network agrees by .35; half of its interval is 1.645 * .0211 / sqrt(10) = .011.
+    assert report.choose(report.load(tmp_path)) == pytest.approx({"agreement": 0.36, "honesty": 0.36})
+
+
+def test_scores_and_areas_by_hand(tmp_path: Path) -> None:
+    write_cells(tmp_path)
+    study = report.load(tmp_path)
+    by_name = {v.name: v for v in study.versions("test") if v.model == "test 2000"}
+    default = AuditThresholds()
+    assert report.score(by_name["roll"]) == pytest.approx(default.agreement + 0.3)
+    assert report.score(by_name["flip"]) == pytest.approx(default.honesty + 0.1)
+    assert report.score(by_name["common mode 1"]) == pytest.approx(0.3 - default.gap)
+    assert report.area([0.0, 1.0], [0.5, 2.0]) == 0.75
+    adaptive = [v for v in study.versions("test") if v.name == "trained on DiffGradCAM"]
+    # .25 - .3, against the least honest of the others: .25 - .35, or a gap of .02 under a threshold of .1 or more.
+    assert report.found_at(report.negatives(study), adaptive) == 1
+    assert report.rates(adaptive)["fooled"] == 0
+
+
+def test_the_report_leads_with_the_answer(tmp_path: Path) -> None:
     write_cells(tmp_path)
     report.main(["--results", str(tmp_path), "--docs", str(tmp_path / "docs")])
-    text = (tmp_path / "docs" / "audit_tables.md").read_text()
-    lines = text.splitlines()
-
-    def line(start: str) -> str:
-        (found,) = [line for line in lines if line.startswith(start)]
-        return found
-
-    assert "AUROC of the share 1.000 [1.000, 1.000] over 44 clean and 44 fooled models" in line(
-        "- Common mode of strength 1"
-    )
-    assert line("- Common mode of strength 1").endswith("is reached.")
-    # Shares .005 against .01 / (1 + i): higher than all clean ones but the first, and half a tie with the second.
-    assert "AUROC of the share 0.966 [" in line("- Common mode of strength 0.3")
-    assert line("- Common mode of strength 0.3").endswith("is **not reached**.")
-    assert "the library's 0.1 reports 0 of 44 clean models and misses 0 of 44" in line("- The share's threshold")
-    assert "fooled versions whose map has moved" in line("- The agreement's threshold")
-    assert "; roll 1.00, 1.00, 1.000 [1.000, 1.000]; flip" in line("- AUROC of the agreement with 1, 4 and 4 images")
-    joint = line("- The joint verdict finds fewer than half")
-    assert "trained on DiffGradCAM (" in joint
-    assert "roll" not in joint
-    assert "roll (0%), flip (0%)" in line("- The common mode finds fewer than half")
-    assert line("| roll | 44 | 0.001").endswith("|")
-    assert line("| 1000 | roll").endswith("| reported | reported |")
-    assert line("| 1000 | clean").endswith("| nothing found | nothing found |")
-    assert "**Incomplete:** 2 of the planned models" in text  # two of three sizes of the real model
-    for picture in ("audit.png", "audit_halves.png"):
+    page = (tmp_path / "docs" / "audit.md").read_text()
+    assert "the audit calls 0 of 12 models fooled that nobody attacked**, and 0 of the 4 of them that" in page
+    assert "**It finds 24 of 30 lies**" in page
+    assert "itself 0 of 4" in page
+    assert "| lie: features rolled or flipped | 8 | 100% | 0% | 0% | 0% | 1.000 |" in page
+    assert page.index("](audit.png)") < page.index("| what was done") < page.index("## How it was done")
+    tables = (tmp_path / "docs" / "audit_tables.md").read_text()
+    assert "0.36 is the highest hundredth of the agreement, and 0.36 of honesty" in tables
+    assert "| ResNet-18 | roll | lie | 0.60 | 0.01 | 0.90 | 0.00 | 0.05 | fooled (behaviour) |" in tables
+    assert "nan" not in page + tables
+    for picture in ("audit.png", "audit_signs.png"):
         assert (tmp_path / "docs" / picture).stat().st_size > 10_000
 
 
-def test_the_page_leads_with_the_answer(tmp_path: Path) -> None:
+def test_a_version_that_lost_its_accuracy_does_not_count(tmp_path: Path) -> None:
     write_cells(tmp_path)
-    page = report.markdown(report.load(tmp_path))
-    # Clean agreements are .5, .49, ...: 23 of 44 lie below .3 (the agreement of the other map is higher).
-    assert "the audit reports 23 of 44 clean small networks**" in page
-    assert "the common-mode half reports 0 of 44 clean models" in page
-    assert "| roll | features rolled by half the map | 44 | 0.00 | 0% | 100% | 100% |" in page
-    assert page.index("](audit.png)") < page.index("| name |") < page.index("## How it was done")
-
-
-def test_figures_by_hand(tmp_path: Path) -> None:
-    write_cells(tmp_path)
-    study = report.load(tmp_path)
-    clean, hidden = study.version("test", "clean"), study.version("test", "trained on DiffGradCAM")
-    # Both fall by .01 from model to model, from the same value: as alike as can be.
-    assert report.agreement_auroc(clean, hidden, 4).value == pytest.approx(0.5)
-    assert report.agreement_auroc(clean, study.version("test", "roll"), 1).value == 1
-    assert report.share_auroc(clean, study.version("test", "common mode 3")) == (1, 1, 1)
-    at = report.Thresholds(share=0.004, agreement=0.2)
-    assert clean.found(at, "share").tolist() == [True, True] + [False] * 42
-    assert clean.found(at, "agreement").sum() == (0.5 - np.arange(44) / 100 < 0.2 - 1e-9).sum()
-    assert report.rate(clean, at, 4) == pytest.approx((2 + 13) / 44)
-
-
-def test_a_fooled_model_that_lost_its_accuracy_does_not_count(tmp_path: Path) -> None:
-    write_cells(tmp_path, test=4)
     path = tmp_path / "test-01.json"
     cell = json.loads(path.read_text())
     cell["versions"]["roll"]["accuracy"] = 0.84
     cell["versions"]["flip"]["accuracy"] = 0.85
     path.write_text(json.dumps(cell))
-    study = report.load(tmp_path)
-    assert study.version("test", "roll").counts.tolist() == [True, False, True, True]
-    assert study.version("test", "flip").counts.all()
-    assert study.version("test", "roll").moved.all()
-    assert not study.version("test", "clean").moved.any()
-
-
-def test_few_models_are_not_enough_to_hold(tmp_path: Path) -> None:
-    write_cells(tmp_path, test=4)
-    study = report.load(tmp_path)
-    text = report.tables(study, report.curves(study))
-    assert "4 fooled models, and at least 40 of each were wanted. The target of 0.98 is **not reached**" in text
-    assert "**Incomplete:** 42 of the planned models" in text
+    counts = Counter(v.name for v in report.load(tmp_path).versions("test"))
+    assert (counts["roll"], counts["flip"]) == (3, 4)
 
 
 def test_the_report_needs_models_that_learned(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"0 calibration models have learned in .*run python -m experiments\.audit"):
-        report.load(tmp_path)
-    write_cells(tmp_path, test=2)
-    path = tmp_path / "test-01.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "versions": {}}))
-    with pytest.raises(ValueError, match=r"1 test models have learned"):
+    write_cells(tmp_path)
+    for index in range(4):
+        path = tmp_path / f"test-{index:02d}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "versions": {}}))
+    with pytest.raises(ValueError, match=r"no test model has learned in .*run python -m experiments\.audit"):
         report.load(tmp_path)

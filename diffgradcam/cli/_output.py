@@ -30,16 +30,19 @@ class Result(NamedTuple):
     Attributes:
         data: For ``--json``.
         words: Lines to print.
+        code: Exit code if no image failed.
     """
 
     data: dict[str, Any]
     words: str
+    code: int = 0
 
 
 def result_command(function: Callable[..., Result]) -> Callable[..., None]:
     """Turn a function into a command with ``--json`` and ``--debug``, and print an error as one line.
 
-    Whatever the function, the model or a library prints goes to standard error. The exit code is 1 if an image failed.
+    Whatever the function, the model or a library prints goes to standard error. The exit code is 1 if an image failed,
+    otherwise that of the result.
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, alone on standard output.")
@@ -59,6 +62,8 @@ def result_command(function: Callable[..., Result]) -> Callable[..., None]:
         click.echo(printable(result.words) if data is None else data)
         if result.data.get("failed"):
             raise click.exceptions.Exit(1)
+        if result.code:
+            raise click.exceptions.Exit(result.code)
 
     return command
 

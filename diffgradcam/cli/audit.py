@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +10,28 @@ import click
 import torch
 from torch import Tensor
 
-from ..robustness import AuditReport
+from ..robustness import AuditReport, AuditThresholds
 from ..robustness import audit as run_audit
+from ..robustness.auditing import AuditVerdict
 from ._options import FILE, IMAGES, model_options
 from ._output import Result, result_command, write_report
 from ._subject import Images, ModelOptions, set_up
 
+_FOR_EACH_IMAGE = ("common_mode_share", "gradcam_agreement", "visible_agreement", "visible_follows")
+EXIT_CODES: dict[AuditVerdict, int] = {"clean": 0, "exposed": 3, "fooled": 4, "could not tell": 5}
+
 
 @click.command(
     epilog="\b\nExamples:\n  diffgradcam audit photos/\n"
-    "  diffgradcam audit photos/ --model torchvision:resnet50 --weights checkpoint.pt --occlusion --json",
+    "  diffgradcam audit photos/ --model torchvision:resnet50 --weights checkpoint.pt --json",
 )
 @click.argument("folder", type=IMAGES, metavar="FOLDER|IMAGE")
-@click.option("--occlusion", is_flag=True, help="Check behaviour too. It costs 49 more forward passes for each image.")
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    default=0.1,
+    default=AuditThresholds.share,
     show_default=True,
-    help="A model whose median common-mode share is above this is called fooled.",
+    help="A model whose median common-mode share is above this is called exposed.",
 )
 @click.option("--html", type=FILE, help="Write a report that shows GradCAM and the two parts that add up to it.")
 @model_options
@@ -38,14 +41,14 @@ def audit(
     layers: tuple[str, ...],
     batch_size: int,
     folder: Path,
-    occlusion: bool,
     threshold: float,
     html: Path | None,
 ) -> Result:
-    """Check whether the GradCAM of a model shows something that no decision depends on.
+    """Check whether the maps of a model lie: whether they contradict what it does.
 
-    common_mode_share is that part of GradCAM's energy, from 0 to 1, for each image. fooled is the verdict over all
-    images. The exit code does not depend on the verdict.
+    It costs 19 forward passes for each image; 32 images or more are better than few. The exit code tells the verdict
+    over all images: 0 clean, 3 exposed (GradCAM could be hiding something, and is not), 4 fooled, 5 could not tell. As
+    always, it is 1 if an image could not be read.
     """
     from ._pictures import audited_thumbnail  # here, for --help needs no matplotlib
 
@@ -57,8 +60,7 @@ def audit(
             subject.model,
             subject.layers,
             batch,
-            occlusion=occlusion,
-            threshold=threshold,
+            thresholds=AuditThresholds(share=threshold),
             reshape_transform=subject.reshape_transform,
             class_names=subject.loaded.class_names,
             progress=False,
@@ -70,35 +72,42 @@ def audit(
     if not reports:
         raise ValueError("; ".join(["none of the images can be read", *images.complaints()]))
     report = _joined(reports)
-    verdict = "FOOLED" if report.fooled else "nothing found"
+    first, *others = str(report).splitlines()
     if html:
         facts = {
-            "verdict": verdict,
-            "median common-mode share": f"{float(report.common_mode_share.median()):.2g} of GradCAM's energy; "
-            f"suspicious above {threshold:g}",
+            "verdict": first,
+            "why": "; ".join(line.strip() for line in others),
             "map": "GradCAM is the sum of two signed maps: what the decision depends on, and the common mode, which it "
             "cannot. Red is for the class, blue against it; both on one scale for an image.",
         }
         write_report(html, "Audit", subject, thumbnails, images.failed, facts)
     data = {
         **subject.facts(),
+        "verdict": report.verdict,
         "fooled": report.fooled,
-        "common_mode_fooled": report.common_mode_fooled,
-        "behaviour_fooled": report.behaviour_fooled if occlusion else None,
+        "signs": list(report.signs),
+        "exposed": report.exposed,
         "median_common_mode_share": float(report.common_mode_share.median()),
-        "threshold": threshold,
+        "mean_gap": _mean(report.gap),
+        "mean_agreement": _mean(report.visible_agreement),
+        "mean_honesty": _mean(report.honesty),
+        "thresholds": asdict(report.thresholds),
         "weight_share": report.weight_share,
         "images": [str(item.path) for item in audited],
-        "common_mode_share": report.common_mode_share.tolist(),
         "classes": report.classes.tolist(),
         "names": [subject.class_name(index) for index in report.classes.tolist()],
-        "gradcam_agreement": None if report.gradcam_agreement is None else report.gradcam_agreement.tolist(),
-        "diffgradcam_agreement": (
-            None if report.diffgradcam_agreement is None else report.diffgradcam_agreement.tolist()
-        ),
+        **{name: _listed(getattr(report, name)) for name in _FOR_EACH_IMAGE},
         "failed": images.failures(),
     }
-    return Result(data, "\n".join([str(report).replace("occlusion=True", "--occlusion"), *images.complaints()]))
+    return Result(data, "\n".join([str(report), *images.complaints()]), EXIT_CODES[report.verdict])
+
+
+def _mean(values: Tensor | None) -> float | None:
+    return None if values is None else float(values.mean())
+
+
+def _listed(values: Tensor | None) -> list[float] | None:
+    return None if values is None else values.tolist()
 
 
 def _joined(reports: list[AuditReport]) -> AuditReport:

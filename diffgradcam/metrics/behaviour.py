@@ -8,6 +8,7 @@ map that says what the model relies on is like them, and a model that relies on 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -206,7 +207,7 @@ def honesty(maps: Tensor, relied_on: Behaviour) -> Agreement:
     maps = widen(maps)
     grid = relied_on.occlusion.shape[-1]
     return Agreement(
-        occlusion_agreement(maps, relied_on.occlusion),
+        occlusion_agreement(maps, relied_on.occlusion, grid),
         pearson(_cells(maps, grid), relied_on.integrated_gradients.to(maps)),
     )
 
@@ -248,7 +249,14 @@ def occlusion_drops(
 
 
 def drops_from(
-    evaluator: Evaluator, images: Tensor, classes: Tensor, before: Tensor, grid: int, *, progress: bool
+    evaluator: Evaluator,
+    images: Tensor,
+    classes: Tensor,
+    before: Tensor,
+    grid: int,
+    *,
+    every: int = 1,
+    progress: bool,
 ) -> Tensor:
     """As :func:`occlusion_drops`, where the scores of the whole images are known and the images checked.
 
@@ -258,21 +266,24 @@ def drops_from(
         classes: ``(B,)``.
         before: Scores of the whole images, ``(B,)``.
         grid: Cells along each side.
+        every: Cover only around every so many cells of each row and column: fewer forward passes.
         progress: Show a progress bar.
 
     Returns:
-        ``(B, grid, grid)``.
+        ``(B, n, n)``, one for each cell that was covered around; ``n`` is ``grid`` if ``every`` is 1.
     """
+    around = windows(images.shape[2], images.shape[3], grid)
+    along = range(0, grid, every)
     drops = []
+    chosen = [around[grid * row + column] for row, column in product(along, along)]
     together = max(evaluator.at_once(images) // len(images), 1)
-    every = list(windows(images.shape[2], images.shape[3], grid))
-    with tqdm(total=grid**2, desc="occlusion", disable=not progress) as bar:
-        for start in range(0, len(every), together):
-            some = every[start : start + together]
+    with tqdm(total=len(chosen), desc="occlusion", disable=not progress) as bar:
+        for start in range(0, len(chosen), together):
+            some = chosen[start : start + together]
             scores = evaluator.scores(torch.cat([covered(images, w) for w in some]), classes.repeat(len(some)))
             drops.append(before - scores.view(len(some), -1))
             bar.update(len(some))
-    return torch.cat(drops).T.reshape(-1, grid, grid)
+    return torch.cat(drops).T.reshape(-1, len(along), len(along))
 
 
 def integrated_gradients(
@@ -354,19 +365,21 @@ def covered(images: Tensor, window: tuple[slice, slice]) -> Tensor:
     return occluded
 
 
-def occlusion_agreement(maps: Tensor, drops: Tensor) -> Tensor:
+def occlusion_agreement(maps: Tensor, drops: Tensor, grid: int, *, every: int = 1) -> Tensor:
     """Pearson's r of maps with the drops under occlusion.
 
     Args:
         maps: ``(B, h, w)``.
-        drops: ``(B, grid, grid)``.
+        drops: ``(B, n, n)``, of :func:`drops_from`.
+        grid: With which they were measured.
+        every: With which they were measured.
 
     Returns:
         ``(B,)``; 0 where one is constant.
     """
-    cells = _cells(maps, drops.shape[-1]).unsqueeze(1)
+    cells = _cells(maps, grid).unsqueeze(1)
     # The mean over the window, not the sum: windows at the edge are smaller, and sums would favour the centre.
-    means = F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False)
+    means = F.avg_pool2d(cells, 3, stride=every, padding=1, count_include_pad=False)
     return pearson(means.squeeze(1), drops.to(maps))
 
 

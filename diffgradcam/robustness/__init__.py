@@ -6,7 +6,7 @@ rely on other things now: ``benchmark(..., honesty=True)`` tells the two apart.
 """
 
 from .._core.explainers import MakeCAM
-from .auditing import AuditReport, audit, repair
+from .auditing import AuditReport, AuditThresholds, audit, repair
 from .benchmark_result import AgreementEstimate, BenchmarkResult, Decisions, Estimate, Honesty, Row, Similarity
 from .benchmarking import benchmark
 from .honesty import HonestyCheck, judge
@@ -14,6 +14,7 @@ from .honesty import HonestyCheck, judge
 __all__ = [
     "AgreementEstimate",
     "AuditReport",
+    "AuditThresholds",
     "BenchmarkResult",
     "Decisions",
     "Estimate",

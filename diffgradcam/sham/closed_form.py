@@ -128,8 +128,8 @@ def spatial_hoax(model: nn.Module, target_layer: LayerSpec, permutation: Permuta
 
     The copy permutes the positions of the target layer's activations. Where only an average over the positions follows,
     the logits are the same (to the last bit or so: a sum in another order rounds differently), but no map of that layer
-    says any longer where in the *image* the evidence is. What catches it is behaviour:
-    ``diffgradcam.audit(..., occlusion=True)``.
+    says any longer where in the *image* the evidence is. What catches it is behaviour, see
+    :func:`diffgradcam.audit`.
 
     The permutation is a hook, not a module put around the layer: names and ``state_dict`` of the copy stay those of the
     model, an input that is permuted is seen by :func:`~diffgradcam.layer_input` of that layer, and ``copy.deepcopy``

@@ -1,90 +1,123 @@
 """Write the pages and the figures: ``python -m experiments.audit.report``.
 
 Reads the finished cells and writes to ``docs/results``: the answer (``audit.md`` with ``audit.png``) and all tables
-(``audit_tables.md`` with ``audit_halves.png``). Thresholds are chosen on the calibration models alone; everything else
-is measured on the test models, and separately on the real model. Versions of one clean model are dependent, so
-intervals come from resampling clean models, each with its versions.
+(``audit_tables.md`` with ``audit_signs.png``). Thresholds are chosen on the calibration networks alone; everything
+else is measured on the test networks and on the real models, which had no part in it.
+
+A version *lies* if the honesty of GradCAM or of DiffGradCAM is lower than in the clean model by more than 0.1. What was
+attacked without such a loss is shown by itself: it is neither a lie to find nor a clean model to clear.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
+from torch import Tensor
 
-from diffgradcam import audit
 from diffgradcam.metrics import auroc
+from diffgradcam.robustness import AuditReport, AuditThresholds
+from diffgradcam.robustness.auditing import AuditVerdict
 from experiments.cells import read
 
-from .run import RESULTS, SPLITS, attacks, planned
-from .zoo import SEEN, Config
+from .real import MODELS
+from .run import HARMLESS, RESULTS, SPLITS, attacks, planned
+from .zoo import ARCHITECTURES, SEEN, Config
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
-WANTED = 0.98  # AUROC of the median share over at least this many models of each kind
-WANTED_MODELS = 40
-FOUND, MISSED = 0.95, 0.5  # shares of fooled models: what the page calls found, and missed
-COUNTS = (1, 2, 4, 8, 16, 32, 64)  # images of an audit
-RESAMPLES = 300  # resamples of the models for an interval
-SUBSAMPLES = 50  # draws of the images for a mean
-HALVES = ("share", "agreement", "either")
-_WHAT = {  # the attacks, as the page names them
-    "clean": "clean, not fooled",
-    "common mode 0.3": "one vector for all classes, strength 0.3",
-    "common mode 1": "one vector for all classes, strength 1",
-    "common mode 3": "one vector for all classes, strength 3",
-    "common mode, trained": "one vector for all classes, trained",
-    "roll": "features rolled by half the map",
-    "flip": "features flipped",
-    "trained on GradCAM": "fine-tuned to fool GradCAM",
-    "trained on DiffGradCAM": "fine-tuned to fool DiffGradCAM",
-}
+WANTED, WANTED_FOUND, ALLOWED = 0.98, 0.9, 0.05  # AUROC; lies found; false alarms at which they are
+COUNTS = (8, 16, 32)  # images of an audit
+DRAWS = 20  # of the images, for a mean
+VERDICTS: tuple[AuditVerdict, ...] = ("clean", "exposed", "could not tell", "fooled")
+_COLOURS = {"clean": "0.85", "exposed": "#f2c14e", "could not tell": "0.6", "fooled": "#b3262a"}
 
 Floats: TypeAlias = NDArray[np.float64]
 Cell: TypeAlias = dict[str, Any]
 
 
-class Thresholds(NamedTuple):
-    """The audit reports a median share above the first, or a mean agreement below the second."""
-
-    share: float
-    agreement: float
-
-
 class Version(NamedTuple):
-    """One way of fooling (or none) over the models of a split; one row per model, one column per image.
+    """One way of changing one model, or ``"clean"``.
 
     Attributes:
-        share: Common-mode shares.
-        gradcam: Agreement of GradCAM with occlusion.
-        diffgradcam: Agreement of DiffGradCAM with occlusion.
-        counts: Whether the model still decides well enough to be called fooled, and the audit did not refuse it.
-        moved: Whether the map that the attack is about differs enough from the clean model's.
+        model: What it was made of.
+        name: Of the way.
+        real: Whether the model is a real one.
+        attacked: Whether somebody wanted to fool.
+        lost: How far the honesty of the worse of GradCAM and DiffGradCAM has fallen.
+        found: All that the cell has of it.
     """
 
-    share: Floats
-    gradcam: Floats
-    diffgradcam: Floats
-    counts: NDArray[np.bool_]
-    moved: NDArray[np.bool_]
+    model: str
+    name: str
+    real: bool
+    attacked: bool
+    lost: float
+    found: Cell
 
-    def shares(self, images: Any = slice(None)) -> Floats:
-        """The statistic of the first half: the median share of each model over some images."""
-        return np.asarray(np.median(self.share[:, images], axis=1))
+    def sign(self, name: str, count: int | None = None, rng: np.random.Generator | None = None) -> Tensor:
+        """One sign for each image, or for some drawn at random."""
+        values = torch.tensor(self.found[name], dtype=torch.float64)
+        return values if rng is None else values[torch.from_numpy(rng.permutation(len(values))[:count])]
 
-    def agreements(self, images: Any = slice(None)) -> Floats:
-        """The statistic of the second half: the smaller of the two mean agreements."""
-        return np.asarray(np.minimum(self.gradcam[:, images].mean(1), self.diffgradcam[:, images].mean(1)))
 
-    def found(self, at: Thresholds, half: str, images: Any = slice(None)) -> NDArray[np.bool_]:
-        """The models that are reported by the ``"share"``, the ``"agreement"`` or ``"either"``."""
-        by = {"share": self.shares(images) > at.share, "agreement": self.agreements(images) < at.agreement}
-        return by["share"] | by["agreement"] if half == "either" else by[half]
+DEFAULT = AuditThresholds()
+
+
+def judged(version: Version, at: AuditThresholds = DEFAULT, count: int | None = None, seed: int = 0) -> AuditReport:
+    """What the library makes of a version, on all images or on some.
+
+    Args:
+        version: What was measured.
+        at: The thresholds.
+        count: How many images, drawn with ``seed``; by default all.
+        seed: Of the draw.
+
+    Returns:
+        A report without the maps.
+    """
+
+    def sign(name: str) -> Tensor:
+        return version.sign(name, count, None if count is None else np.random.default_rng(seed))
+
+    none = torch.empty(0)
+    return AuditReport(
+        logits=none,
+        classes=none,
+        visible=none,
+        invisible=none,
+        common_mode_share=sign("common_mode_share"),
+        gradcam_agreement=sign("occlusion_gradcam"),
+        visible_agreement=sign("occlusion_visible"),
+        visible_follows=sign("follows_visible"),
+        weight_share=None,
+        thresholds=at,
+    )
+
+
+def score(version: Version) -> float:
+    """How far beyond its threshold the strongest sign of a lie is: what the AUROC of the audit is computed of."""
+    report = judged(version)
+    assert report.gap is not None
+    assert report.visible_agreement is not None
+    assert report.honesty is not None
+    beyond = [
+        DEFAULT.agreement - float(report.visible_agreement.mean()),
+        DEFAULT.honesty - float(report.honesty.mean()),
+    ]
+    if report.exposed:
+        beyond.append(float(report.gap.mean()) - DEFAULT.gap)
+    return max(beyond)
+
+
+# --- the study -------------------------------------------------------------------------------------------------------
 
 
 class Study(NamedTuple):
@@ -92,26 +125,32 @@ class Study(NamedTuple):
 
     Attributes:
         config: The configuration of all cells.
-        models: Small models that have learned, of the splits ``calibration`` and ``test``.
-        left_out: Small models that have not learned, likewise.
-        real: The real model, by number of classes.
+        cells: By split.
         missing: Number of planned cells that do not exist yet.
     """
 
     config: Config
-    models: dict[str, list[Cell]]
-    left_out: dict[str, list[Cell]]
-    real: list[Cell]
+    cells: dict[str, list[Cell]]
     missing: int
 
-    def version(self, split: str, name: str) -> Version:
-        """One way of fooling, or ``"clean"``, over the models of a split."""
-        return _version(self.models[split], name, self.config)
+    def learned(self, split: str) -> list[Cell]:
+        """The models that have learned."""
+        return [cell for cell in self.cells[split] if cell["versions"]]
 
-    @property
-    def attacks(self) -> tuple[str, ...]:
-        """Names of all ways of fooling."""
-        return tuple(attacks(self.config))
+    def versions(self, *splits: str) -> list[Version]:
+        """All versions of the models of some splits that still decide well enough."""
+        found = []
+        for split in splits:
+            for cell in self.learned(split):
+                clean, design = cell["versions"]["clean"], cell["design"]
+                real = split == "real"
+                model = design["architecture"] if real else f"{split} {design['seed']}"
+                for name, version in cell["versions"].items():
+                    if not real and clean["accuracy"] - version["accuracy"] > self.config.accuracy_loss + 1e-9:
+                        continue
+                    lost = max(version["gradcam_lost"], version["diffgradcam_lost"])
+                    found.append(Version(model, name, real, name in attacks(self.config), lost, version))
+        return found
 
 
 def load(results: Path = RESULTS) -> Study:
@@ -124,158 +163,155 @@ def load(results: Path = RESULTS) -> Study:
         The study so far.
 
     Raises:
-        ValueError: If cells have different configurations, or fewer than two models of a split have learned.
+        ValueError: If cells have different configurations, or no model of a split of small networks has learned.
     """
-    cells = read(results)
-    small = {split: [cell for cell in cells if cell["split"] == split] for split in ("calibration", "test")}
-    models = {split: [cell for cell in of if cell["versions"]] for split, of in small.items()}
-    for split, of in models.items():
-        if len(of) < 2:
-            raise ValueError(
-                f"{len(of)} {split} models have learned in {results}; expected at least two; "
-                "run python -m experiments.audit.run"
-            )
-    config = Config(**{**cells[0]["config"], "strengths": tuple(cells[0]["config"]["strengths"])})
-    real = sorted((c for c in cells if c["split"] == "lite0"), key=lambda cell: cell["design"]["classes"])
-    return Study(
-        config,
-        models,
-        {split: [cell for cell in of if not cell["versions"]] for split, of in small.items()},
-        real,
-        sum(planned(split, config) for split in SPLITS) - len(cells),
-    )
+    found = read(results)
+    cells = {split: [cell for cell in found if cell["split"] == split] for split in SPLITS}
+    for split in ("calibration", "test"):
+        if not any(cell["versions"] for cell in cells[split]):
+            raise ValueError(f"no {split} model has learned in {results}; run python -m experiments.audit.run")
+    given = found[0]["config"]
+    config = Config(**{**given, **{name: tuple(given[name]) for name in ("strengths", "photographs")}})
+    missing = sum(planned(split, config) for split in SPLITS) - len(found)
+    return Study(config, cells, missing)
 
 
-def _version(models: Sequence[Cell], name: str, config: Config) -> Version:
-    of = [cell["versions"][name] for cell in models]
-    clean = [cell["versions"]["clean"] for cell in models]
+class Kind(NamedTuple):
+    """A row of the answer.
 
-    def column(key: str) -> Floats:
-        return np.array([version[key] for version in of], dtype=float)
+    Attributes:
+        what: In words.
+        versions: What is in it.
+    """
 
-    victim = "diffgradcam_kept" if name == "trained on DiffGradCAM" else "gradcam_kept"
-    lost = [
-        0.0 if version["accuracy"] is None else before["accuracy"] - version["accuracy"]
-        for before, version in zip(clean, of, strict=True)
+    what: str
+    versions: list[Version]
+
+
+_LIES = {
+    "one vector for all classes": ("common mode 0.3", "common mode 1"),
+    "features rolled or flipped": ("roll", "flip"),
+    "fine-tuned to fool GradCAM": ("trained on GradCAM",),
+    "fine-tuned to fool DiffGradCAM": ("trained on DiffGradCAM",),
+}
+
+
+def kinds(study: Study, *splits: str) -> list[Kind]:
+    """The rows of the answer: what must not be reported, what must, and what is neither.
+
+    Args:
+        study: The cells.
+        *splits: Of the small networks; by default the test.
+
+    Returns:
+        The kinds that have versions.
+    """
+    small, real = study.versions(*(splits or ("test",))), study.versions("real")
+    lie = study.config.lie
+
+    def of(versions: Iterable[Version], *names: str, lies: bool) -> list[Version]:
+        return [v for v in versions if v.attacked and (not names or v.name in names) and (v.lost > lie) is lies]
+
+    rows = [
+        Kind("clean small networks", [v for v in small if v.name == "clean"]),
+        Kind("small networks, compressed, distilled or trained otherwise", [v for v in small if v.name in HARMLESS]),
+        Kind("real models, clean", [v for v in real if v.name == "clean"]),
+        Kind("real models, compressed or with a new head", [v for v in real if not v.attacked and v.name != "clean"]),
+        *(Kind(f"lie: {what}", of(small, *names, lies=True)) for what, names in _LIES.items()),
+        Kind("lie: real models, attacked", of(real, lies=True)),
+        Kind("no lie: attacked, honesty hardly lower", of([*small, *real], lies=False)),
     ]
-    share = column("common_mode_share")  # NaN where the audit refused the model
-    return Version(
-        share,
-        column("gradcam_agreement"),
-        column("diffgradcam_agreement"),
-        (np.array(lost) <= config.accuracy_loss + 1e-9) & np.isfinite(share).all(1),
-        column(victim) < config.moved,
-    )
+    return [row for row in rows if row.versions]
 
 
-# --- the thresholds --------------------------------------------------------------------------------------------------
+# --- calibration -----------------------------------------------------------------------------------------------------
 
 
-def defaults() -> Thresholds:
-    """The thresholds of the library."""
-    parameters = inspect.signature(audit).parameters
-    return Thresholds(parameters["threshold"].default, parameters["agreement_threshold"].default)
+_NEITHER = AuditThresholds(agreement=-1, honesty=-1)
 
 
-def choose(study: Study) -> Thresholds:
-    """Thresholds from the calibration models alone, by rules that were written before the run.
+def choose(study: Study) -> dict[str, float]:
+    """The thresholds of agreement and honesty, from the calibration networks alone.
 
-    The share: midway, in its logarithm, between the highest of a clean model and the lowest of one with a common mode
-    of strength 1. The agreement: where the share of clean models above it minus the share of fooled ones below it is
-    largest, over all fooled versions whose map has moved; midway between the two neighbouring models.
+    Of each the highest hundredth at which it says of no clean or harmlessly changed one of them that its map lies.
     """
-    clean = study.version("calibration", "clean")
-    fooled = study.version("calibration", "common mode 1")
-    share = float(np.sqrt(clean.shares().max() * fooled.shares()[fooled.counts].min()))
-    versions = [study.version("calibration", name) for name in study.attacks]
-    low = np.concatenate([version.agreements()[version.counts & version.moved] for version in versions])
-    high = clean.agreements()
-    values = np.unique(np.concatenate([low, high]))
-    candidates = (values[1:] + values[:-1]) / 2
-    gains = (high > candidates[:, None]).mean(1) + (low < candidates[:, None]).mean(1)
-    return Thresholds(share, float(candidates[gains.argmax()]))
-
-
-# --- figures with intervals ------------------------------------------------------------------------------------------
-
-
-class Estimate(NamedTuple):
-    """A value and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """The value and its interval, with three decimals."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def _area(fooled: Floats, clean: Floats, counts: NDArray[np.bool_], rows: Any = slice(None)) -> float:
-    """How often a fooled model scores higher than a clean one, over some models."""
-    scores, kept = clean[rows], fooled[rows][counts[rows]]
-    if not len(kept):
-        return float("nan")
-    return auroc([0] * len(scores) + [1] * len(kept), np.concatenate([scores, kept]))
-
-
-def _estimate(figure: Callable[[Any, np.random.Generator], float], models: int, draws: int = 1) -> Estimate:
-    """The mean over draws (of images) with all models; the interval over resampled models, images drawn anew."""
-    rng = np.random.default_rng(0)
-    value = np.mean([figure(slice(None), rng) for _ in range(draws)])
-    values = [figure(rng.integers(models, size=models), rng) for _ in range(RESAMPLES)]
-    low, high = np.nanpercentile(values, (2.5, 97.5))
-    return Estimate(float(value), float(low), float(high))
-
-
-def share_auroc(clean: Version, fooled: Version) -> Estimate:
-    """AUROC of the median share of all images."""
-    shares, of_clean = fooled.shares(), clean.shares()
-    return _estimate(lambda rows, _: _area(shares, of_clean, fooled.counts, rows), len(of_clean))
-
-
-def agreement_auroc(clean: Version, fooled: Version, count: int) -> Estimate:
-    """AUROC of the smaller mean agreement, over audits of ``count`` images."""
-    available = clean.share.shape[1]
-
-    def figure(rows: Any, rng: np.random.Generator) -> float:
-        images = rng.permutation(available)[:count]
-        return _area(-fooled.agreements(images), -clean.agreements(images), fooled.counts, rows)
-
-    return _estimate(figure, len(clean.share), draws=1 if count >= available else SUBSAMPLES)
-
-
-Curves: TypeAlias = dict[str, list[Estimate]]  # of each attack, by the number of images
-
-
-def curves(study: Study) -> Curves:
-    """AUROC of the agreement for each attack, by the numbers of images in :data:`COUNTS`, as far as there are any."""
-    clean = study.version("test", "clean")
-    versions = {name: study.version("test", name) for name in study.attacks}
+    honest = [v for v in study.versions("calibration") if not v.attacked]
     return {
-        name: [agreement_auroc(clean, version, count) for count in _counts(study)]
-        for name, version in versions.items()
-        if version.counts.any()
+        name: max(
+            hundredth / 100
+            for hundredth in range(-100, 101)
+            if not any(
+                "behaviour" in judged(version, replace(_NEITHER, **{name: hundredth / 100})).signs for version in honest
+            )
+        )
+        for name in ("agreement", "honesty")
     }
 
 
-def rate(version: Version, at: Thresholds, count: int) -> float:
-    """Share of models that an audit of ``count`` images reports, over draws of the images."""
-    rng = np.random.default_rng(0)
-    draws = [rng.permutation(version.share.shape[1])[:count] for _ in range(SUBSAMPLES)]
-    return float(np.mean([version.found(at, "either", images)[version.counts] for images in draws]))
+# --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def _wilson(found: NDArray[np.bool_]) -> tuple[float, float]:
-    low, high = binomtest(int(found.sum()), len(found)).proportion_ci(method="wilson")
-    return float(low), float(high)
+def area(negatives: Sequence[float], positives: Sequence[float]) -> float:
+    """AUROC; NaN without models."""
+    if not negatives or not positives:
+        return float("nan")
+    return auroc([0] * len(negatives) + [1] * len(positives), [*negatives, *positives])
 
 
-def _proportion(found: NDArray[np.bool_]) -> str:
-    if not len(found):
-        return "-"
-    low, high = _wilson(found)
-    return f"{found.mean():.2f} [{low:.2f}, {high:.2f}]"
+def negatives(study: Study) -> list[Version]:
+    """What must not be reported: the clean and the harmlessly changed, test networks and real models."""
+    return [v for v in study.versions("test", "real") if not v.attacked]
+
+
+def found_at(honest: Sequence[Version], lies: Sequence[Version]) -> float:
+    """Share of lies whose score is above that of all but :data:`ALLOWED` of the honest."""
+    limit = float(np.quantile([score(version) for version in honest], 1 - ALLOWED))
+    return float(np.mean([score(version) > limit for version in lies]))
+
+
+def rates(
+    versions: Sequence[Version], at: AuditThresholds = DEFAULT, count: int | None = None
+) -> dict[AuditVerdict, float]:
+    """Share of each verdict, on all images or as a mean over draws of some."""
+    draws = [None] if count is None else range(DRAWS)
+    verdicts = Counter(judged(v, at, count, seed or 0).verdict for v in versions for seed in draws)
+    total = sum(verdicts.values())
+    return {verdict: verdicts[verdict] / total for verdict in VERDICTS}
+
+
+SIGNS: dict[str, tuple[str, Callable[[Version], float]]] = {  # each higher for a liar
+    "share": ("common-mode share (median)", lambda v: float(v.sign("common_mode_share").median())),
+    "gap": (
+        "gap: agreement with occlusion lost to the common mode, 16 passes",
+        lambda v: _mean(v, "occlusion_visible") - _mean(v, "occlusion_gradcam"),
+    ),
+    "gap49": ("gap, 49 passes", lambda v: _mean(v, "occlusion49_visible") - _mean(v, "occlusion49_gradcam")),
+    "gap_integrated": (
+        "gap with integrated gradients, 8 steps",
+        lambda v: _mean(v, "integrated_visible") - _mean(v, "integrated_gradcam"),
+    ),
+    "occlusion": ("disagreement with occlusion, 16 passes", lambda v: -_mean(v, "occlusion_visible")),
+    "occlusion49": ("disagreement with occlusion, 49 passes", lambda v: -_mean(v, "occlusion49_visible")),
+    "occlusion_diff": (
+        "the same of DiffGradCAM (log-sum-exp), 16 passes",
+        lambda v: -_mean(v, "occlusion_diffgradcam"),
+    ),
+    "integrated": ("disagreement with integrated gradients, 8 steps", lambda v: -_mean(v, "integrated_visible")),
+    "follows": ("does not follow a shifted image, 1 pass", lambda v: -_mean(v, "follows_visible")),
+    "constancy": ("constancy: maps of other images are alike, 0 passes", lambda v: _mean(v, "constancy_gradcam")),
+    "constancy_visible": ("the same without the common mode", lambda v: _mean(v, "constancy_visible")),
+    "layers": ("disagreement with a lower layer (LayerCAM), 1 pass", lambda v: -_mean(v, "layers_visible")),
+    "honesty": ("dishonesty: occlusion and following, 17 passes", lambda v: -_honesty(v)),
+    "joint": ("**the audit: gap or dishonesty, 19 passes**", score),
+}
+
+
+def _mean(version: Version, name: str) -> float:
+    return float(np.mean(version.found[name])) if name in version.found else float("nan")
+
+
+def _honesty(version: Version) -> float:
+    return (_mean(version, "occlusion_visible") + _mean(version, "follows_visible")) / 2
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -283,144 +319,170 @@ def _proportion(found: NDArray[np.bool_]) -> str:
 
 def markdown(study: Study) -> str:
     """The page: the answer, one table, how it was done."""
-    library = defaults()
     parts = [
         "# Does the audit tell clean checkpoints from fooled ones?",
-        f"**Incomplete:** {study.missing} of the planned models are still missing." if study.missing else "",
-        "![The share of models that the audit reports: few of the clean ones; nearly all that carry one strong vector "
-        "for all classes or moved features; fewer of those fine-tuned to fool DiffGradCAM](audit.png)",
-        *_answer(study, library),
-        _lead_table(study, library),
-        f"Models reported by each half of the audit and by the whole, with {study.config.images} images and the "
-        f"default thresholds: a common-mode share above {library.share:g}, or agreement with occlusion below "
-        f"{library.agreement:g}. *GradCAM's r*: Pearson's r of GradCAM with the clean model's, mean over models: "
-        "where it is near 1, the attack has hardly changed the map, and there is little to find. [Intervals, other "
-        "thresholds, fewer images, the real model](audit_tables.md).",
+        "![What the audit says of clean models, of compressed and retrained ones, and of those whose maps were made to "
+        "lie](audit.png)",
+        *_answer(study),
+        _lead_table(study),
+        f"Verdicts with {study.config.images} images and the default thresholds. A map *lies* if its agreement with "
+        "what its model relies on (occlusion and integrated gradients) is lower than that of the clean model's map by "
+        f"more than {study.config.lie:g}. *AUROC*: against all models that must not be reported. [Every sign, every "
+        "real model, fewer images](audit_tables.md).",
+        _alarms(study),
         "## How it was done",
         _setup(study),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _answer(study: Study, library: Thresholds) -> list[str]:
+def _answer(study: Study) -> list[str]:
     """Three sentences for a reader who stops there."""
-
-    def reported(name: str, half: str = "either") -> NDArray[np.bool_]:
-        version = study.version("test", name)
-        return version.found(library, half)[version.counts]
-
-    def of(found: NDArray[np.bool_]) -> str:
-        return f"{found.sum()} of {len(found)}"
-
-    clean, adaptive = reported("clean"), reported("trained on DiffGradCAM")
-    found = [name for name in study.attacks if len(reported(name)) and reported(name).mean() >= FOUND]
-    invisible = [n for n in study.attacks if len(reported(n)) and reported(n, "share").mean() < MISSED]
     images = study.config.images
+    must_not = negatives(study)
+    real = [version for version in must_not if version.real]
+    alarms = [version for version in must_not if judged(version).fooled]
+    of_real = [f"{v.model}, {v.name}" for v in alarms if v.real]
+    named = f" ({'; '.join(of_real)})" if of_real else ""
+    rows = {row.what: row.versions for row in kinds(study)}
+    everything = [v for what, of in rows.items() if what.startswith("lie: ") for v in of]
+    adaptive = rows.get("lie: fine-tuned to fool DiffGradCAM", [])
+
+    def count(versions: Sequence[Version]) -> str:
+        return f"{sum(judged(v).verdict == 'fooled' for v in versions)} of {len(versions)}"
+
+    exposed = [v.model for v in real if v.name == "clean" and judged(v).verdict == "exposed"]
+    small = [version for version in must_not if not version.real]
+
+    def reached(honest: Sequence[Version]) -> str:
+        return f"{_area(honest, adaptive):.2f} and {found_at(honest, adaptive):.0%}"
+
     return [
-        f"**With {images} images and the default thresholds, the audit reports {of(clean)} clean small networks**, and "
-        f"at least {FOUND:.0%} of those fooled in one of these ways: {_names(found)}.",
-        "**Both halves are needed**: the common-mode half reports "
-        f"{of(reported('clean', 'share'))} clean models and finds fewer than {MISSED:.0%} of those fooled in these "
-        f"ways: {_names(invisible)}. The half that occludes parts of the images is left to find them; it reports "
-        f"{of(reported('clean', 'agreement'))} clean models.",
-        '**"Nothing found" certifies nothing**: of the models fine-tuned to fool DiffGradCAM itself, the audit '
-        f"reports {of(adaptive)}.",
+        f"**With {images} images, the audit calls {len(alarms)} of {len(must_not)} models fooled that nobody "
+        f"attacked**, and {len(of_real)} of the {len(real)} of them that are real ImageNet models, clean, compressed, "
+        f"or with a new head{named}. It calls exposed, not fooled, of the clean real models: "
+        f"{', '.join(exposed) or 'none'}.",
+        f"**It finds {count(everything)} lies**, and of those of a network that was fine-tuned to fool DiffGradCAM "
+        f"itself {count(adaptive)}.",
+        f"**The goal for such adaptive lies was an AUROC of {WANTED:g} and {WANTED_FOUND:.0%} found at {ALLOWED:.0%} "
+        f"false alarms: it reaches {reached(must_not)}**, or {reached(small)} against the small networks alone. One "
+        "model shows only how honest its map is, not how honest it was. A clean map that never said much of what its "
+        "model relies on looks like a good one that was made worse.",
     ]
 
 
-def _names(names: Sequence[str]) -> str:
-    return "; ".join(_WHAT[name] for name in names) or "none"
+def _alarms(study: Study) -> str:
+    """The models that nobody attacked and that are called fooled, and why."""
+    lines = []
+    for version in negatives(study):
+        report = judged(version)
+        if report.fooled:
+            agreement = f"{_mean(version, 'occlusion_gradcam'):.2f}, without the common mode "
+            agreement += f"{_mean(version, 'occlusion_visible'):.2f}"
+            lines.append(
+                f"- {version.model}, {version.name} ({', '.join(report.signs)}): GradCAM agrees with occlusion by "
+                f"{agreement}; honesty {_honesty(version):.2f}."
+            )
+    if not lines:
+        return ""
+    return (
+        "**Called fooled, and attacked by nobody.** Where the common mode is the sign, GradCAM does contradict what "
+        "the model does: a last layer that Adam trained briefly, from its initialisation, can have so large a common "
+        "mode. The audit does not know intent.\n\n" + "\n".join(lines)
+    )
 
 
-def _lead_table(study: Study, library: Thresholds) -> str:
+def _area(honest: Sequence[Version], lies: Sequence[Version]) -> float:
+    return area([score(version) for version in honest], [score(version) for version in lies])
+
+
+def _lead_table(study: Study) -> str:
     rows = []
-    for name, what in _WHAT.items():
-        version = study.version("test", name)
-        if not version.counts.any():
-            continue
-        pairs = zip(study.models["test"], version.counts, strict=True)
-        kept = np.mean([cell["versions"][name]["gradcam_kept"] for cell, counted in pairs if counted])
-        shares = [f"{version.found(library, half)[version.counts].mean():.0%}" for half in HALVES]
-        rows.append([name, what, version.counts.sum(), f"{kept:.2f}", *shares])
-    header = ["name", "what was done to the model", "models", "GradCAM's r", "common mode", "occlusion", "reported"]
-    return _table(header, rows)
+    for kind in kinds(study):
+        shares = rates(kind.versions)
+        area_of = f"{_area(negatives(study), kind.versions):.3f}" if kind.what.startswith("lie: ") else ""
+        rows.append([kind.what, len(kind.versions), *(f"{shares[v]:.0%}" for v in reversed(VERDICTS)), area_of])
+    return _table(["what was done to the model", "models", *reversed(VERDICTS), "AUROC"], rows)
 
 
-def tables(study: Study, areas: Curves) -> str:
+def tables(study: Study) -> str:
     """The page of all tables."""
-    config, chosen, library = study.config, choose(study), defaults()
+    chosen = choose(study)
     parts = [
         "# Audit: all tables",
-        f"**Incomplete:** {study.missing} of the planned models are still missing." if study.missing else "",
         "The answer and the set-up are in [Does the audit tell clean checkpoints from fooled ones?](audit.md). "
         "Generated by `python -m experiments.audit.report`; do not edit.",
-        "![Left: the median common-mode share of every test model. Right: how well agreement with occlusion separates "
-        "clean from fooled models, by the number of images](audit_halves.png)",
-        "## In words",
-        _reading(study, areas, chosen, library),
-        "## The models",
+        "## Which sign earns its column",
+        "AUROC of each sign alone, lies of the test networks against their clean and harmlessly changed versions. The "
+        "audit has the gap, the agreement with 16 occlusions and following.",
+        _sign_table(study),
+        "![The two signs of every version: the gap, which tells lies of the common mode, and honesty, which tells the "
+        "others](audit_signs.png)",
+        "## The threshold",
+        f"On {len(study.learned('calibration'))} calibration networks, each clean and with one harmless change, "
+        f"{chosen['agreement']:.2f} is the highest hundredth of the agreement, and {chosen['honesty']:.2f} of honesty, "
+        f"at which none of these is called fooled. The library has {DEFAULT.agreement:g} and {DEFAULT.honesty:g}: "
+        "lower, since other models are not like these. The threshold of the gap, "
+        f"{DEFAULT.gap:g}, is the {study.config.lie:g} by which a lie is defined, and the noise of 32 images on top. "
+        f"That of the share, {DEFAULT.share:g}, is for an exposure, which is no lie by itself; above 0.8 it is.",
+        _threshold_table(study),
+        "## With fewer images",
+        f"Share that is called fooled; mean over {DRAWS} draws of the images.",
+        _count_table(study),
+        "## By the change",
+        _change_table(study),
+        "## Real models",
+        _real(study),
+        "## The networks",
         _accuracy_table(study),
-        "The highest median share of a clean test model, by what it was trained with:",
-        _clean_share_table(study),
-        "## First half: the common mode",
-        f"AUROC of the median common-mode share over {config.images} images, clean against fooled test models. "
-        f"Intervals: 95%, {RESAMPLES} resamples of the clean models, each with its versions.",
-        _share_table(study),
-        "## Second half: agreement with occlusion",
-        "AUROC of the smaller of the two mean agreements with occlusion (GradCAM's and DiffGradCAM's), clean against "
-        f"fooled test models, by the number of images: mean over {SUBSAMPLES} draws of the images, intervals over "
-        "models and draws.",
-        _agreement_table(study, areas),
-        f"The same with {config.images} images, clean against fooled models of the same data only:",
-        _data_table(study),
-        "## The verdict",
-        f"The share of test models that are reported, with {config.images} images (95% Wilson intervals). *Default*: "
-        f"share above {library.share:g}, agreement below {library.agreement:g}. *Chosen* on the calibration models: "
-        f"share above {chosen.share:.2g}, agreement below {chosen.agreement:.2f}. *Moved*: the models whose attacked "
-        f"map has a mean correlation below {config.moved:g} with the clean model's.",
-        _verdict_table(study, chosen, library),
-        "The joint verdict by the number of images, chosen thresholds:",
-        _count_table(study, chosen),
-        "## A real model",
-        _real(study, chosen, library),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _setup(study: Study) -> str:
-    config, test, calibration = study.config, study.models["test"], study.models["calibration"]
-    data = "; ".join(_levels(test, "data"))
+    config = study.config
+    learned = {split: study.learned(split) for split in ("calibration", "test")}
+    left_out = sum(len(study.cells[split]) - len(learned[split]) for split in learned)
+    planned_small = sum(planned(split, config) for split in learned)
+    unseen = [architecture for architecture in ARCHITECTURES if architecture not in SEEN]
+    real = [cell["design"]["architecture"] for cell in study.cells["real"]]
+    later = [name for name in MODELS if name not in real]
+    waiting = f" (not yet: {', '.join(later)})" if later else ""
     return "\n\n".join(
-        part
-        for part in (
+        [
             "Generated by `python -m experiments.audit.report` from the cells that `python -m experiments.audit.run` "
             "wrote; do not edit.",
-            f"**Models.** {len(test)} clean small networks for testing, and {len(calibration)} others, with other "
-            f"seeds, for choosing thresholds. The {len(_levels(test, 'architecture'))} architectures "
-            f"({', '.join(_levels(test, 'architecture'))}; only {', '.join(SEEN)} in the calibration), the data "
-            f"({data}), optimisers ({', '.join(_levels(test, 'optimizer'))}), weight decay on or off and label "
-            "smoothing 0 or 0.1 are combined at random, each level equally often. The data are stand-ins: "
-            "scikit-learn's digits, enlarged, and faces pasted on photographs. Training took "
-            f"{np.median([cell['training_seconds'] for cell in test]):.0f} seconds a model on one core (median). Each "
-            f"model is audited on {config.images} images that neither it nor the attacker has seen. All models draw "
-            "their digits and faces from one pool, so intervals are over models, not over images.",
-            _left_out(study),
-            _refused(study),
-            f"**Attacks** on each model, fitted on {config.fool_images} of its training images: the closed-form common "
-            f"mode at strengths {', '.join(f'{s:g}' for s in config.strengths)}; the common mode trained by gradient "
-            "descent; a roll by half the map and a flip of both axes (spatial hoaxes); the whole model trained to show "
-            "a border with GradCAM or, adaptively, with DiffGradCAM. A fooled version counts if its accuracy is no "
-            f"more than {config.accuracy_loss:g} below that of the clean model. It has *moved* if the attacked map has "
-            f"a mean correlation below {config.moved:g} with the clean model's.",
-            "**Fixed before any result of a test model was seen**: configuration, attacks, budgets, and the rules for "
-            "leaving out models and for choosing thresholds. Seen before: accuracies, and the results of five models "
-            "with seeds that are not in the study, to check that networks learn and that trained attacks move maps. "
-            "Decided later: the table by data, after the calibration models were seen, and what happens to a model "
-            "that the audit refuses, when it refused one. The first cells of the real model were thrown away, because "
-            "a mistake in the experiment let the hoax of one version reach the next; other crops were used the second "
-            "time.",
-        )
-        if part
+            f"**Small networks.** {len(learned['test'])} for testing, and {len(learned['calibration'])} others, with "
+            f"other seeds, for choosing the threshold ({planned_small} are planned; `run` continues where it stopped). "
+            f"Architectures ({', '.join(SEEN)} in the calibration, {', '.join(unseen)} only in the test), data "
+            f"({'; '.join(_levels(learned['test'], 'data'))}), optimisers, weight decay and label smoothing are "
+            f"combined at random. Left out are networks that have not learned ({left_out}), and changed ones whose "
+            f"accuracy is lower by more than {config.accuracy_loss:g}. The data are stand-ins: scikit-learn's digits, "
+            "enlarged, and faces pasted on photographs. Each is audited on images that neither it nor the attacker has "
+            "seen.",
+            f"**Real models.** {', '.join(real)}{waiting}, with their ImageNet weights; the ResNets are "
+            f"product-quantised by their publisher. {config.images} photographs for the audit, "
+            f"{config.photographs[0]} others for the attacker, {config.photographs[1]} for new heads. What each model "
+            "relies on is measured by occlusion "
+            "alone. Attacks on the backbone are not among the attacks: only the last layer was fine-tuned, against "
+            "DiffGradCAM. Neither weights nor photographs are part of the project; `experiments/audit/real.py` says "
+            "where they come from.",
+            "**Attacks.** The closed-form common mode at strengths "
+            f"{', '.join(f'{s:g}' for s in config.strengths)}; a roll by half the map and a flip of both axes; the "
+            "whole network fine-tuned to show a border with GradCAM or, adaptively, with DiffGradCAM.",
+            "**Harmless changes.** Weights of 8 bits; 30% of the weights set to 0; a product-quantised and fine-tuned "
+            "last layer; a new last layer, also with label smoothing or mixup; a network distilled from the clean one, "
+            "or trained with mixup. Each small network has one of them, in turn.",
+            "**Seen before the run**: seven networks of the calibration, on which the signs were thought out: 16 "
+            "occlusions in place of 49, the shift, and the comparison of GradCAM with the map without the common mode. "
+            "Attacks, harmless changes and the definition of a lie were fixed before any result of a test network or "
+            "of a real model was seen. **Decided later**, after the first three test networks, EfficientNet-Lite0 and "
+            "ResNet-18: the threshold of the gap, from 0.1 to 0.15, since new heads had gaps of up to 0.1; and a rule "
+            "was dropped that called GradCAM fooled wherever it looked unlike the map without the common mode, since "
+            "it does in many new heads. So for new heads the real models are not an independent test. The first cells "
+            "of EfficientNet-Lite0 were thrown away, because a mistake in the experiment let the hoax of one version "
+            "reach the next.",
+        ]
     )
 
 
@@ -428,285 +490,139 @@ def _levels(cells: Iterable[Cell], factor: str) -> list[str]:
     return sorted({str(cell["design"][factor]) for cell in cells})
 
 
-def _left_out(study: Study) -> str:
-    config = study.config
-    left_out = {split: len(of) for split, of in study.left_out.items()}
-    return (
-        f"A model that is right on fewer than {config.digits_accuracy:.0%} of held-out digits, or "
-        f"{config.faces_accuracy:.0%} of held-out faces, has not learned and is left out: {left_out['test']} of the "
-        f"test models and {left_out['calibration']} of the calibration models."
-    )
-
-
-def _refused(study: Study) -> str:
-    split = [(name, version) for cell in study.models["test"] for name, version in cell["versions"].items()]
-    refused = [(name, version["accuracy"]) for name, version in split if version["weight_share"] is None]
-    if not refused:
-        return ""
-    which = ", ".join(f"{name} (accuracy {accuracy:.2f})" for name, accuracy in refused)
-    return (
-        f"The audit refused {len(refused)} of the {len(split)} versions of the test models, and they are left out: all "
-        f"their logits lie between 0 and 1, which the audit takes for the output of sigmoids: {which}."
-    )
-
-
-def _reading(study: Study, areas: Curves, chosen: Thresholds, library: Thresholds) -> str:
-    clean = study.version("test", "clean")
-    versions = {name: study.version("test", name) for name in study.attacks}
-    lines = []
-    for strength in study.config.strengths:
-        version = versions[f"common mode {strength:g}"]
-        area, count = share_auroc(clean, version), int(version.counts.sum())
-        enough = min(len(clean.share), count) >= WANTED_MODELS
-        verdict = "reached" if area.value >= WANTED and enough else "**not reached**"
-        what = "" if enough else f", and at least {WANTED_MODELS} of each were wanted"
-        lines.append(
-            f"- Common mode of strength {strength:g}: AUROC of the share {area} over {len(clean.share)} clean and "
-            f"{count} fooled models{what}. The target of {WANTED:g} is {verdict}."
-        )
-    of_clean, fooled = clean.shares(), versions["common mode 1"]
-    of_fooled = fooled.shares()[fooled.counts]
-
-    def share_errors(threshold: float) -> str:
-        return (
-            f"reports {(of_clean > threshold).sum()} of {len(of_clean)} clean models and misses "
-            f"{(of_fooled <= threshold).sum()} of {len(of_fooled)} common modes of strength 1"
-        )
-
-    lines.append(
-        f"- The share's threshold: the library's {library.share:g} {share_errors(library.share)}; the "
-        f"{chosen.share:.2g} that the calibration models chose {share_errors(chosen.share)}."
-    )
-    counts = _counts(study)
-    few = min(len(counts) - 1, 3)  # 8 images, where there are as many
-    by_count = "; ".join(f"{name} {of[0].value:.2f}, {of[few].value:.2f}, {of[-1]}" for name, of in areas.items())
-    lines.append(f"- AUROC of the agreement with 1, {counts[few]} and {counts[-1]} images: {by_count}.")
-    high = clean.agreements()
-    low = np.concatenate([v.agreements()[v.counts & v.moved] for v in versions.values()])
-
-    def agreement_errors(threshold: float) -> str:
-        return (
-            f"reports {(high < threshold).sum()} of {len(high)} clean models and misses {(low >= threshold).sum()} of "
-            f"{len(low)} fooled versions whose map has moved"
-        )
-
-    lines.append(
-        f"- The agreement's threshold: the library's {library.agreement:g} {agreement_errors(library.agreement)}; the "
-        f"chosen {chosen.agreement:.2f} {agreement_errors(chosen.agreement)}."
-    )
-    lines.append(_unseen(study, chosen))
-    for half, what in (("share", "The common mode"), ("agreement", "Behaviour"), ("either", "The joint verdict")):
-        rates = {
-            name: v.found(chosen, half)[v.counts & v.moved].mean()
-            for name, v in versions.items()
-            if (v.counts & v.moved).any()
-        }
-        hidden = [f"{name} ({found:.0%})" for name, found in rates.items() if found < 0.5]
-        text = ", ".join(hidden) or "none"
-        lines.append(f"- {what} finds fewer than half of these attacks where the map has moved: {text}.")
-    return "\n".join(lines)
-
-
-def _unseen(study: Study, chosen: Thresholds) -> str:
-    seen = np.array([cell["design"]["architecture"] in SEEN for cell in study.models["test"]])
-    reported = study.version("test", "clean").found(chosen, "either")
-    return (
-        "- False alarms of the joint verdict, chosen thresholds: "
-        f"{reported[seen].sum()} of {seen.sum()} clean models of the architectures that the calibration had, "
-        f"{reported[~seen].sum()} of {(~seen).sum()} of the others."
-    )
-
-
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def _accuracy_table(study: Study) -> str:
+def _sign_table(study: Study) -> str:
+    honest = [v for v in study.versions("test") if not v.attacked]
+    lies = {row.what: row.versions for row in kinds(study) if row.what.startswith("lie: ") and not row.versions[0].real}
     rows = []
-    for data in _levels(study.models["test"], "data"):
-        for split, cells in study.models.items():
-            of = [cell["accuracy"] for cell in cells if cell["design"]["data"] == data]
-            left_out = sum(cell["design"]["data"] == data for cell in study.left_out[split])
-            spread = f"{np.median(of):.3f} ({min(of):.3f} to {max(of):.3f})" if of else "-"
-            rows.append([data, split, len(of), left_out, spread])
-    return _table(["data", "models", "learned", "left out", "accuracy of those that learned: median (range)"], rows)
+    for what, score in SIGNS.values():
+        areas = [area([score(v) for v in honest], [score(v) for v in versions]) for versions in lies.values()]
+        rows.append([what, *(f"{value:.2f}" for value in areas)])
+    return _table(["sign", *(what.removeprefix("lie: ") for what in lies)], rows)
 
 
-def _clean_share_table(study: Study) -> str:
-    shares = study.version("test", "clean").shares()
-    designs = [cell["design"] for cell in study.models["test"]]
-    classes = np.array([10 if design["data"].startswith("10") else 2 for design in designs])
-
-    def highest(which: NDArray[np.bool_]) -> str:
-        return f"{shares[which].max():.2g}" if which.any() else "-"
-
-    rows = []
-    for optimizer in _levels(study.models["test"], "optimizer"):
-        for decay in (False, True):
-            with_it = [d["optimizer"] == optimizer and d["weight_decay"] == decay for d in designs]
-            cells = [highest(np.array(with_it) & (classes == k)) for k in (2, 10)]
-            rows.append([optimizer, "yes" if decay else "no", *cells])
-    return _table(["optimiser", "weight decay", "2 classes", "10 classes"], rows)
+def _threshold_table(study: Study) -> str:
+    chosen, rows = AuditThresholds(**choose(study)), []
+    for kind in kinds(study):
+        shares = [rates(kind.versions, at)["fooled"] for at in (DEFAULT, chosen)]
+        rows.append([kind.what, len(kind.versions), *(f"{share:.0%}" for share in shares)])
+    header = [f"{what}, {at.agreement:g} and {at.honesty:g}" for at, what in ((DEFAULT, "library"), (chosen, "chosen"))]
+    return _table(["called fooled", "models", *header], rows)
 
 
-def _share_table(study: Study) -> str:
-    clean, rows = study.version("test", "clean"), []
-    rows.append(["clean", len(clean.share), _range(clean.shares()), ""])
-    for name in study.attacks:
-        version = study.version("test", name)
-        shares = version.shares()[version.counts]
-        rows.append([name, len(shares), _range(shares), share_auroc(clean, version) if len(shares) else "-"])
-    return _table(["version", "models", "median share: median (range) over models", "AUROC"], rows)
+def _count_table(study: Study) -> str:
+    counts = [count for count in COUNTS if count <= study.config.images]
+    rows = [[k.what, *(f"{rates(k.versions, DEFAULT, n)['fooled']:.0%}" for n in counts)] for k in kinds(study)]
+    return _table(["called fooled \\ images", *map(str, counts)], rows)
 
 
-def _range(values: Floats) -> str:
-    return f"{np.median(values):.2g} ({values.min():.2g} to {values.max():.2g})" if len(values) else "-"
-
-
-def _counts(study: Study) -> list[int]:
-    return [count for count in COUNTS if count <= study.config.images]
-
-
-def _agreement_table(study: Study, areas: Curves) -> str:
-    return _table(["attack \\ images", *map(str, _counts(study))], [[name, *of] for name, of in areas.items()])
-
-
-def _data_table(study: Study) -> str:
-    rows = []
-    for data in _levels(study.models["test"], "data"):
-        models = [cell for cell in study.models["test"] if cell["design"]["data"] == data]
-        clean = _version(models, "clean", study.config)
-        versions = [_version(models, name, study.config) for name in study.attacks]
-        areas = [_area(-version.agreements(), -clean.agreements(), version.counts) for version in versions]
-        rows.append(
-            [
-                data,
-                len(models),
-                _range(clean.agreements()),
-                *("-" if np.isnan(area) else f"{area:.2f}" for area in areas),
-            ]
-        )
-    return _table(["data", "models", "clean: median agreement (range)", *study.attacks], rows)
-
-
-def _verdict_table(study: Study, chosen: Thresholds, library: Thresholds) -> str:
-    rows = []
-    for name in ("clean", *study.attacks):
-        version = study.version("test", name)
-        counts, moved = version.counts, version.counts & version.moved
-        of = [cell["versions"][name] for cell, counted in zip(study.models["test"], counts, strict=True) if counted]
+def _change_table(study: Study) -> str:
+    small, rows = study.versions("test"), []
+    for name in ("clean", *HARMLESS, *attacks(study.config)):
+        of = [version for version in small if version.name == name]
         if not of:
             continue
-        means = [np.mean([v[key] for v in of]) for key in ("agreement", "gradcam_kept", "diffgradcam_kept")]
-        found = [_proportion(version.found(at, half)[counts]) for half in HALVES for at in (library, chosen)]
-        hits = _proportion(version.found(chosen, "either")[moved])
-        rows.append([name, len(of), *(f"{mean:.2f}" for mean in means), *found, f"{moved.sum()}: {hits}"])
-    header = ["version", "models", "same decisions", "GradCAM's r with clean", "DiffGradCAM's r with clean"]
-    header += [f"{what}, {which}" for what in ("share", "behaviour", "joint") for which in ("default", "chosen")]
-    return _table([*header, "moved: joint, chosen"], rows)
+        lies = [version for version in of if version.attacked and version.lost > study.config.lie]
+        found = [judged(version).verdict == "fooled" for version in lies]
+        reported = sum(judged(version).verdict == "fooled" for version in of)
+        means = [np.mean([version.found[key] for version in of]) for key in ("agreement", "behaviour_kept")]
+        kept = [np.mean([version.found[f"{key}_kept"] for version in of]) for key in ("gradcam", "diffgradcam")]
+        lost = [np.mean([version.found[f"{key}_lost"] for version in of]) for key in ("gradcam", "diffgradcam")]
+        numbers = [f"{value:.2f}" for value in (*means, *kept, *lost)]
+        rows.append([name, len(of), *numbers, f"{reported} of {len(of)}", _proportion(found)])
+    header = ["version", "models", "same decisions", "behaviour kept", "GradCAM's r with clean"]
+    header += ["DiffGradCAM's r with clean", "GradCAM's honesty lost", "DiffGradCAM's honesty lost"]
+    return _table([*header, "called fooled", "of the lies"], rows)
 
 
-def _count_table(study: Study, chosen: Thresholds) -> str:
-    counts, rows = _counts(study), []
-    for name in ("clean", *study.attacks):
-        version = study.version("test", name)
-        if version.counts.any():
-            rows.append([name, *(f"{rate(version, chosen, count):.2f}" for count in counts)])
-    return _table(["reported \\ images", *map(str, counts)], rows)
+def _proportion(found: Sequence[bool]) -> str:
+    if not found:
+        return "-"
+    interval = binomtest(sum(found), len(found)).proportion_ci(method="wilson")
+    return f"{sum(found)} of {len(found)} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def _real(study: Study, chosen: Thresholds, library: Thresholds) -> str:
-    if not study.real:
-        return ""
+def _real(study: Study) -> str:
     rows = []
-    for cell in study.real:
-        for name, found in cell["versions"].items():
-            version = _version([cell], name, study.config)
-            verdicts = ["reported" if version.found(at, "either")[0] else "nothing found" for at in (library, chosen)]
-            rows.append(
-                [
-                    cell["design"]["classes"],
-                    name,
-                    f"{found['probability_change']:.1g}",
-                    f"{found['gradcam_kept']:.2f}",
-                    f"{found['diffgradcam_kept']:.2f}",
-                    f"{found['weight_share']:.2g}",
-                    f"{version.shares()[0]:.2g}",
-                    f"{version.gradcam.mean():.2f}",
-                    f"{version.diffgradcam.mean():.2f}",
-                    *verdicts,
-                ]
-            )
-    images = len(study.real[0]["versions"]["clean"]["common_mode_share"])
-    text = (
-        f"EfficientNet-Lite0 with its ImageNet weights, on {images} crops of real photographs that install with "
-        "scikit-image and scikit-learn; the attacker has crops of other photographs. Restricted to 10, 100 or all of "
-        "its 1000 rows (the most likely ones in these crops). It is one model, so it is not part of the results above. "
-        "Attacks that train the whole model are in the SHAM experiment."
+    for version in study.versions("real"):
+        found = judged(version)
+        share = float(version.sign("common_mode_share").median())
+        gap = SIGNS["gap"][1](version)
+        truth = "lie" if version.attacked and version.lost > study.config.lie else "" if version.attacked else "honest"
+        numbers = [f"{share:.2g}", f"{_mean(version, 'kept'):.2f}", f"{gap:.2f}", f"{_honesty(version):.2f}"]
+        said = f"{found.verdict} ({', '.join(found.signs)})" if found.signs else found.verdict
+        rows.append([version.model, version.name, truth, f"{version.lost:.2f}", *numbers, said])
+    if not rows:
+        return ""
+    header = ["model", "version", "truth", "honesty lost", "median share", "GradCAM's r without the common mode"]
+    return (
+        "*Gap*: by how much the agreement with occlusion is better without the common mode. *Honesty*: of the map "
+        "without the common mode. Without a word in the third column, the attack moved too little for a lie.\n\n"
+        + _table([*header, "gap", "honesty", "verdict"], rows)
     )
-    header = ["classes", "version", "largest change of a probability", "GradCAM's r with clean"]
-    header += ["DiffGradCAM's r with clean", "share of the weights", "median share", "GradCAM agrees"]
-    return text + "\n\n" + _table([*header, "DiffGradCAM agrees", "default verdict", "chosen verdict"], rows)
+
+
+def _accuracy_table(study: Study) -> str:
+    rows = []
+    for data in _levels(study.learned("test"), "data"):
+        for split in ("calibration", "test"):
+            of = [cell["accuracy"] for cell in study.learned(split) if cell["design"]["data"] == data]
+            spread = f"{np.median(of):.3f} ({min(of):.3f} to {max(of):.3f})" if of else "-"
+            rows.append([data, split, len(of), spread])
+    return _table(["data", "networks", "learned", "accuracy: median (range)"], rows)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def draw_answer(study: Study, path: Path) -> None:
-    """The share of test models that the audit reports, by what was done to them, with Wilson intervals."""
+    """The verdicts, by what was done to the model."""
     import matplotlib.pyplot as plt
 
-    library = defaults()
-    figure, axis = plt.subplots(figsize=(9, 3.8), layout="constrained")
-    labels = []
-    for name, what in _WHAT.items():
-        version = study.version("test", name)
-        if not version.counts.any():
-            continue
-        found = version.found(library, "either")[version.counts]
-        low, high = _wilson(found)
-        y, colour = len(labels), "0.5" if name == "clean" else "C0"
-        axis.barh(y, 100 * found.mean(), color=colour, height=0.7)
-        axis.plot([100 * low, 100 * high], [y, y], color="k", linewidth=1)
-        axis.text(102, y, f"{found.sum()} of {len(found)}", va="center", fontsize=9)
-        labels.append(what)
-    axis.set_yticks(range(len(labels)), labels)
+    rows = kinds(study)
+    figure, axis = plt.subplots(figsize=(10, 0.42 * len(rows) + 1.3), layout="constrained")
+    for y, kind in enumerate(rows):
+        left = 0.0
+        for verdict, share in rates(kind.versions).items():
+            axis.barh(y, 100 * share, left=left, color=_COLOURS[verdict], height=0.72)
+            left += 100 * share
+        axis.text(101.5, y, str(len(kind.versions)), va="center", fontsize=9)
+    for verdict in VERDICTS:
+        axis.barh([0], [0], color=_COLOURS[verdict], label=verdict)
+    axis.set_yticks(range(len(rows)), [row.what for row in rows])
     axis.invert_yaxis()
     axis.set_xlim(0, 100)
-    axis.set_xlabel("models that the audit reports, % (line: 95% interval)")
+    axis.set_xlabel("models, %; right: how many")
+    axis.legend(ncols=len(VERDICTS), loc="lower center", bbox_to_anchor=(0.4, 1), frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=140)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def draw_halves(study: Study, areas: Curves, path: Path) -> None:
-    """Left: the median share of each test model. Right: AUROC of the agreement by the number of images."""
+def draw_signs(study: Study, path: Path) -> None:
+    """The gap and the honesty of every version, with the thresholds."""
     import matplotlib.pyplot as plt
 
-    chosen, library = choose(study), defaults()
-    counts = _counts(study)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    names = ("clean", *study.attacks)
-    for y, name in enumerate(names):
-        version = study.version("test", name)
-        shares = np.maximum(version.shares()[version.counts], 1e-7)
-        left.plot(shares, np.full(len(shares), y), "o", color="0.3" if name == "clean" else f"C{y - 1}", alpha=0.4)
-        if name in areas:
-            right.plot(counts, [area.value for area in areas[name]], "o-", color=f"C{y - 1}", label=name, markersize=3)
-            lows, highs = [area.low for area in areas[name]], [area.high for area in areas[name]]
-            right.fill_between(counts, lows, highs, color=f"C{y - 1}", alpha=0.12, linewidth=0)
-    left.set_xscale("log")
-    left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
-    left.axvline(library.share, color="0.6", linestyle=":", label=f"default threshold {library.share:g}")
-    left.axvline(chosen.share, color="0.2", linestyle="--", label=f"chosen threshold {chosen.share:.2g}")
-    left.set_xlabel("median common-mode share (one dot for each test model)")
-    left.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
-    right.set_xscale("log", base=2)
-    right.set_xticks(counts, [str(count) for count in counts])
-    right.set_xlabel("number of images in the audit")
-    right.set_ylabel("AUROC of agreement with occlusion")
-    right.axhline(0.5, color="0.7", linewidth=1)
-    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=150)
+    figure, axis = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    for number, kind in enumerate(kinds(study)):
+        lies = kind.what.startswith("lie: ")
+        gaps = [max(0.0, SIGNS["gap"][1](v)) if judged(v).exposed else 0.0 for v in kind.versions]
+        marker = "x" if lies else "." if kind.what.startswith("no lie") else "o"
+        size = 36 if lies else 30
+        colour = ("C0", "C9", "C2", "C8", "C3", "C1", "C4", "C6", "k", "0.7")[number]
+        honesty = [_honesty(v) for v in kind.versions]
+        axis.scatter(honesty, gaps, s=size, c=colour, marker=marker, label=kind.what, alpha=0.8)
+    axis.axvline(DEFAULT.honesty, color="0.6", linestyle=":")
+    axis.axhline(DEFAULT.gap, color="0.6", linestyle=":")
+    axis.set_xlabel("honesty of the map without the common mode (left of the line a lie; so is an agreement below 0.1)")
+    axis.set_ylabel("gap, 0 where not exposed (a lie above the line)")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
@@ -718,11 +634,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     study = load(options.results)
     options.docs.mkdir(parents=True, exist_ok=True)
-    areas = curves(study)
     draw_answer(study, options.docs / "audit.png")
-    draw_halves(study, areas, options.docs / "audit_halves.png")
+    draw_signs(study, options.docs / "audit_signs.png")
     (options.docs / "audit.md").write_text(markdown(study), encoding="utf-8")
-    (options.docs / "audit_tables.md").write_text(tables(study, areas), encoding="utf-8")
+    (options.docs / "audit_tables.md").write_text(tables(study), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Run the study, model by model: ``python -m experiments.audit.run``.
 
-A cell is one clean model with all its fooled versions; a finished cell is one JSON file, written atomically. A run
-that was stopped continues where it was: cells that exist are skipped. A clean model that has not learned (the rule is
-in :func:`.zoo.learned`) is also written, without fooled versions, so that the report can count it.
+A cell is one clean model with all that was made of it, fooled and harmless; a finished cell is one JSON file, written
+atomically. A run that was stopped continues where it was: cells that exist are skipped. A clean model that has not
+learned (the rule is in :func:`.zoo.learned`) is also written, without versions, so that the report can count it. The
+real models are skipped, with a word, where their weights and the photographs are not there.
 """
 
 from __future__ import annotations
@@ -17,66 +18,71 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffgradcam import DiffGradCAM, GradCAM, audit
-from diffgradcam.metrics.similarity import pearson
+from diffgradcam import DiffGradCAM, GradCAM
 from diffgradcam.sham import border_mask, common_mode_hoax, finetune, spatial_hoax
 from experiments import cells
-from experiments.photos import lite0
 
-from .zoo import CLASSES, DATA, LAYER, Backbone, Config, Data, designs, learned, photographs, restricted, train
+from . import real
+from .harmless import int8, new_head, product_quantised, pruned, softened
+from .signs import Measured, logits_of, mean
+from .zoo import DATA, HEAD, LAYER, Classifier, Config, Data, Design, designs, learned, train
 
 RESULTS = Path(__file__).parent / "results"
-SPLITS = ("calibration", "lite0", "test")
-MEASURED = ("common_mode_share", "gradcam_agreement", "diffgradcam_agreement")  # by the audit, for each image
-DIGITS = 4  # significant digits in a cell
+SPLITS = ("calibration", "real", "test")
+HARMLESS = ("int8", "pruned", "product-quantised", "distilled", "new head", "mixup")  # one for each small network
+_HEAD_EPOCHS = 40  # of the attack on a real model's last layer
 
 Attack = Callable[[nn.Module, Tensor, Tensor, int], nn.Module]  # model, the attacker's images, mask, seed
 
 
-def attacks(config: Config, train_all: bool = True) -> dict[str, Attack]:
+def attacks(config: Config) -> dict[str, Attack]:
     """The attacks, by name.
 
     Args:
         config: Strengths and budgets.
-        train_all: With the attacks that train the whole model.
 
     Returns:
         Functions that give a fooled copy.
     """
 
-    def common_mode(strength: float) -> Attack:
-        return lambda model, images, mask, _: common_mode_hoax(model, LAYER, images, mask, strength=strength)
-
-    def spatial(permutation: Callable[[Tensor], Tensor]) -> Attack:
-        return lambda model, _images, _mask, _: spatial_hoax(model, LAYER, permutation)
-
-    def trained(**options: Any) -> Attack:
+    def trained(method: Callable[..., Any]) -> Attack:
         def attack(model: nn.Module, images: Tensor, mask: Tensor, seed: int) -> nn.Module:
             fooled = finetune(
                 model,
                 list(images.split(config.batch)),
                 LAYER,
                 mask,
+                method=method,
                 epochs=config.fool_epochs,
                 preserve="decisions",
                 alpha=config.fool_alpha,
+                lr=1e-3,
                 decay=False,
                 fooled_at=0.9,
                 seed=seed,
                 progress=False,
-                **options,
             )
             return fooled.model
 
         return attack
 
+    return {
+        **_closed_forms(config),
+        "trained on GradCAM": trained(GradCAM),
+        "trained on DiffGradCAM": trained(DiffGradCAM),
+    }
+
+
+def _closed_forms(config: Config) -> dict[str, Attack]:
+    def common_mode(strength: float) -> Attack:
+        return lambda model, images, mask, _: common_mode_hoax(model, LAYER, images, mask, strength=strength)
+
+    def spatial(permutation: Callable[[Tensor], Tensor]) -> Attack:
+        return lambda model, _images, _mask, _: spatial_hoax(model, LAYER, permutation)
+
     found = {f"common mode {strength:g}": common_mode(strength) for strength in config.strengths}
-    found["common mode, trained"] = trained(scope="common_mode", lr=0.005)
     found["roll"] = spatial(lambda a: a.roll((a.shape[2] // 2, a.shape[3] // 2), dims=(2, 3)))
     found["flip"] = spatial(lambda a: a.flip((2, 3)))
-    if train_all:
-        found["trained on GradCAM"] = trained(method=GradCAM, lr=1e-3)
-        found["trained on DiffGradCAM"] = trained(method=DiffGradCAM, lr=1e-3)
     return found
 
 
@@ -85,134 +91,163 @@ def run(results: Path = RESULTS, splits: Sequence[str] = SPLITS, config: Config 
 
     Args:
         results: Folder of the cells.
-        splits: ``"calibration"``, ``"lite0"``, ``"test"``.
+        splits: ``"real"``, ``"calibration"``, ``"test"``.
         config: What all models have in common.
 
     Raises:
         ValueError: If a cell of another configuration lies in ``results``: the two must not be compared.
     """
     finished = cells.names(results, config._asdict())
-    names = [(split, index) for split in splits for index in range(planned(split, config))]
+    if "real" in splits and (why := real.missing()):
+        print(f"real models left out: {why}")
+        splits = [split for split in splits if split != "real"]
+    names = _order([(split, index) for split in splits for index in range(planned(split, config))])
     missing = [(split, index) for split, index in names if f"{split}-{index:02d}" not in finished]
-    real: tuple[Backbone, Data] | None = None
     with tqdm(missing, desc="models", initial=len(names) - len(missing), total=len(names)) as progress:
         for split, index in progress:
             name = f"{split}-{index:02d}"
             progress.set_postfix_str(name)
             start = time.process_time()
-            if split == "lite0":
-                real = real or (Backbone(lite0()), photographs(config))
-                cell = _real_cell(*real, CLASSES[index], config)
-            else:
-                cell = _small_cell(split, index, config)
+            cell = _real_cell(list(real.MODELS)[index], config) if split == "real" else _cell(split, index, config)
             seconds = round(time.process_time() - start, 1)  # on one core, for all versions
             cells.write(
                 results / f"{name}.json", {"split": split, **cell, "seconds": seconds, "config": config._asdict()}
             )
 
 
+def _order(names: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Some of each split early, so that a run that is stopped has something of all of them."""
+    return sorted(names, key=lambda name: name[1] / {"calibration": 1, "real": 1, "test": 3}[name[0]])
+
+
 def planned(split: str, config: Config) -> int:
     """How many models a split has."""
-    return len(CLASSES) if split == "lite0" else len(designs(split, config))
+    return len(real.MODELS) if split == "real" else len(designs(split, config))
 
 
-def _small_cell(split: str, index: int, config: Config) -> dict[str, Any]:
+# --- small networks --------------------------------------------------------------------------------------------------
+
+
+def _cell(split: str, index: int, config: Config) -> dict[str, Any]:
     design = designs(split, config)[index]
     data = DATA[design.data][2](design.seed, config)
     start = time.process_time()
     model = train(design, data, config)
     seconds = round(time.process_time() - start, 1)
-    accuracy = _accuracy(_logits(model, data.held_out), data)
-    assert accuracy is not None
+    accuracy = _accuracy(model, data)
     has_learned = learned(design.data, accuracy, config)
     found = {"design": design._asdict(), "training_seconds": seconds, "accuracy": accuracy, "learned": has_learned}
     if not has_learned:
         return found | {"versions": {}}
-    return found | {"versions": dict(_versions(model, data, attacks(config), design.seed, config))}
-
-
-def _real_cell(shared: Backbone, data: Data, classes: int, config: Config) -> dict[str, Any]:
-    """Leave out attacks that train the whole model, which are in the SHAM experiment, and the accuracy."""
-    model = restricted(shared, classes, data.held_out)
-    versions = _versions(model, data, attacks(config, train_all=False), 0, config)
-    return {"design": {"architecture": "EfficientNet-Lite0", "classes": classes}, "versions": dict(versions)}
+    audited = data.held_out[: config.images]
+    earlier = f"{LAYER}.{len(model.get_submodule(LAYER)) // 2}"  # type: ignore[arg-type] # a Sequential has a length
+    clean = Measured(model, LAYER, audited, earlier=earlier)
+    versions = {"clean": _version(model, clean, clean, data)}
+    for name, changed in _versions(model, design, data, config, index):
+        versions[name] = _version(changed, Measured(changed, LAYER, audited, earlier=earlier), clean, data)
+    return found | {"versions": versions}
 
 
 def _versions(
-    clean: nn.Module, data: Data, by: dict[str, Attack], seed: int, config: Config
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For the clean model and each fooled one: whether decisions stay and maps move, and what the audit measures."""
-    audited = data.held_out[: config.images]
+    model: nn.Module, design: Design, data: Data, config: Config, index: int
+) -> Iterator[tuple[str, nn.Module]]:
+    mask = _mask(model, data.train)
+    for name, attack in attacks(config).items():
+        yield name, attack(model, data.train[: config.fool_images], mask, design.seed)
+    kind = HARMLESS[index % len(HARMLESS)]
+    torch.manual_seed(design.seed)
+    yield kind, _harmless(kind, model, design, data, config)
+
+
+def _harmless(kind: str, model: nn.Module, design: Design, data: Data, config: Config) -> nn.Module:
+    if kind == "int8":
+        return int8(model)
+    if kind == "pruned":
+        return pruned(model)
+    if kind == "mixup":
+        return train(design, data, config, mixup=True)
+    if kind == "distilled":
+        student = design._replace(architecture="plain", label_smoothing=0.0)
+        return train(student, data, config, targets=softened(logits_of(model, data.train)))
     with torch.no_grad():
-        size = clean.get_submodule(LAYER)(audited[:1]).shape[2:]
-    mask = border_mask(size, round(size.numel() * 4 / 7))  # 28 of 49 cells
-    everything: dict[str, Attack] = {"clean": lambda model, *_: model, **by}
-    for name, attack in everything.items():
-        model = attack(clean, data.train[: config.fool_images], mask, seed)
-        yield (
-            name,
-            {
-                **_decisions(clean, model, data),
-                **_moved("gradcam", GradCAM, clean, model, audited, mask),
-                **_moved("diffgradcam", DiffGradCAM, clean, model, audited, mask),
-                **_audited(model, audited),
-            },
-        )
+        features = torch.cat([model.get_submodule(LAYER)(part).mean((2, 3)) for part in data.train.split(100)])
+    if kind == "product-quantised":
+        return product_quantised(model, HEAD, features, data.train_labels)
+    return new_head(model, HEAD, features, data.train_labels)
 
 
-def _audited(model: nn.Module, images: Tensor) -> dict[str, Any]:
-    """What the audit measures; None if it refuses a model whose small logits look like sigmoids."""
-    try:
-        report = audit(model, LAYER, images, occlusion=True, progress=False)
-    except ValueError as error:
-        if "sigmoids" not in str(error):
-            raise
-        nothing = [None] * len(images)
-        return {"weight_share": None} | dict.fromkeys(MEASURED, nothing)
-    assert report.weight_share is not None
-    return {
-        "weight_share": _short(report.weight_share),
-        **{name: [_short(value) for value in getattr(report, name).tolist()] for name in MEASURED},
-    }
+def _version(model: nn.Module, measured: Measured, clean: Measured, data: Data) -> dict[str, Any]:
+    return {"accuracy": _accuracy(model, data), **measured.truth(clean), **measured.cell()}
 
 
-def _decisions(clean: nn.Module, model: nn.Module, data: Data) -> dict[str, float | None]:
-    """On held-out images: accuracy (with labels), agreement with the clean model, largest change of a probability."""
-    before, after = _logits(clean, data.held_out), _logits(model, data.held_out)
-    return {
-        "accuracy": _accuracy(after, data),
-        "agreement": _mean(before.argmax(1) == after.argmax(1)),
-        "probability_change": _short(float((before.softmax(1) - after.softmax(1)).abs().max())),
-    }
-
-
-def _moved(
-    name: str, method: Callable[..., Any], clean: nn.Module, model: nn.Module, images: Tensor, mask: Tensor
-) -> dict[str, float]:
-    """Mean Pearson's r of a model's maps with those of the clean model and with the mask, for the clean decisions."""
-    _, classes, before = method(clean, LAYER).explain(images)
-    after = method(model, LAYER).explain(images, classes).maps
-    return {
-        f"{name}_kept": _mean(pearson(after, before)),
-        f"{name}_reached": _mean(pearson(after, mask.expand_as(after))),
-    }
-
-
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
+def _mask(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([model(part) for part in images.split(100)])
+        size = model.get_submodule(LAYER)(images[:1]).shape[2:]
+    return border_mask(size, round(size.numel() * 4 / 7))  # 28 of 49 cells
 
 
-def _accuracy(logits: Tensor, data: Data) -> float | None:
-    return None if data.held_out_labels is None else _mean(logits.argmax(1) == data.held_out_labels)
+def _accuracy(model: nn.Module, data: Data) -> float:
+    return mean(logits_of(model, data.held_out).argmax(1) == data.held_out_labels)
 
 
-def _mean(values: Tensor) -> float:
-    return _short(float(values.float().mean()))
+# --- real models -----------------------------------------------------------------------------------------------------
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+def _real_cell(name: str, config: Config) -> dict[str, Any]:
+    made = real.MODELS[name]
+    photographs = real.photographs(config.images, *config.photographs)
+    attacked, taught, audited = (
+        made.prepare(pixels) for pixels in (photographs.attacked, photographs.taught, photographs.audited)
+    )
+    model = real.classifier(made, made.load())
+    clean = Measured(model, LAYER, audited)
+    versions = {"clean": {**clean.truth(clean), **clean.cell()}}
+
+    def measure(kind: str, changed: nn.Module) -> None:
+        measured = Measured(changed, LAYER, audited)
+        versions[kind] = {**measured.truth(clean), **measured.cell()}
+
+    mask = _mask(model, audited)
+    for kind, attack in _closed_forms(config).items():
+        measure(kind, attack(model, attacked, mask, 0))
+    measure("trained on DiffGradCAM", _head_attack(model, attacked, mask, config))
+    torch.manual_seed(0)
+    for kind, changed in _real_heads(model, taught, photographs.labels):
+        measure(kind, changed)
+    for kind in made.compressed:
+        measure(kind, real.classifier(made, {"int8": int8, "pruned": pruned}[kind](made.load())))
+    return {"design": {"architecture": name}, "versions": versions}
+
+
+def _head_attack(model: nn.Module, images: Tensor, mask: Tensor, config: Config) -> nn.Module:
+    """DiffGradCAM fooled through the last layer alone: all that can be trained where the features are remembered."""
+    fooled = finetune(
+        model,
+        list(images.split(config.batch)),
+        LAYER,
+        mask,
+        method=DiffGradCAM,
+        scope="head",
+        epochs=_HEAD_EPOCHS,
+        alpha=config.fool_alpha,
+        fooled_at=0.9,
+        progress=False,
+    )
+    return fooled.model
+
+
+def _real_heads(model: Classifier, images: Tensor, labels: Tensor) -> Iterator[tuple[str, nn.Module]]:
+    """Last layers that are trained anew: two classes (animal or not), ten (a hundred ImageNet classes each), all."""
+    features = real.pooled(model, images)
+    animal, tenth = (labels < real.ANIMALS).long(), labels // 100
+    with torch.no_grad():
+        teacher = softened(model.head(features))
+    yield "product-quantised", product_quantised(model, HEAD, features, labels)
+    yield "new head, 2 classes", new_head(model, HEAD, features, animal)
+    yield "new head, 10 classes", new_head(model, HEAD, features, tenth, optimizer=torch.optim.Adam)
+    yield "new head, label smoothing", new_head(model, HEAD, features, tenth, label_smoothing=0.1)
+    yield "new head, mixup", new_head(model, HEAD, features, tenth, mixup=True)
+    yield "distilled", new_head(model, HEAD, features, teacher)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Many clean classifiers: small networks of several kinds, trained in several ways, and a real ImageNet model.
+"""Many clean classifiers: small networks of several kinds, trained in several ways.
 
 A :class:`Design` says how one of them is made. The models for choosing thresholds (``calibration``) and for testing
 them (``test``) differ: they have other seeds, and two of the six architectures are only in the test.
@@ -6,7 +6,6 @@ them (``test``) differ: they have other seeds, and two of the six architectures 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.photos import photo, square, to_input
 from experiments.saliency_guided.tasks import Images, build
 
-LAYER = "features"
+from .harmless import mixed
+
+LAYER, HEAD = "features", "head"
 _FACES_SIDE = 40
 
 
@@ -27,12 +27,11 @@ class Config(NamedTuple):
     """What all models have in common. Fixed before the run; see the report.
 
     Attributes:
-        calibration: Models to choose the thresholds on.
-        test: Models to test them on.
+        calibration: Small networks to choose the thresholds on.
+        test: Small networks to test them on.
         train: Training images.
         held_out: Images that no model trained on: accuracy is measured on all, the audit sees the first.
         images: Images of an audit.
-        crops: Of each photograph, for the real model.
         digits_epochs: Passes over the training images.
         faces_epochs: Likewise, for faces.
         batch: Images per step.
@@ -42,28 +41,28 @@ class Config(NamedTuple):
         fool_images: Training images that an attacker uses.
         fool_epochs: Passes over them, at most, for attacks that train.
         fool_alpha: Weight of keeping the decisions, against showing the mask, for attacks that train.
-        accuracy_loss: A fooled model that is right less often than the clean one by more than this is no passive
-            fooling, and is left out.
-        moved: Mean r with the clean model's map under which the map of the attacked method counts as moved.
+        accuracy_loss: A changed model that is right less often than the clean one by more than this is left out.
+        lie: A map lies if its honesty is lower than that of the clean model's map by more than this.
+        photographs: For the real models: how many the attacker has, and how many new heads are trained on.
     """
 
     calibration: int = 20
     test: int = 60
     train: int = 1000
     held_out: int = 400
-    images: int = 64
-    crops: int = 3
+    images: int = 32
     digits_epochs: int = 8
     faces_epochs: int = 9
     batch: int = 32
     digits_accuracy: float = 0.9
     faces_accuracy: float = 0.7
-    strengths: tuple[float, ...] = (0.3, 1.0, 3.0)
+    strengths: tuple[float, ...] = (0.3, 1.0)
     fool_images: int = 320
     fool_epochs: int = 12
     fool_alpha: float = 0.15
     accuracy_loss: float = 0.1
-    moved: float = 0.5
+    lie: float = 0.1
+    photographs: tuple[int, int] = (64, 128)
 
 
 class Data(NamedTuple):
@@ -71,8 +70,8 @@ class Data(NamedTuple):
 
     train: Tensor
     held_out: Tensor
-    train_labels: Tensor | None = None
-    held_out_labels: Tensor | None = None
+    train_labels: Tensor
+    held_out_labels: Tensor
 
 
 class Design(NamedTuple):
@@ -295,13 +294,17 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float, dict[st
 }
 
 
-def train(design: Design, data: Data, config: Config) -> nn.Module:
+def train(
+    design: Design, data: Data, config: Config, *, targets: Tensor | None = None, mixup: bool = False
+) -> nn.Module:
     """Train a model from scratch.
 
     Args:
         design: How.
         data: On what.
         config: How long.
+        targets: To learn instead of the labels: the probabilities of a teacher, ``(N, K)``.
+        mixup: Mix pairs of images.
 
     Returns:
         The model in evaluation mode.
@@ -314,13 +317,15 @@ def train(design: Design, data: Data, config: Config) -> nn.Module:
     make, lr, options, decay = OPTIMIZERS[design.optimizer]
     optimizer = make(model.parameters(), lr=lr, weight_decay=decay * design.weight_decay, **options)
     labels = data.train_labels
-    assert labels is not None
     steps = len(labels) // config.batch
     epochs = config.faces_epochs if design.data.startswith("faces") else config.digits_epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, cycle_momentum=False)
     for _ in range(epochs):
         for index in torch.randperm(len(labels))[: steps * config.batch].view(steps, config.batch):
-            loss = F.cross_entropy(model(data.train[index]), labels[index], label_smoothing=design.label_smoothing)
+            images, wanted = data.train[index], labels[index] if targets is None else targets[index]
+            if mixup:
+                images, wanted = mixed(images, F.one_hot(wanted, classes).float())
+            loss = F.cross_entropy(model(images), wanted, label_smoothing=design.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -331,71 +336,3 @@ def train(design: Design, data: Data, config: Config) -> nn.Module:
 def learned(data: str, accuracy: float, config: Config) -> bool:
     """The rule for leaving a model out, written before the run: it must be right often enough."""
     return accuracy >= (config.faces_accuracy if data.startswith("faces") else config.digits_accuracy)
-
-
-# --- a real model ----------------------------------------------------------------------------------------------------
-
-CLASSES = (10, 100, 1000)  # that EfficientNet-Lite0 is restricted to
-_AUDITED = (
-    *("astronaut", "camera", "cat", "china", "clock", "coffee"),
-    *("coins", "flower", "moon", "page", "rocket", "stereo_motorcycle"),
-)
-_ATTACKED = ("brick", "cell", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "retina", "text")
-_ATTACKED_CROPS = 9  # of each photograph
-
-
-class Backbone(nn.Module):
-    """EfficientNet-Lite0 without its last layer. It is frozen and shared by all versions of the model.
-
-    It remembers its output for each batch, since it is nearly all the cost, and every version sees the same batches.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model.requires_grad_(False).eval()
-        self.seen: dict[int, Tensor] = {}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Activations ``(B, 1280, 7, 7)`` before the pooling."""
-        key = zlib.crc32(images.contiguous().numpy().data)
-        if key not in self.seen:
-            with torch.no_grad():
-                self.seen[key] = self.model.extract_features(images)  # type: ignore[operator]
-        return self.seen[key]
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Backbone:
-        return self
-
-
-def restricted(shared: Backbone, classes: int, images: Tensor) -> nn.Module:
-    """EfficientNet-Lite0 with only the most likely classes of some images, so that decisions make sense.
-
-    Args:
-        shared: The real model without its last layer.
-        classes: How many of its 1000.
-        images: As it takes them.
-
-    Returns:
-        The model in evaluation mode.
-    """
-    original: Any = shared.model._fc
-    features = nn.Sequential(shared)  # a layer of its own for each version, so that a hook on it is not shared
-    model = Classifier(features, original.in_features, classes)
-    with torch.no_grad():
-        likeliest = original(shared(images).mean((2, 3))).softmax(1).mean(0).topk(classes).indices
-        model.head.weight.copy_(original.weight[likeliest])
-        model.head.bias.copy_(original.bias[likeliest])
-    return model.eval()
-
-
-def photographs(config: Config) -> Data:
-    """Crops of real photographs, as the real model expects them: some for the attacker, others for the audit.
-
-    There are no labels: we do not know that the decisions of the unrestricted model are right.
-    """
-    rng = np.random.default_rng(0)
-
-    def crops(names: Sequence[str], count: int) -> Tensor:
-        return to_input([square(photo(name), rng) for name in names for _ in range(count)])
-
-    return Data(crops(_ATTACKED, _ATTACKED_CROPS), crops(_AUDITED, config.crops))

@@ -48,8 +48,8 @@ def test_gradcam_gains_the_sum_of_the_channels_and_contrast_nothing(build):
 def test_an_audit_finds_it_and_only_the_repair_of_the_output_undoes_it():
     model, x = repair(pooled()), images()
     fooled = input_scalar_wrapper(model, "relu", CornerScalar(100.0))
-    assert audit(fooled, "relu", x).common_mode_fooled
-    assert audit(repair(fooled), "relu", x).common_mode_fooled
+    assert audit(fooled, "relu", x).signs == ("common mode",)
+    assert audit(repair(fooled), "relu", x).signs == ("common mode",)
     repaired = repair(fooled, where="output")
     assert not audit(repaired, "relu", x).fooled
     assert torch.allclose(repaired(x), model(x), atol=1e-11)

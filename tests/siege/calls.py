@@ -195,8 +195,8 @@ def calls() -> dict[str, Call]:
         "activations": tensors(2, 3, 4, 4), "components": 2, "seed": 0, "iterations": 500,
     }  # fmt: skip
     found["audit"] = diffgradcam.audit, {
-        **on_model, "images": tensors(4, 3, 8, 8), "occlusion": True, "threshold": 0.1, "agreement_threshold": 0.3,
-        "class_names": list("abcde"), "progress": False,
+        **on_model, "images": tensors(4, 3, 8, 8), "class_names": list("abcde"), "progress": False,
+        "thresholds": diffgradcam.robustness.AuditThresholds(honesty=0.2),
     }  # fmt: skip
     found["repair"] = diffgradcam.repair, {"model": model, "head": "head", "where": "head"}
     found["benchmark"] = diffgradcam.benchmark, {
