@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 from torch import Tensor
 
@@ -51,6 +51,11 @@ class ClassNames(Mapping[int, str]):
                 raise TypeError(f"class_names has {name!r} for class {index}; expected a string; {_HOW}")
         self._names = {int(index): name for index, name in items}
         self._largest = max(self._names, default=-1)
+
+    @classmethod
+    def from_json(cls, given: Any) -> ClassNames:
+        """Names in the form that JSON has for them: a list, or an object, whose keys are strings."""
+        return cls({int(index): name for index, name in given.items()} if isinstance(given, dict) else given)
 
     def __getitem__(self, index: int) -> str:
         return self._names[index]

@@ -99,8 +99,7 @@ def read_class_names(file: Path) -> ClassNames:
         text = file.read_text("utf-8")
         if file.suffix != ".json":
             return ClassNames(text.splitlines())
-        given = json.loads(text)
-        return ClassNames({int(index): name for index, name in given.items()} if isinstance(given, dict) else given)
+        return ClassNames.from_json(json.loads(text))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{file} cannot be read as class names: {error}; give a text file with a name a line, or a JSON list or "
