@@ -336,7 +336,7 @@ class TestOnnx:
     def test_the_file_says_what_it_is(self, exported):
         _, file, digest = exported
         explainer = OnnxExplainer(file)
-        assert explainer.class_names == list("abcde")
+        assert explainer.class_names == dict(enumerate("abcde"))
         assert explainer.size == (3, 16, 16)
         assert explainer.facts["explains"].startswith("DiffGradCAM(Sequential, ['3']")
         assert hashlib.sha256(file.read_bytes()).hexdigest() == digest

@@ -9,7 +9,7 @@ import click
 import torch
 
 from .. import __version__
-from ._options import FILE, METHOD, baseline_option, layer_option, read_baseline, weights_options
+from ._options import FILE, METHOD, baseline_option, class_names_option, layer_option, read_baseline, weights_options
 from ._output import Result, result_command
 from ._subject import ModelOptions, set_up, shown
 
@@ -54,6 +54,7 @@ class Classes(click.ParamType["str | list[int]"]):
 @baseline_option
 @layer_option
 @weights_options
+@class_names_option
 @result_command
 def export(
     options: ModelOptions, layers: tuple[str, ...], method: str, classes: str | list[int], out: Path, baseline: str

@@ -6,13 +6,14 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._core.class_names import ClassNames, GivenClassNames, as_class_names
 from .._core.errors import NotTraceable
 from .._core.explanation import Explanation
 from .._core.optional import import_optional
@@ -28,7 +29,7 @@ def write_onnx(
     module: ModelWithMaps,
     file: Path | str,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: GivenClassNames | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> str:
     """Write a model with maps as an ONNX file, and its checksum beside it.
@@ -40,7 +41,7 @@ def write_onnx(
     Args:
         module: What :func:`with_maps` returned.
         file: Where.
-        class_names: A name for each class.
+        class_names: As :class:`~diffgradcam.BaseCAM` takes them.
         facts: What else a reader should know, such as how to prepare images; anything that JSON can hold.
 
     Returns:
@@ -80,8 +81,8 @@ def write_onnx(
         ) from error
     assert program is not None  # only the old exporter returns nothing
     known = {"explains": module.explains, **(facts or {})}
-    if class_names is not None:
-        known["class_names"] = list(class_names)
+    if names := as_class_names(class_names):
+        known["class_names"] = dict(names)
     program.model.metadata_props[_KEY] = json.dumps(known)
     data = program.model_proto.SerializeToString()
     digest = hashlib.sha256(data).hexdigest()
@@ -102,7 +103,7 @@ class OnnxExplainer:
 
     Attributes:
         facts: What :func:`write_onnx` was told, and ``explains``.
-        class_names: A name for each class; None where they are not known.
+        class_names: The names of the classes by index; empty where they are not known.
         size: The shape of one image.
 
     Raises:
@@ -126,7 +127,10 @@ class OnnxExplainer:
         (image,) = self._session.get_inputs()
         self.size: tuple[int, ...] = tuple(image.shape[1:])
         self.facts: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map.get(_KEY, "{}"))
-        self.class_names: list[str] | None = self.facts.get("class_names")
+        try:
+            self.class_names = ClassNames.from_json(self.facts.get("class_names"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} has class names that cannot be read: {error}") from error
 
     def explain(self, images: Tensor) -> Explanation:
         """Decide and explain, for the classes that the file was made for.
@@ -146,7 +150,7 @@ class OnnxExplainer:
                 "that the file was made for; resize them"
             )
         outputs = self._session.run(OUTPUTS, {"images": images.detach().cpu().numpy()})
-        return Explanation(*(torch.from_numpy(output) for output in outputs))
+        return Explanation(*map(torch.from_numpy, outputs), class_names=self.class_names)
 
 
 def _sort(operators: Any) -> Callable[..., Any]:
