@@ -33,7 +33,7 @@ def main():
         num_channels=1, embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", num_labels=2
     )
     model = transformers.ResNetForImageClassification(config)
-    cam = GradCAM(model, "resnet.encoder.stages.1", rectify=False)
+    cam = GradCAM(model, "resnet.encoder.stages.1", rectify=False, class_names=NAMES)
     arguments = transformers.TrainingArguments(
         output_dir="output/hugging_face", remove_unused_columns=False, num_train_epochs=3, learning_rate=3e-3,
         per_device_train_batch_size=32, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True,
@@ -45,7 +45,7 @@ def main():
         criterion=SaliencyGuidedLoss(DifferenceSalienceLoss(), alpha=0.2),
         callbacks=[audit, TensorBoardCallback(SummaryWriter("output/hugging_face"))],
     )  # fmt: skip
-    trainer.add_callback(MapLogger(trainer, cam, images[:4], every_n_steps=16, classes=labels[:4], names=NAMES))
+    trainer.add_callback(MapLogger(trainer, cam, images[:4], every_n_steps=16, classes=labels[:4]))
     trainer.train()
     right = (cam.explain(images).classes == labels).float().mean()
     print(f"{right:.0%} of new images correct\naudit: {audit.reports[3]}")

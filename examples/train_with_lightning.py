@@ -41,9 +41,10 @@ class Classifier(lightning.LightningModule):
 def main():
     lightning.seed_everything(0, verbose=False)
     model, (training, (images, labels, _)) = network(), training_and_test()
-    cam, criterion = GradCAM(model, "0", rectify=False), SaliencyGuidedLoss(DifferenceSalienceLoss(), alpha=0.2)
+    cam = GradCAM(model, "0", rectify=False, class_names=NAMES)
+    criterion = SaliencyGuidedLoss(DifferenceSalienceLoss(), alpha=0.2)
     guidance = SaliencyGuidance(cam, criterion, labels=1, human=2)  # a batch is (images, labels, human maps)
-    maps = MapLogger(cam, images[:4], every_n_steps=16, classes=labels[:4], names=NAMES)
+    maps = MapLogger(cam, images[:4], every_n_steps=16, classes=labels[:4])
     audit = AuditEachEpoch(cam, images[:64], on_fooled="stop")
     logger = TensorBoardLogger("output", "lightning", version="")
     options = {"enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False}

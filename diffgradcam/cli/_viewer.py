@@ -294,8 +294,8 @@ def _audited(subject: Subject, images: Tensor) -> tuple[list[Panel], str]:
     ]
     return panels, (
         f"Common mode, which no decision depends on, is {100 * float(report.common_mode_share[0]):.2g}% of the energy "
-        f"of this GradCAM. A model is suspicious above {report.threshold:.0%}, in the median of many images: see "
-        "diffgradcam audit."
+        f"of this GradCAM. A model is exposed above {report.thresholds.share:.0%}, in the median of many images; "
+        "whether its maps lie, diffgradcam audit says."
     )
 
 

@@ -106,7 +106,6 @@ class MapsEvery:
         images: Likewise.
         every_n_steps: How often; the first picture is of the untrained model.
         classes: As :func:`~diffgradcam.training.log_maps`.
-        names: Likewise.
         pictures: Likewise.
         tag: Likewise.
     """
@@ -117,13 +116,12 @@ class MapsEvery:
         images: Tensor,
         every_n_steps: int,
         classes: Classes,
-        names: Sequence[str] | None,
         pictures: Sequence[ImageLike] | None,
         tag: str,
     ) -> None:
         check_count("every_n_steps", every_n_steps)
         self.cam, self.images, self.every_n_steps, self.classes = cam, images, every_n_steps, classes
-        self.names, self.pictures, self.tag = names, pictures, tag
+        self.pictures, self.tag = pictures, tag
 
     def log(self, writers: Sequence[Callable[[str, Array, int], object]], step: int) -> None:
         """Send the maps, if they are due.
@@ -145,7 +143,6 @@ class MapsEvery:
             to_all,
             step,
             self.classes,
-            names=self.names,
             pictures=self.pictures,
             tag=self.tag,
         )

@@ -135,7 +135,6 @@ class MapLogger(TrainerCallback):
         images: A few images as the model takes them, ``(N, C, H, W)``.
         every_n_steps: How many optimizer steps lie between two pictures.
         classes: The class of each image whose map is shown, ``(N,)``, or one for all; by default the decisions.
-        names: Of the classes.
         pictures: The images as they are to be seen; by default each image scaled to its lowest and highest value.
         tag: The name of the picture in the log.
 
@@ -152,11 +151,10 @@ class MapLogger(TrainerCallback):
         *,
         every_n_steps: int = 100,
         classes: Classes = None,
-        names: Sequence[str] | None = None,
         pictures: Sequence[ImageLike] | None = None,
         tag: str = "maps",
     ) -> None:
-        self._maps = MapsEvery(cam, images, every_n_steps, classes, names, pictures, tag)
+        self._maps = MapsEvery(cam, images, every_n_steps, classes, pictures, tag)
         callbacks = trainer.callback_handler.callbacks
         self._reports = [each for each in callbacks if isinstance(each, TensorBoardCallback | WandbCallback)]
         if not self._reports:

@@ -129,7 +129,6 @@ class MapLogger(Callback):
         images: A few images as the model takes them, ``(N, C, H, W)``.
         every_n_steps: How many optimizer steps lie between two pictures.
         classes: The class of each image whose map is shown, ``(N,)``, or one for all; by default the decisions.
-        names: Of the classes.
         pictures: The images as they are to be seen; by default each image scaled to its lowest and highest value.
         tag: The name of the picture in the log.
 
@@ -147,11 +146,10 @@ class MapLogger(Callback):
         *,
         every_n_steps: int = 100,
         classes: Classes = None,
-        names: Sequence[str] | None = None,
         pictures: Sequence[ImageLike] | None = None,
         tag: str = "maps",
     ) -> None:
-        self._maps = MapsEvery(cam, images, every_n_steps, classes, names, pictures, tag)
+        self._maps = MapsEvery(cam, images, every_n_steps, classes, pictures, tag)
         self._writers: list[Any] = []
         self._seen = -1  # the step that was looked at last: several batches make one step where gradients accumulate
 

@@ -89,7 +89,7 @@ def arcc(
     cam = evaluated_cam(cam)
 
     def heatmaps(inputs: Tensor) -> Tensor:
-        return heatmaps_at_input(explained(cam, inputs, index, evaluator.batch_size)[1], images)
+        return heatmaps_at_input(explained(cam, inputs, index, evaluator.at_once(images))[1], images)
 
     maps = heatmaps(images)
     coherency = (pearson(heatmaps(images * maps.unsqueeze(1).to(images)), maps) + 1) / 2

@@ -39,7 +39,6 @@ def draw_maps(
     images: Tensor,
     classes: Classes = None,
     *,
-    names: Sequence[str] | None = None,
     pictures: Sequence[ImageLike] | None = None,
 ) -> Array:
     """Draw what a model looks at, also in the middle of its training.
@@ -55,7 +54,6 @@ def draw_maps(
         images: A few images as the model takes them, ``(N, C, H, W)``, on any device.
         classes: The class of each image whose map is shown, ``(N,)``, or one for all; by default the decisions, which
             may change while the model is trained.
-        names: Of the classes.
         pictures: The images as they are to be seen; by default ``images``, each scaled to its own lowest and highest
             value.
 
@@ -81,8 +79,9 @@ def draw_maps(
     lay = overlay if cam.rectify else overlay_signed
     overlays = [lay(picture, heatmap) for picture, heatmap in zip(seen, scaled, strict=True)]
     chances = logits.float().softmax(1).gather(1, index.unsqueeze(1)).squeeze(1).tolist()
-    said = [names[number] if names is not None else f"class {number}" for number in index.tolist()]
-    titles = [f"{name} {chance:.2f}" for name, chance in zip(said, chances, strict=True)]
+    titles = [
+        f"{cam.class_names.label(number)} {chance:.2f}" for number, chance in zip(index.tolist(), chances, strict=True)
+    ]
     canvas = FigureCanvasAgg(grid([seen, overlays], [[""] * len(seen), titles], size=1.6))
     canvas.draw()  # type: ignore[no-untyped-call]
     drawn: Array = np.array(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
@@ -96,7 +95,6 @@ def log_maps(
     step: int,
     classes: Classes = None,
     *,
-    names: Sequence[str] | None = None,
     pictures: Sequence[ImageLike] | None = None,
     tag: str = "maps",
 ) -> Array:
@@ -108,7 +106,6 @@ def log_maps(
         writer: A ``SummaryWriter``, a run that ``wandb.init`` returned, or a function ``(tag, picture, step)``.
         step: How many steps the model has been trained.
         classes: As :func:`draw_maps`.
-        names: As :func:`draw_maps`.
         pictures: As :func:`draw_maps`.
         tag: The name of the picture in the log.
 
@@ -131,7 +128,7 @@ def log_maps(
             f"writer is {type(writer).__name__}; expected a SummaryWriter of TensorBoard, a run that wandb.init() "
             "returned, or a function (tag, picture, step)"
         )
-    picture = draw_maps(cam, images, classes, names=names, pictures=pictures)
+    picture = draw_maps(cam, images, classes, pictures=pictures)
     send(tag, picture, step)
     return picture
 
@@ -164,7 +161,7 @@ def audit_in_training(cam: BaseCAM, images: Tensor, **options: Any) -> AuditRepo
     Args:
         cam: Whose model, layers, ``reshape_transform`` and ``output`` are audited.
         images: As :func:`diffgradcam.audit` takes them, on any device.
-        **options: Of :func:`diffgradcam.audit`, such as ``occlusion`` and ``threshold``.
+        **options: Of :func:`diffgradcam.audit`, such as ``thresholds``.
 
     Returns:
         The report. ``report.fooled`` is the verdict.
@@ -184,6 +181,7 @@ def audit_in_training(cam: BaseCAM, images: Tensor, **options: Any) -> AuditRepo
             _as_the_model_takes(cam, images),
             reshape_transform=cam.reshape_transform,
             output=cam.output,
+            class_names=cam.class_names,
             **{"progress": False, **options},
         )
     if report.fooled:

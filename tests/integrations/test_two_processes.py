@@ -12,6 +12,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
 from diffgradcam import GradCAM
+from diffgradcam.robustness import AuditThresholds
 from tests.conftest import import_peer
 
 from .data import SIZE, criterion, items, network, same_weights, trained
@@ -42,7 +43,7 @@ def main(rank, folder):
     callbacks = [
         SaliencyGuidance(cam, criterion(), labels="label", human="saliency"),
         MapLogger(cam, IMAGES[:2], every_n_steps=1),
-        AuditEachEpoch(cam, IMAGES, on_fooled="stop", threshold=1.0 if rank else 0.0),
+        AuditEachEpoch(cam, IMAGES, on_fooled="stop", thresholds=AuditThresholds(share=1.0 if rank else 0.0)),
     ]
     trainer = lightning.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=3, callbacks=callbacks, enable_checkpointing=False,
