@@ -297,7 +297,7 @@ def audit(
         ValueError: If the outputs are not the logits of a softmax: one output, probabilities, log-probabilities, or
             (20 values and more, all between 0 and 1) sigmoids. Sigmoids that are applied outside the model cannot be
             told from softmax logits. Also if there are no images.
-        TypeError: If ``images`` is not a tensor; otherwise as :meth:`~diffgradcam.BaseCAM.explain`.
+        TypeError: If ``images`` is not a tensor, or ``thresholds`` another thing; otherwise as :meth:`~diffgradcam.BaseCAM.explain`.
 
     Reference:
         That softmax does not see what all logits share, and Grad-CAM does, was used to fool before: Lerma and Lucas,
@@ -316,6 +316,8 @@ def audit(
         False
     """
     check_images(images)
+    if not isinstance(thresholds, AuditThresholds):
+        raise TypeError(f"thresholds is {type(thresholds).__name__}; expected diffgradcam.robustness.AuditThresholds")
     target_layers, model = by_name(model, target_layers), evaluated(inner_model(model))
 
     def cam(score: Callable[[Tensor, Tensor], Tensor]) -> GradCAM:
