@@ -297,7 +297,8 @@ def audit(
         ValueError: If the outputs are not the logits of a softmax: one output, probabilities, log-probabilities, or
             (20 values and more, all between 0 and 1) sigmoids. Sigmoids that are applied outside the model cannot be
             told from softmax logits. Also if there are no images.
-        TypeError: If ``images`` is not a tensor, or ``thresholds`` another thing; otherwise as :meth:`~diffgradcam.BaseCAM.explain`.
+        TypeError: If ``images`` is not a tensor, or ``thresholds`` is something else; otherwise as
+            :meth:`~diffgradcam.BaseCAM.explain`.
 
     Reference:
         That softmax does not see what all logits share, and Grad-CAM does, was used to fool before: Lerma and Lucas,
