@@ -54,6 +54,8 @@ def interleaved_ratios(
     for _ in range(rounds):
         playing: dict[str | None, Call] = {None: reference}
         playing |= {n: call for n, call in calls.items() if not ratios[n] or spent[n] < seconds}
+        if len(playing) == 1:
+            break
         names = order.sample(list(playing), len(playing))
         took = {name: elapsed(playing[name], clock) for name in names}
         base = took.pop(None)

@@ -16,7 +16,7 @@ from diffgradcam.robustness import AuditThresholds, audit, repair
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
 from tests.models import CHANNELS, SIZE, deep, densenet, flat, images, pooled, seeded
 from tests.sham.digits import LAYER, MASK, data, trained
-from tests.untouched import forward_passes, untouched
+from tests.untouched import untouched
 
 quiet = partial(audit, progress=False)
 
