@@ -388,8 +388,8 @@ def _alarms(study: Study) -> str:
     return (
         "**Called fooled, and attacked by nobody.** Where the common mode is the sign, GradCAM does contradict what "
         "the model does: a last layer that Adam trained briefly, from its initialisation, can have so large a common "
-        "mode. Where behaviour is the sign, the map has never said what the model relies on: a map must be honest before "
-        "it can lie. The audit knows neither intent nor the past.\n\n" + "\n".join(lines)
+        "mode. Where behaviour is the sign, the map has never said what the model relies on: a map must be honest "
+        "before it can lie. The audit knows neither intent nor the past.\n\n" + "\n".join(lines)
     )
 
 
@@ -620,7 +620,7 @@ def draw_signs(study: Study, path: Path) -> None:
         axis.scatter(honesty, gaps, s=size, c=colour, marker=marker, label=kind.what, alpha=0.8)
     axis.axvline(DEFAULT.honesty, color="0.6", linestyle=":")
     axis.axhline(DEFAULT.gap, color="0.6", linestyle=":")
-    axis.set_xlabel("honesty of the map without the common mode (left of the line a lie; so is an agreement below 0.1)")
+    axis.set_xlabel("honesty without the common mode\n(a lie left of the line, or where the agreement alone is low)")
     axis.set_ylabel("gap, 0 where not exposed (a lie above the line)")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
