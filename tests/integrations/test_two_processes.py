@@ -43,7 +43,7 @@ def main(rank, folder):
     callbacks = [
         SaliencyGuidance(cam, criterion(), labels="label", human="saliency"),
         MapLogger(cam, IMAGES[:2], every_n_steps=1),
-        AuditEachEpoch(cam, IMAGES, on_fooled="stop", thresholds=AuditThresholds(share=1.0 if rank else 0.0)),
+        AuditEachEpoch(cam, IMAGES, on_fooled="stop", thresholds=AuditThresholds(agreement=-1.0 if rank else 1.0)),
     ]
     trainer = lightning.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=3, callbacks=callbacks, enable_checkpointing=False,
