@@ -57,9 +57,9 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "digits": Budget(320, ("common mode", "head", "last stage"), 32, 48, TRAINING["digits"]),
-    "tiles": Budget(96, ("head", "last stage"), 16, 24, Training(8, 1e-3, "decisions")),
-    "orientation": Budget(64, ("last stage",), 16, 16, TRAINING["orientation"]),
+    "digits": Budget(160, ("common mode", "head", "last stage"), 32, 48, TRAINING["digits"]),
+    "tiles": Budget(80, ("last stage",), 16, 24, Training(8, 1e-3, "decisions")),
+    "orientation": Budget(48, ("last stage",), 16, 16, TRAINING["orientation"]),
     "lite0": Budget(48, ("last stage",), 12, 12, TRAINING["lite0"]),
     "resnet18": Budget(32, ("last stage",), 12, 12, TRAINING["lite0"]),
 }

@@ -58,9 +58,9 @@ def maps_of(
         ``(N, K)``, and by the explainer's name ``(N, h, w)``.
     """
     named = explainers(layer)
-    cams = [make_cam(model) for make_cam in named.values()]
-    chunks = images.split(_BATCH)
-    given = [None] * len(chunks) if classes is None else classes.split(_BATCH)
+    cams: list[Any] = [make_cam(model) for make_cam in named.values()]
+    chunks = torch.split(images, _BATCH)
+    given = [None] * len(chunks) if classes is None else torch.split(classes, _BATCH)
     parts = [explain_together(cams, chunk, own) for chunk, own in zip(chunks, given, strict=True)]
     found = {name: torch.cat([p[i].maps for p in parts]) for i, name in enumerate(named)}
     return torch.cat([p[0].logits for p in parts]), {name: rectify(maps) for name, maps in found.items()}

@@ -118,13 +118,20 @@ def plan() -> list[Key]:
         for which in settings:
             others = [attack for attack in ATTACKS if attack not in FIRST and _runs(which, attack)]
             wanted.extend((which, attack, bound(attack), 0) for attack in others)
+
+    def further(*settings: str) -> None:
+        for which in settings:
             wanted.extend((which, attack, None, 0) for attack in TRAINED)
             wanted.extend((which, attack, keep, 0) for attack in CURVES for keep in CURVE if which in CURVED)
 
-    first("lite0-1000", "digits", "tiles", "orientation")
-    rest("digits", "tiles")
-    first("lite0-10", "resnet18", "lite0-100")
-    rest("lite0-1000", "orientation", "lite0-10", "resnet18", "lite0-100")
+    first("lite0-1000", "digits", "tiles")
+    rest("digits")
+    first("lite0-10", "orientation")
+    rest("tiles")
+    further("digits")
+    first("lite0-100", "resnet18")
+    rest("lite0-1000", "orientation", "lite0-10", "lite0-100", "resnet18")
+    further("tiles", "lite0-1000", "orientation", "lite0-10", "lite0-100", "resnet18")
     for seed in range(1, SEEDS):
         for which in SETTINGS:
             if seed < SEEDS_OF.get(which, 1):

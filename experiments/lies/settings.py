@@ -180,10 +180,16 @@ def _digits(seed: int) -> Setting:
     old = sham.build("digits", seed)
     parts = []
     for batches in (old.fitted, old.held_out):
-        images, labels = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
+        images, labels = _joined(batches)
         parts.append(part(nn.Identity(), images, images[:64], labels))
     accuracy = _accuracy(old.model, parts[1])
     return Setting(nn.Identity(), old.model, "5", old.mask, parts[0], parts[1], True, 1 / 16, accuracy)
+
+
+def _joined(batches: sham.Batches) -> tuple[Tensor, Tensor]:
+    """Images and labels of all batches, which have both."""
+    columns: list[Any] = list(zip(*batches, strict=True))
+    return torch.cat(columns[0]), torch.cat(columns[1])
 
 
 # --- tiles -----------------------------------------------------------------------------------------------------------
@@ -203,8 +209,9 @@ def _tiles(seed: int) -> Setting:
     for index in chosen:
         own = images[index]
         parts.append(part(trunk, through(trunk, own), own[:32], labels[index]))
-    mask = border_mask((12, 12), cells=44)
-    return Setting(trunk, tail, "relu", mask, *parts, True, 1 / 255 / 0.25, _accuracy(tail, parts[1]))
+    fitted, held_out = parts
+    mask, level = border_mask((12, 12), cells=44), 1 / 255 / 0.25
+    return Setting(trunk, tail, "relu", mask, fitted, held_out, True, level, _accuracy(tail, held_out))
 
 
 @cache
@@ -246,7 +253,7 @@ def _train_tiles(images: Tensor, labels: Tensor, seed: int) -> tuple[nn.Module, 
             for index in torch.randperm(len(labels))[: steps * 32].view(steps, 32):
                 loss = F.cross_entropy(model(images[index]), labels[index], weights)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -269,7 +276,7 @@ def _photographs() -> tuple[Tensor, Tensor]:
     folder = root() / "photographs"
     with (folder / "photographs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    pixels = [cv2.imread(str(folder / row["image"]))[:, :, ::-1] for row in rows]
+    pixels = [cv2.cvtColor(cv2.imread(str(folder / row["image"])), cv2.COLOR_BGR2RGB) for row in rows]
     small = [cv2.resize(p, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for p in pixels]
     return torch.from_numpy(np.stack(small)), torch.tensor([int(row["label"]) for row in rows])
 
@@ -386,10 +393,10 @@ def _orientation(seed: int) -> Setting:
     trunk, tail = _halves(old.model)
     parts = []
     for batches in (old.fitted, old.held_out):
-        images, labels = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
+        images, labels = _joined(batches)
         parts.append(part(trunk, through(trunk, images), images[:24], labels))
     accuracy = _accuracy(tail, parts[1])
-    return Setting(trunk, tail, "swish", old.mask, *parts, False, 1 / 255 / 0.225, accuracy)
+    return Setting(trunk, tail, "swish", old.mask, parts[0], parts[1], False, 1 / 255 / 0.225, accuracy)
 
 
 def _halves(model: nn.Module) -> tuple[nn.Module, nn.Module]:
