@@ -8,6 +8,7 @@ import pytest
 from experiments import claims
 from experiments.audit import report as audit
 from experiments.faithfulness import report as faithfulness
+from experiments.lies import report as lies
 from experiments.saliency_guided import report as saliency
 from experiments.saliency_guided.real import report as real
 from experiments.sham import report as sham
@@ -20,6 +21,8 @@ PAGES = Path(__file__).parent.parent / "docs" / "results"
     [
         ("sham.md", lambda: sham.markdown(sham.load())),
         ("sham_tables.md", lambda: sham.tables(sham.load())),
+        ("lies.md", lambda: lies.markdown(lies.load())),
+        ("lies_tables.md", lambda: lies.tables(lies.load())),
         ("audit.md", lambda: audit.markdown(audit.load())),
         ("saliency_guided.md", lambda: saliency.markdown(saliency.load(), saliency.real_sections())),
         ("faithfulness.md", lambda: faithfulness.markdown(faithfulness.load())),
@@ -27,9 +30,9 @@ PAGES = Path(__file__).parent.parent / "docs" / "results"
         (
             "claims.md",
             lambda: claims.markdown(
-                claims.diffgradcam(sham.load()),
+                claims.diffgradcam(sham.load(), lies.load()),
                 claims.divisive(saliency.load(), real.load()),
-                claims.answers(sham.load(), saliency.load()),
+                claims.answers(lies.load(), saliency.load()),
             ),
         ),
     ],
@@ -38,7 +41,7 @@ def test_a_page_is_what_its_cells_say(page: str, write: Callable[[], str]) -> No
     assert (PAGES / page).read_text(encoding="utf-8") == write()
 
 
-@pytest.mark.parametrize("page", ["sham", "audit", "faithfulness", "claims"])
+@pytest.mark.parametrize("page", ["sham", "lies", "audit", "faithfulness", "claims"])
 def test_a_page_leads_with_one_figure_three_sentences_and_one_table(page: str) -> None:
     blocks = (PAGES / f"{page}.md").read_text(encoding="utf-8").split("\n\n")
     assert blocks[0].startswith("# ")

@@ -199,6 +199,21 @@ def span(results: Results, attack: str, explainer: str, part: str = "held_out") 
     return "from " + ", ".join(f"{one.before:.2f} to {one.after:.2f} ({setting})" for setting, one in found)
 
 
+def by_setting(results: Results, attack: str, explainer: str, part: str = "held_out") -> str:
+    """What an attack made of an explainer's honesty, in words: the verdict and what it cost, by setting."""
+    found = []
+    for setting in results.settings:
+        if not results.has(setting, attack, explainer, part):
+            continue
+        one = results.outcome(setting, attack, explainer, part)
+        rows = results.rows(setting, attack, explainer, part)
+        cells = results.cells[setting, attack, bound(attack)]
+        kl = _mean(row["kl"][0] for row in rows) if attack == ON_INPUTS else _mean(c[part]["kl"][0] for c in cells)
+        cost = "no cost" if kl < 1e-6 else f"{kl:.2g} nats"
+        found.append(f"{setting} {one.before:.2f} to {one.after:.2f} ({one.verdict}, {cost})")
+    return ", ".join(found) or "not run"
+
+
 def _lead_table(results: Results) -> str:
     lines = []
     for explainer in EXPLAINERS:
