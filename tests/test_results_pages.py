@@ -65,3 +65,19 @@ def test_what_the_answers_say_in_words_is_what_the_cells_say() -> None:
             for part in ("fitted", "held_out")
         )
         assert seen > others
+
+
+def test_what_the_answer_on_lies_says_in_words_is_what_the_cells_say() -> None:
+    results = lies.load()
+    for setting in results.settings:
+        if results.has(setting, "common mode"):
+            assert results.outcome(setting, "common mode", "GradCAM", "held_out").verdict == "lie"
+    for explainers in (lies.BASELINES, lies.CONTRASTIVE):
+        shared = results.verdicts(("common mode", "wrapper", "triggered"), explainers, "held_out")
+        assert set(shared) <= {"unmoved", "unclear"}
+    assert set(results.verdicts(lies.SHARED, lies.BASELINES, "held_out")) == {"unmoved"}
+    aimed, _, runs = lies.aimed(results)
+    assert 0 < aimed < runs
+    weights = results.verdicts(lies.ON_WEIGHTS, lies.EXPLAINERS, "held_out")
+    assert weights["lie"] > 0
+    assert weights["change"] + weights["unclear"] > 0

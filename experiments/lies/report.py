@@ -137,7 +137,7 @@ def markdown(results: Results) -> str:
         f"one vector for all classes), and the verdict on it. *Honesty*: mean Pearson's r of the map with two measures "
         f"of what the model itself relies on. All attacks keep the mean KL divergence on the images that they see "
         f"within {KEEP:g} nats. Features that are moved, wrappers, triggers and changed images are in "
-        "[all tables](lies_tables.md).",
+        f"[all tables](lies_tables.md).{_weakness(results)}",
         "## How it was done",
         _run(results),
         _method(),
@@ -162,7 +162,7 @@ def answer(results: Results) -> list[str]:
         f"honesty falls {span(results, f'autofool on {DIFF}', DIFF)}; the verdict is a lie in {lies} of {judged} runs, "
         f"a change in {changes}. Features that are moved before the pooling cost no decision at all, and every "
         f"DiffGradCAM then lies in {spatial['lie']} of {spatial.total()} cases.",
-        f"**A map that moved has not always lied**: of {moved} maps that trained weights have moved, over all "
+        f"**A map that moved is not yet a lie**: of {moved} maps that trained weights have moved, over all "
         f"explainers, {weights['lie']} lie, {weights['change']} follow a model that changed, and {weights['unclear']} "
         "are unclear.",
     ]
@@ -197,6 +197,30 @@ def span(results: Results, attack: str, explainer: str, part: str = "held_out") 
         if results.has(setting, attack, explainer, part)
     ]
     return "from " + ", ".join(f"{one.before:.2f} to {one.after:.2f} ({setting})" for setting, one in found)
+
+
+def too_weak(results: Results) -> dict[str, float]:
+    """Settings in which ``autofool`` moved none of its victims, and the least r that any of them kept, seen images."""
+    found = {}
+    for setting in results.settings:
+        kept = [
+            _mean(row["kept"][0] for row in results.rows(setting, attack, victim, "fitted"))
+            for victim in ("GradCAM", *BASELINES)
+            for attack in results.attacks(setting, (f"autofool on {victim}",), victim, "fitted")
+        ]
+        if kept and min(kept) >= measure.CHECK.kept:
+            found[setting] = min(kept)
+    return found
+
+
+def _weakness(results: Results) -> str:
+    found = too_weak(results)
+    if not found:
+        return ""
+    return (
+        f" On {', '.join(found)} the few steps that we could afford moved no map (the victims keep at least r = "
+        f"{min(found.values()):.2f} of theirs): this says nothing about how these models resist a trained attack."
+    )
 
 
 def by_setting(results: Results, attack: str, explainer: str, part: str = "held_out") -> str:
@@ -272,7 +296,9 @@ def _method() -> str:
         "r = .9 (covering what enters the tail), except *behaviour free*. *three*: GradCAM, DiffGradCAM and LayerCAM "
         f"together. Its budgets: {budgets}. *perturb*: the image changes instead, by at most 4 of 255 grey levels (1 "
         "of 16 on the digits).\n\n"
-        "**What is measured.** Maps and decisions on up to 200 images of each part. What a model relies on, on the "
+        "**What is measured.** Maps and decisions on the first 200 images of each part, at most; the bound is on the "
+        "mean over all images that the attack sees, so on those 200 it can be exceeded (on the tiles it is, since "
+        "those with a defect come first). What a model relies on, on the "
         "first of them: 64 digits, 32 tiles with a defect, 24 pages, 12 photographs that the attack saw and 24 held "
         "out. Two references, averaged: the drop of the log-odds when a window of the *image* is covered, and "
         f"integrated gradients of the log-odds at what enters the *tail* ({measure.STEPS} steps; on the digits that is "
@@ -290,9 +316,10 @@ def _cut(results: Results) -> str:
     missing = [key for key in wanted if key not in done]
     seeds = ", ".join(f"{setting} {len({key[3] for key in done if key[0] == setting})}" for setting in results.settings)
     lines = [
-        "- The whole grid was planned for four hours on two quiet cores; this run had a part of one busy core. So on "
-        "the large networks an attack changes the tail only, `autofool` has one restart and few steps, and behaviour "
-        "is measured on 12 and 24 photographs instead of hundreds.",
+        "- The whole grid was planned for four hours on two quiet cores; this run had an hour of a quarter of a busy "
+        "one. So, except on the digits, an attack changes the tail only, `autofool` has one restart and few steps, and "
+        "behaviour is measured on 12 and 24 photographs instead of hundreds. The attacks that need no training "
+        "(common mode, wrapper, trigger, spatial) are at full strength everywhere.",
         f"- Seeds that ran: {seeds}. Planned: " + ", ".join(f"{s} {SEEDS_OF.get(s, 1)}" for s in SETTINGS) + ".",
         "- `perturb` and the triggered hoax ran on lite0-1000 alone of the large networks, and `perturb` there on "
         f"three explainers and {PERTURBED['lite0'][0]} photographs: each step goes through the whole network.",
@@ -316,6 +343,9 @@ def tables(results: Results) -> str:
         "Generated by `python -m experiments.lies.report`; do not edit.",
         "## Does autofool beat what was set by hand?",
         _against_hand(results),
+        "## Does the hoax show on new images?",
+        "Pearson's r of the attacked map with the hoax, before → after; means over seeds.",
+        _transfer_table(results),
         "## What an attack costs",
         "Means over seeds. *Behaviour*: r of what the fooled model relies on with what the clean one relies on.",
         _cost_table(results),
@@ -365,11 +395,9 @@ def duels(results: Results) -> list[Duel]:
             if not ours or not results.has(setting, by_hand, victim, "fitted"):
                 continue
 
-            def reached(attack: str, setting: str = setting, victim: str = victim) -> float:
-                return _mean(row["reached_after"] for row in results.rows(setting, attack, victim, "fitted"))
-
-            best = max(ours, key=reached)
-            found.append(Duel(setting, by_hand, best, victim, reached(by_hand), reached(best)))
+            scores = {attack: reached(results, setting, attack, victim, "fitted") for attack in (by_hand, *ours)}
+            best = max(ours, key=lambda attack: scores[attack])
+            found.append(Duel(setting, by_hand, best, victim, scores[by_hand], scores[best]))
     return found
 
 
@@ -391,6 +419,26 @@ def _against_hand(results: Results) -> str:
             [[d.setting, d.by_hand, f"{d.hand_reached:.2f}", d.autofool, f"{d.autofool_reached:.2f}"] for d in found],
         )
     )
+
+
+def reached(results: Results, setting: str, attack: str, explainer: str, part: str, when: str = "after") -> float:
+    """Mean r of an explainer's map with the hoax."""
+    return _mean(row[f"reached_{when}"] for row in results.rows(setting, attack, explainer, part))
+
+
+def _transfer_table(results: Results) -> str:
+    pairs = [("common mode", "GradCAM"), *((f"autofool on {victim}", victim) for victim in ("GradCAM", *BASELINES))]
+    lines = []
+    for setting in results.settings:
+        for attack, victim in pairs:
+            if results.has(setting, attack, victim):
+                values = [
+                    f"{reached(results, setting, attack, victim, part, 'before'):.2f} → "
+                    f"{reached(results, setting, attack, victim, part):.2f}"
+                    for part in PARTS
+                ]
+                lines.append([setting, attack, *values])
+    return _table(["setting", "attack", *PARTS.values()], lines)
 
 
 def _cost_table(results: Results) -> str:

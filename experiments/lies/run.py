@@ -33,6 +33,7 @@ FIRST = (
     "common mode", "SHAM on GradCAM", "SHAM on DiffGradCAM logsumexp", "autofool on GradCAM",
     "autofool on DiffGradCAM logsumexp", "autofool on three", "wrapper", "spatial",
 )  # fmt: skip
+UNTRAINED = ("wrapper", "spatial")
 CURVES = ("autofool on GradCAM", "autofool on DiffGradCAM logsumexp", "autofool on three")
 CURVED = ("digits", "tiles", "lite0-1000")
 PERTURBED = {  # how many held-out images, steps, grey levels
@@ -119,24 +120,27 @@ def plan() -> list[Key]:
             others = [attack for attack in ATTACKS if attack not in FIRST and _runs(which, attack)]
             wanted.extend((which, attack, bound(attack), 0) for attack in others)
 
-    def further(*settings: str) -> None:
-        for which in settings:
-            wanted.extend((which, attack, None, 0) for attack in TRAINED)
-            wanted.extend((which, attack, keep, 0) for attack in CURVES for keep in CURVE if which in CURVED)
+    def curves(*settings: str) -> None:
+        wanted.extend((which, attack, keep, 0) for which in settings for attack in CURVES for keep in CURVE)
 
-    first("lite0-1000", "digits", "tiles")
+    first("digits", "tiles")
     rest("digits")
-    first("lite0-10", "orientation")
+    wanted.extend(("digits", attack, None, 0) for attack in TRAINED)
+    wanted.extend((f"lite0-{k}", attack, None, 0) for k in (1000, 10, 100) for attack in ("common mode", *UNTRAINED))
+    curves("digits")
     rest("tiles")
-    further("digits")
-    first("lite0-100", "resnet18")
-    rest("lite0-1000", "orientation", "lite0-10", "lite0-100", "resnet18")
-    further("tiles", "lite0-1000", "orientation", "lite0-10", "lite0-100", "resnet18")
+    first("orientation")
+    rest("orientation")
+    curves("tiles")
+    first("lite0-1000", "resnet18", "lite0-10", "lite0-100")
+    rest("lite0-1000", "lite0-10", "lite0-100", "resnet18")
+    curves("lite0-1000")
+    wanted.extend((which, attack, None, 0) for which in SETTINGS for attack in TRAINED)
     for seed in range(1, SEEDS):
         for which in SETTINGS:
             if seed < SEEDS_OF.get(which, 1):
                 wanted.extend((which, attack, bound(attack), seed) for attack in ATTACKS if _runs(which, attack))
-    return wanted
+    return list(dict.fromkeys(wanted))
 
 
 def bound(attack: str) -> float | None:
