@@ -86,8 +86,8 @@ def diffgradcam(results: sham.Results, fooled: lies.Results) -> list[Claim]:
         Claim(
             "DiffGradCAM cannot be fooled passively",
             "DiffGradCAM is not susceptible to passive fooling.",
-            "held for what all logits share, by construction; **not** for features that are moved, nor for weights "
-            "that are trained against it",
+            "held for what all logits share, by construction; **not** for features that are moved, nor "
+            f"({', '.join(lies.lied_on(fooled))}) for weights that are trained against it",
             "Honesty of DiffGradCAM (logsumexp) before and after, with the verdict and what it cost in decisions, "
             f"held-out images. {_which_fooling(fooled)} Lie: decisions and behaviour stay and the map no longer says "
             "what the model relies on. Change: the model relies on other things, and the map says so. In the older "
@@ -267,7 +267,7 @@ def draw(fooled: lies.Results, training: saliency.Results, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    settings = fooled.settings
+    settings, weak = fooled.settings, lies.too_weak(fooled)  # where training moved nothing, it says nothing
     styles = {"GradCAM": ("C0", -0.12, "o"), _LOGSUMEXP: ("C3", 0.12, "s")}
     panels = {
         "one vector added to all classes": dict.fromkeys(styles, "common mode"),
@@ -277,7 +277,7 @@ def draw(fooled: lies.Results, training: saliency.Results, path: Path) -> None:
         for explainer, (colour, shift, marker) in styles.items():
             label = explainer.removesuffix(" logsumexp")
             for y, setting in enumerate(settings):
-                if not fooled.has(setting, attacks[explainer], explainer):
+                if not fooled.has(setting, attacks[explainer], explainer) or (axis is middle and setting in weak):
                     continue
                 one = fooled.outcome(setting, attacks[explainer], explainer, "held_out")
                 axis.plot([one.before, one.after], [y + shift] * 2, color=colour, linewidth=1.2)
@@ -289,7 +289,7 @@ def draw(fooled: lies.Results, training: saliency.Results, path: Path) -> None:
         axis.set_ylim(len(settings) - 0.5, -0.5)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("honesty, r (bar: clean; mark: attacked)", fontsize=9)
-    left.legend(loc="best", fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=9)
     comparisons = _against_cyborg(training)
     labels = [f"{c.method}, {c.setting} set" for c in comparisons]
     for y, c in enumerate(comparisons):

@@ -207,7 +207,7 @@ def test_the_report_says_what_the_cells_hold(finished: Path, tmp_path: Path) -> 
     assert worst is not None
     assert worst.before - worst.after >= one.before - one.after
     page, tables = ((tmp_path / "docs" / name).read_text() for name in ("lies.md", "lies_tables.md"))
-    assert f"from {one.before:.2f} to {one.after:.2f} (tiny)" in page
+    assert f"from {report._r(one.before)} to {report._r(one.after)} (tiny)" in page
     assert f"Of {len(WANTED)} planned cells 0 did not run." in page
     assert "| tiny | SHAM on GradCAM, as it came | " in tables
     assert results.worst("tiny", ("autofool on DiffGradCAM max",), "GradCAM", "held_out") is None

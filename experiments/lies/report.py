@@ -157,8 +157,8 @@ def answer(results: Results) -> list[str]:
     return [
         f"**What all logits share makes GradCAM lie and no contrastive map**: on held-out images GradCAM's honesty "
         f"falls {span(results, 'common mode', 'GradCAM')} when one vector is added to all classes, and no DiffGradCAM "
-        f"loses more than {least:.4f}, under this attack, a wrapper or a trigger.",
-        f"**DiffGradCAM is fooled by an attack that is aimed at it, on some models**: within {KEEP:g} nats, its "
+        f"loses more than {least:.4f}, under this attack, a wrapper or a trigger (what it loses is rounding).",
+        f"**DiffGradCAM can be made to lie too, by an attack that is aimed at it**: within {KEEP:g} nats, its "
         f"honesty falls {span(results, f'autofool on {DIFF}', DIFF)}; the verdict is a lie in {lies} of {judged} runs, "
         f"a change in {changes}. Features that are moved before the pooling cost no decision at all, and every "
         f"DiffGradCAM then lies in {spatial['lie']} of {spatial.total()} cases.",
@@ -189,6 +189,19 @@ def aimed(results: Results) -> tuple[int, int, int]:
     return found["lie"], found["change"], found.total()
 
 
+def lied_on(results: Results) -> list[str]:
+    """Settings in which ``autofool`` made a baseline that it is aimed at lie, held-out images."""
+    return [
+        setting
+        for setting in results.settings
+        if any(
+            results.outcome(setting, f"autofool on {e}", e, "held_out").verdict == "lie"
+            for e in BASELINES
+            if results.has(setting, f"autofool on {e}", e)
+        )
+    ]
+
+
 def span(results: Results, attack: str, explainer: str, part: str = "held_out") -> str:
     """Honesty before and after an attack, in words: by setting."""
     found = [
@@ -196,7 +209,7 @@ def span(results: Results, attack: str, explainer: str, part: str = "held_out") 
         for setting in results.settings
         if results.has(setting, attack, explainer, part)
     ]
-    return "from " + ", ".join(f"{one.before:.2f} to {one.after:.2f} ({setting})" for setting, one in found)
+    return "from " + ", ".join(f"{_r(one.before)} to {_r(one.after)} ({setting})" for setting, one in found)
 
 
 def too_weak(results: Results) -> dict[str, float]:
@@ -234,7 +247,7 @@ def by_setting(results: Results, attack: str, explainer: str, part: str = "held_
         cells = results.cells[setting, attack, bound(attack)]
         kl = _mean(row["kl"][0] for row in rows) if attack == ON_INPUTS else _mean(c[part]["kl"][0] for c in cells)
         cost = "no cost" if kl < 1e-6 else f"{kl:.2g} nats"
-        found.append(f"{setting} {one.before:.2f} to {one.after:.2f} ({one.verdict}, {cost})")
+        found.append(f"{setting} {_r(one.before)} to {_r(one.after)} ({one.verdict}, {cost})")
     return ", ".join(found) or "not run"
 
 
@@ -251,7 +264,7 @@ def _lead_table(results: Results) -> str:
 
 def _outcome(worst: Worst) -> str:
     verdict = f"**{worst.verdict}**" if worst.verdict == "lie" else worst.verdict
-    return f"{worst.before:.2f} → {worst.after:.2f} {verdict}"
+    return f"{_r(worst.before)} → {_r(worst.after)} {verdict}"
 
 
 def _run(results: Results) -> str:
@@ -488,6 +501,10 @@ def _honesty_table(results: Results, setting: str) -> str:
             line.append(f"{one.after:.2f} ({_mean(row['kept'][0] for row in rows):.2f}) {one.verdict}")
         lines.append(line)
     return _table(["attack", *shown], lines)
+
+
+def _r(value: float) -> str:
+    return f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -33,7 +33,7 @@ FIRST = (
     "common mode", "SHAM on GradCAM", "SHAM on DiffGradCAM logsumexp", "autofool on GradCAM",
     "autofool on DiffGradCAM logsumexp", "autofool on three", "wrapper", "spatial",
 )  # fmt: skip
-UNTRAINED = ("wrapper", "spatial")
+UNTRAINED = ("common mode", "wrapper", "spatial")
 CURVES = ("autofool on GradCAM", "autofool on DiffGradCAM logsumexp", "autofool on three")
 CURVED = ("digits", "tiles", "lite0-1000")
 PERTURBED = {  # how many held-out images, steps, grey levels
@@ -115,6 +115,9 @@ def plan() -> list[Key]:
     def first(*settings: str) -> None:
         wanted.extend((which, attack, bound(attack), 0) for which in settings for attack in FIRST)
 
+    def untrained(*settings: str) -> None:
+        wanted.extend((which, attack, bound(attack), 0) for which in settings for attack in UNTRAINED)
+
     def rest(*settings: str) -> None:
         for which in settings:
             others = [attack for attack in ATTACKS if attack not in FIRST and _runs(which, attack)]
@@ -126,10 +129,11 @@ def plan() -> list[Key]:
     first("digits", "tiles")
     rest("digits")
     wanted.extend(("digits", attack, None, 0) for attack in TRAINED)
-    wanted.extend((f"lite0-{k}", attack, None, 0) for k in (1000, 10, 100) for attack in ("common mode", *UNTRAINED))
+    untrained("lite0-1000", "lite0-10", "lite0-100")
     curves("digits")
-    rest("tiles")
+    untrained("orientation", "resnet18")
     first("orientation")
+    rest("tiles")
     rest("orientation")
     curves("tiles")
     first("lite0-1000", "resnet18", "lite0-10", "lite0-100")
