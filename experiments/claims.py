@@ -90,9 +90,22 @@ def diffgradcam(results: sham.Results, fooled: lies.Results) -> list[Claim]:
             f"({', '.join(lies.lied_on(fooled))}) for weights that are trained against it",
             "Honesty of DiffGradCAM (logsumexp) before and after, with the verdict and what it cost in decisions, "
             f"held-out images. {_which_fooling(fooled)} Lie: decisions and behaviour stay and the map no longer says "
-            "what the model relies on. Change: the model relies on other things, and the map says so. In the older "
-            "experiment every contrastive map keeps at least r = "
-            f"{sham.lowest_kept(results, 'common mode'):.4f} of itself under the common mode.",
+            "what the model relies on. Change: the model relies on other things, and the map says so. [The older "
+            "experiment](sham.md), without a bound on decisions and with the whole network open, counts maps that "
+            "moved: under the common mode every contrastive map keeps at least r = "
+            f"{sham.lowest_kept(results, 'common mode'):.4f} of itself; on seen images, "
+            + "; ".join(
+                f"{what}, {explainer} {'keeps' if figure == 'kept' else 'reaches'} "
+                + _each(results, attack, explainer, figure, "fitted")
+                for what, attack, explainer, figure in (
+                    ("SHAM fine-tuning on GradCAM", "SHAM on GradCAM", "GradCAM", "kept"),
+                    ("the same", "SHAM on GradCAM", _LOGSUMEXP, "kept"),
+                    ("aimed at it", "SHAM on DiffGradCAM logsumexp", _LOGSUMEXP, "kept"),
+                    ("aimed at it", "SHAM on DiffGradCAM logsumexp", _LOGSUMEXP, "reached_after"),
+                    ("features rolled by half the map", "spatial", _LOGSUMEXP, "kept"),
+                )
+            )
+            + ".",
             _LIES,
         ),
         Claim(

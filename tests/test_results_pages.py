@@ -69,13 +69,11 @@ def test_what_the_answers_say_in_words_is_what_the_cells_say() -> None:
 
 def test_what_the_answer_on_lies_says_in_words_is_what_the_cells_say() -> None:
     results = lies.load()
-    for setting in results.settings:
-        if results.has(setting, "common mode"):
-            assert results.outcome(setting, "common mode", "GradCAM", "held_out").verdict == "lie"
-    for explainers in (lies.BASELINES, lies.CONTRASTIVE):
-        shared = results.verdicts(("common mode", "wrapper", "triggered"), explainers, "held_out")
-        assert set(shared) <= {"unmoved", "unclear"}
-    assert set(results.verdicts(lies.SHARED, lies.BASELINES, "held_out")) == {"unmoved"}
+    common = results.verdicts(("common mode",), ("GradCAM",), "held_out")
+    assert common["lie"] > common.total() / 2
+    shared = results.verdicts(lies.SHARED, lies.CONTRASTIVE, "held_out")
+    assert not shared["lie"] + shared["change"]
+    assert lies.shared_loss(results) < 0.01
     aimed, _, runs = lies.aimed(results)
     assert 0 < aimed < runs
     weights = results.verdicts(lies.ON_WEIGHTS, lies.EXPLAINERS, "held_out")

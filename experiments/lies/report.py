@@ -19,7 +19,7 @@ from experiments.sham.explainers import CONTRASTIVE, PLAIN
 
 from . import measure
 from .attacks import ATTACKS, AUTOFOOL, CURVE, FREE, KEEP, ON_INPUTS, TRAINED, budget_of
-from .run import CURVED, CURVES, PERTURBED, RESULTS, SEEDS_OF, bound, plan
+from .run import CURVED, CURVES, RESULTS, SEEDS_OF, bound, plan
 from .settings import SETTINGS, SOURCES
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
@@ -152,12 +152,14 @@ def answer(results: Results) -> list[str]:
     least = shared_loss(results)
     lies, changes, judged = aimed(results)
     spatial = results.verdicts(("spatial",), BASELINES, "held_out")
+    shared = results.verdicts(("common mode",), ("GradCAM",), "held_out")
     weights = results.verdicts(ON_WEIGHTS, EXPLAINERS, "held_out")
     moved = sum(weights[v] for v in VERDICTS if v != "unmoved")
     return [
         f"**What all logits share makes GradCAM lie and no contrastive map**: on held-out images GradCAM's honesty "
-        f"falls {span(results, 'common mode', 'GradCAM')} when one vector is added to all classes, and no DiffGradCAM "
-        f"loses more than {least:.4f}, under this attack, a wrapper or a trigger (what it loses is rounding).",
+        f"falls {span(results, 'common mode', 'GradCAM')} when one vector is added to all classes (a lie in "
+        f"{shared['lie']} of {shared.total()} runs), and under this attack, a wrapper or a trigger no DiffGradCAM loses "
+        f"more than {least:.4f}, which is rounding.",
         f"**DiffGradCAM can be made to lie too, by an attack that is aimed at it**: within {KEEP:g} nats, its "
         f"honesty falls {span(results, f'autofool on {DIFF}', DIFF)}; the verdict is a lie in {lies} of {judged} runs, "
         f"a change in {changes}. Features that are moved before the pooling cost no decision at all, and every "
@@ -228,11 +230,14 @@ def too_weak(results: Results) -> dict[str, float]:
 
 def _weakness(results: Results) -> str:
     found = too_weak(results)
+    trained = {key[0] for key in results.cells if key[1] in ON_WEIGHTS}
+    others = [setting for setting in results.settings if setting not in trained]
+    text = f" No trained attack ran on {', '.join(others)}." if others else ""
     if not found:
-        return ""
+        return text
     return (
         f" On {', '.join(found)} the few steps that we could afford moved no map (the victims keep at least r = "
-        f"{min(found.values()):.2f} of theirs): this says nothing about how these models resist a trained attack."
+        f"{min(found.values()):.2f} of theirs): this says nothing about how these models resist a trained attack.{text}"
     )
 
 
@@ -301,7 +306,8 @@ def _method() -> str:
         "**What an attack may change.** On the digits everything, though `autofool` starts from the head and the last "
         "stage only. Elsewhere the *tail*, from the last convolution on; what lies below is frozen, so that its output "
         "is computed once. An attacker who changes all of a network can do more than this page shows.\n\n"
-        "**Attacks.** *common mode*: one vector added to every class's row, in closed form. *wrapper*: Lerma and "
+        "**Attacks.** *common mode*: one vector added to every class's row, in closed form (trained on "
+        "orientation, whose head is not a pooled linear one). *wrapper*: Lerma and "
         "Lucas. *triggered*: after Viering et al., with the patch in the image; without it no map moves. *spatial*: "
         "the last activations rolled by half the map. *SHAM* and *Location*: fine-tuning with a weight that was set "
         "by hand, as in [the older experiment](sham.md), then pulled back on the line to the clean weights until the "
@@ -318,8 +324,9 @@ def _method() -> str:
         "the image). Verdicts are those of `robustness.HonestyCheck()`: a *lie* keeps 95% of the decisions, a KL of "
         "at most .1 nats and r = .7 of behaviour, while honesty falls by more than .1; a *change* moves behaviour, and "
         "the map has followed; each compared with the end of a 95% interval over the images, so *unclear* is frequent "
-        "where images are few. The thresholds were there before. One attack was changed after a first look at the "
-        "digits (seed 0): `autofool` got a restart for the common mode, since the closed form beat it on GradCAM."
+        "where images are few. A constant map, which shows nothing, counts as r = 0. The thresholds were there before. "
+        "One attack was changed after a first look at the digits: "
+        "`autofool` got a restart for the common mode, since the closed form beat it on GradCAM."
     )
 
 
@@ -327,6 +334,7 @@ def _cut(results: Results) -> str:
     done = {(key[0], key[1], key[2], cell["seed"]) for key, cells in results.cells.items() for cell in cells}
     wanted = plan()
     missing = [key for key in wanted if key not in done]
+    absent = [setting for setting in SETTINGS if setting not in results.settings]
     seeds = ", ".join(f"{setting} {len({key[3] for key in done if key[0] == setting})}" for setting in results.settings)
     lines = [
         "- The whole grid was planned for four hours on two quiet cores; this run had an hour of a quarter of a busy "
@@ -334,13 +342,18 @@ def _cut(results: Results) -> str:
         "behaviour is measured on 12 and 24 photographs instead of hundreds. The attacks that need no training "
         "(common mode, wrapper, trigger, spatial) are at full strength everywhere.",
         f"- Seeds that ran: {seeds}. Planned: " + ", ".join(f"{s} {SEEDS_OF.get(s, 1)}" for s in SETTINGS) + ".",
-        "- `perturb` and the triggered hoax ran on lite0-1000 alone of the large networks, and `perturb` there on "
-        f"three explainers and {PERTURBED['lite0'][0]} photographs: each step goes through the whole network.",
+        f"- The triggered hoax ran on {_where(results, 'triggered')}, `perturb` on {_where(results, ON_INPUTS)}: both "
+        "go through the whole network, with covered images too.",
         f"- Of {len(wanted)} planned cells {len(missing)} did not run"
-        + (f": {_missing(missing)}." if missing else "."),
+        + (f": {_missing(missing)}." if missing else ".")
+        + (f" Nothing ran on {', '.join(absent)}." if absent else ""),
         "- Integrated gradients are taken at what enters the tail, not at the image.",
     ]
     return "\n".join(lines)
+
+
+def _where(results: Results, attack: str) -> str:
+    return ", ".join(setting for setting in results.settings if results.has(setting, attack)) or "nothing"
 
 
 def _missing(keys: Sequence[tuple[str, str, float | None, int]]) -> str:
@@ -426,7 +439,11 @@ def _against_hand(results: Results) -> str:
         f"Pearson's r of the attacked map with the hoax, images that the attack saw, all within {KEEP:g} nats of "
         "divergence (the common mode costs none). `autofool` with its bound on behaviour or without, the better one. "
         f"It wins against the trained attacks in {won(trained)} pairs, and against the closed form of the common mode "
-        f"in {won(closed)}.\n\n"
+        f"in {won(closed)}. With the steps that it has here, it is not yet the strongest attack everywhere: the closed "
+        "form stays a part of any benchmark. Two tests on the digits of the test suite hold it to more: it beats "
+        "`finetune` at equal divergence (`tests/sham/test_autofooling.py`), and `finetune`'s own defaults reach r = .8 "
+        "with the hoax on held-out digits in 20 epochs, for at most a point of accuracy "
+        "(`tests/sham/test_finetuning.py`).\n\n"
         + _table(
             ["setting", "by hand", "reaches", "autofool", "reaches"],
             [[d.setting, d.by_hand, f"{d.hand_reached:.2f}", d.autofool, f"{d.autofool_reached:.2f}"] for d in found],
@@ -561,10 +578,11 @@ def draw_curves(results: Results, path: Path) -> None:
     """Honesty against the bound on the divergence: a row for each setting, a column for each victim."""
     import matplotlib.pyplot as plt
 
-    settings = [setting for setting in CURVED if setting in results.settings]
+    curved = {(key[0], key[1]) for key in results.cells if key[2] in CURVE}
+    settings = [setting for setting in CURVED if any((setting, attack) in curved for attack in CURVES)]
     shown = ("GradCAM", "LayerCAM", *BASELINES)
     figure, axes = plt.subplots(
-        len(settings), len(CURVES), figsize=(3.6 * len(CURVES), 2.8 * len(settings)), squeeze=False, sharey="row",
+        len(settings), len(CURVES), figsize=(3.6 * len(CURVES), 2.8 * len(settings) + 0.4), squeeze=False, sharey="row",
         layout="constrained",
     )  # fmt: skip
     for line, setting in zip(axes, settings, strict=True):
