@@ -158,8 +158,8 @@ def answer(results: Results) -> list[str]:
     return [
         f"**What all logits share makes GradCAM lie and no contrastive map**: on held-out images GradCAM's honesty "
         f"falls {span(results, 'common mode', 'GradCAM')} when one vector is added to all classes (a lie in "
-        f"{shared['lie']} of {shared.total()} runs), and under this attack, a wrapper or a trigger no DiffGradCAM loses "
-        f"more than {least:.4f}, which is rounding.",
+        f"{shared['lie']} of {shared.total()} runs), and under this attack, a wrapper or a trigger no DiffGradCAM "
+        f"loses more than {least:.4f}, which is rounding.",
         f"**DiffGradCAM can be made to lie too, by an attack that is aimed at it**: within {KEEP:g} nats, its "
         f"honesty falls {span(results, f'autofool on {DIFF}', DIFF)}; the verdict is a lie in {lies} of {judged} runs, "
         f"a change in {changes}. Features that are moved before the pooling cost no decision at all, and every "
