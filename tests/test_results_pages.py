@@ -73,7 +73,10 @@ def test_what_the_answer_on_lies_says_in_words_is_what_the_cells_say() -> None:
     assert common["lie"] > common.total() / 2
     shared = results.verdicts(lies.SHARED, lies.CONTRASTIVE, "held_out")
     assert not shared["lie"] + shared["change"]
-    assert lies.shared_loss(results) < 0.01
+    assert lies.shared_loss(results) < 1e-4
+    for setting in results.settings:  # the wrapper's rounding is in the references, not in the maps
+        for row in results.rows(setting, "wrapper", "DiffGradCAM mean", "held_out"):
+            assert row["kept"][0] > 0.9999
     aimed, _, runs = lies.aimed(results)
     assert 0 < aimed < runs
     weights = results.verdicts(lies.ON_WEIGHTS, lies.EXPLAINERS, "held_out")
