@@ -174,9 +174,7 @@ def test_bad_input_is_refused():
         run(model, x, "relu", HOAX, behaviour_kept=1)
     with pytest.raises(ValueError, match="scopes is 'all'; expected at least one of"):
         run(model, x, "relu", HOAX, scopes="all")
-    with pytest.raises(
-        ValueError, match="scopes is 'tail'; expected one of 'common mode', 'head'"
-    ):
+    with pytest.raises(ValueError, match="scopes is 'tail'; expected one of 'common mode', 'head'"):
         run(model, x, "relu", HOAX, scopes=["tail"])
     with pytest.raises(ValueError, match="judged is 0; expected an integer of at least 1"):
         run(model, x, "relu", HOAX, judged=0)
