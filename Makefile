@@ -11,7 +11,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2> /dev/null || echo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quantus test-lowest test-newest test-wheel test-device test-engines siege coverage mutation check quality lint types doctest examples docs dist dist-twice sbom release bench audit-dependencies experiment-saliency experiment-sham experiment-audit experiment-faithfulness experiment-architectures clean
+.PHONY: help demo test quantus test-lowest test-newest test-wheel test-device test-engines siege coverage mutation check quality lint types doctest examples docs dist dist-twice sbom release bench audit-dependencies experiment-saliency experiment-sham experiment-lies experiment-audit experiment-faithfulness experiment-architectures clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
@@ -122,6 +122,10 @@ experiment-saliency: $(VENV)/.installed-examples ## Compare losses for saliency-
 experiment-sham: $(VENV)/.installed-orientation ## Measure which attack fools which explainer (hours; continues where it was stopped)
 	$(BIN)/python -m experiments.sham.run
 	$(BIN)/python -m experiments.sham.report
+
+experiment-lies: $(VENV)/.installed-orientation ## Measure which fooled maps lie, on real photographs (hours; continues where it was stopped)
+	$(BIN)/python -m experiments.lies.run
+	$(BIN)/python -m experiments.lies.report
 	$(BIN)/python -m experiments.claims
 
 experiment-audit: $(VENV)/.installed-examples ## Measure which clean and fooled models the audit reports (half an hour)

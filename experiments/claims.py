@@ -1,8 +1,8 @@
 """Write which claims of the two papers held: ``python -m experiments.claims``.
 
-Reads the cells of ``experiments/sham`` and ``experiments/saliency_guided`` and the results of the benchmark, and writes
-``docs/results/claims.md`` and ``claims.png``. The claims are paraphrased from the papers' abstracts: we had no more of
-the papers than that.
+Reads the cells of ``experiments/lies``, ``experiments/sham`` and ``experiments/saliency_guided`` and the results of the
+benchmark, and writes ``docs/results/claims.md`` and ``claims.png``. The claims are paraphrased from the papers'
+abstracts: we had no more of the papers than that.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.lies import report as lies
 from experiments.saliency_guided import report as saliency
 from experiments.saliency_guided.comparison import LEVEL
 from experiments.saliency_guided.real import report as real
@@ -25,6 +26,7 @@ DOCS = ROOT / "docs" / "results"
 PEERS = ROOT / "benchmarks" / "results" / "peers.json"
 
 _SHAM = "`make experiment-sham`, [sham.md](sham.md)"
+_LIES = "`make experiment-lies`, [lies.md](lies.md)"
 _SALIENCY = "`make experiment-saliency`, [saliency_guided.md](saliency_guided.md)"
 _LOGSUMEXP = "DiffGradCAM logsumexp"
 _BASELINES = ("DiffGradCAM mean", _LOGSUMEXP, "DiffGradCAM max")
@@ -40,8 +42,16 @@ class Claim(NamedTuple):
     command: str
 
 
-def diffgradcam(results: sham.Results) -> list[Claim]:
-    """The claims of arXiv 2506.08514."""
+def diffgradcam(results: sham.Results, fooled: lies.Results) -> list[Claim]:
+    """The claims of arXiv 2506.08514.
+
+    Args:
+        results: What attacks do to maps.
+        fooled: Whether maps lie then.
+
+    Returns:
+        The claims.
+    """
     settings = results.settings
     return [
         Claim(
@@ -49,13 +59,16 @@ def diffgradcam(results: sham.Results) -> list[Claim]:
             "Maps of single logits are open to passive fooling: a model can be changed to show a false map while it "
             "decides as before.",
             "held",
-            "One vector added to all classes, no probability moved (KL at most "
-            f"{_worst_kl(results):.0e} nats): GradCAM keeps r = "
+            "One vector added to all classes moves no probability, so behaviour stays too. GradCAM's honesty (r with "
+            "what the model relies on, held-out images): "
+            + lies.by_setting(fooled, "common mode", "GradCAM")
+            + ". In the older experiment (KL at most "
+            f"{_worst_kl(results):.0e} nats) GradCAM keeps r = "
             + _each(results, "common mode", "GradCAM", "kept", "fitted")
             + " with its clean map on images that the vector was fitted on, and "
             + _each(results, "common mode", "GradCAM", "kept", "held_out")
             + " on others.",
-            _SHAM,
+            _LIES,
         ),
         Claim(
             "SHAM measures the robustness of CAMs",
@@ -73,9 +86,14 @@ def diffgradcam(results: sham.Results) -> list[Claim]:
         Claim(
             "DiffGradCAM cannot be fooled passively",
             "DiffGradCAM is not susceptible to passive fooling.",
-            "held for what all logits share, by construction; **not** for fine-tuning, nor for features that are moved",
-            f"Common mode: every contrastive map keeps at least r = {sham.lowest_kept(results, 'common mode'):.4f} of "
-            "itself in every seed, setting and part. On seen images: "
+            "held for what all logits share, by construction; **not** for features that are moved, nor "
+            f"({', '.join(lies.lied_on(fooled))}) for weights that are trained against it",
+            "Honesty of DiffGradCAM (logsumexp) before and after, with the verdict and what it cost in decisions, "
+            f"held-out images. {_which_fooling(fooled)} Lie: decisions and behaviour stay and the map no longer says "
+            "what the model relies on. Change: the model relies on other things, and the map says so. [The older "
+            "experiment](sham.md), without a bound on decisions and with the whole network open, counts maps that "
+            "moved: under the common mode every contrastive map keeps at least r = "
+            f"{sham.lowest_kept(results, 'common mode'):.4f} of itself; on seen images, "
             + "; ".join(
                 f"{what}, {explainer} {'keeps' if figure == 'kept' else 'reaches'} "
                 + _each(results, attack, explainer, figure, "fitted")
@@ -88,7 +106,7 @@ def diffgradcam(results: sham.Results) -> list[Claim]:
                 )
             )
             + ".",
-            _SHAM,
+            _LIES,
         ),
         Claim(
             "DiffGradCAM matches GradCAM on clean models",
@@ -109,6 +127,22 @@ def diffgradcam(results: sham.Results) -> list[Claim]:
         ),
         Claim("DiffGradCAM is lightweight", "DiffGradCAM is lightweight.", "held", _cost(), "`make bench`, README"),
     ]
+
+
+def _which_fooling(fooled: lies.Results) -> str:
+    """Each kind of fooling, and what it made of DiffGradCAM."""
+    kinds = {
+        "One vector for all classes": "common mode",
+        "A scalar that depends on the image": "wrapper",
+        "The same behind a trigger": "triggered",
+        "Features moved before the pooling": "spatial",
+        "Fine-tuned by hand against GradCAM": "SHAM on GradCAM",
+        "Trained without settings against GradCAM": "autofool on GradCAM",
+        "Against DiffGradCAM itself": f"autofool on {_LOGSUMEXP}",
+        "Against GradCAM, DiffGradCAM and LayerCAM together": "autofool on three",
+        "The image changed, not the model": lies.ON_INPUTS,
+    }
+    return " ".join(f"{what}: {lies.by_setting(fooled, attack, _LOGSUMEXP)}." for what, attack in kinds.items())
 
 
 def divisive(results: saliency.Results, images: real.Results) -> list[Claim]:
@@ -196,8 +230,9 @@ def markdown(contrast: Sequence[Claim], training: Sequence[Claim], answer: Seque
     )
     parts = [
         "# The claims of the two papers, and what we measured",
-        "![Left: how much of its clean map GradCAM and DiffGradCAM keep, after one vector was added to all classes and "
-        "after fine-tuning. Right: the gain in AUROC over CYBORG of three losses on the maps of both classes]"
+        "![Left: how much GradCAM and DiffGradCAM say of what the model relies on, before and after one vector was "
+        "added to all classes, and after training against them. Right: the gain in AUROC over CYBORG of three losses "
+        "on the maps of both classes]"
         "(claims.png)",
         *answer,
         "| claim | what we found | measured in |\n| --- | --- | --- |\n"
@@ -206,7 +241,8 @@ def markdown(contrast: Sequence[Claim], training: Sequence[Claim], answer: Seque
         "Generated by `python -m experiments.claims` from committed cells; do not edit. The claims are paraphrased "
         "from the abstracts, the only part of the papers that we had. The methods are our reading of them, and so is "
         "what a claim means. Numbers are means over seeds and images; *seen* images are those that an attack was "
-        "fitted on.",
+        "fitted on. *Honesty* and the verdicts are explained in [lies.md](lies.md), which says too how much of the "
+        "planned grid ran.",
     ]
     for title, claims in titles:
         parts.append(f"## {title}")
@@ -214,20 +250,22 @@ def markdown(contrast: Sequence[Claim], training: Sequence[Claim], answer: Seque
     return "\n\n".join(parts) + "\n"
 
 
-def answers(attacks: sham.Results, training: saliency.Results) -> list[str]:
+def answers(fooled: lies.Results, training: saliency.Results) -> list[str]:
     """Three sentences for a reader who stops there."""
+    aimed, changes, runs = lies.aimed(fooled)
+    moved = fooled.verdicts(("spatial",), lies.BASELINES, "held_out")
     gains = ", ".join(
         f"{c.method} {c.paired.difference:+.3f} on the {c.setting} set"
         for c in _against_cyborg(training)
         if c.adjusted_p < LEVEL and c.paired.difference > 0
     )
     return [
-        "**Confirmed: a single logit can be fooled, and a contrast cannot be fooled the same way.** One vector added "
-        f"to all classes leaves GradCAM r = {sham.span(attacks, 'common mode', 'GradCAM', 'kept')} of its clean map, "
-        f"and every contrastive map at least {sham.lowest_kept(attacks, 'common mode'):.4f}.",
-        "**Not confirmed: that DiffGradCAM resists passive fooling in general.** After fine-tuning aimed at GradCAM it "
-        f"keeps r = {sham.span(attacks, 'SHAM on GradCAM', _LOGSUMEXP, 'kept')}; when it is the target, "
-        f"{sham.span(attacks, 'SHAM on DiffGradCAM logsumexp', _LOGSUMEXP, 'kept')}.",
+        "**Confirmed: a single logit can be made to lie, and a contrast not in the same way.** One vector added to all "
+        f"classes takes GradCAM's honesty {lies.span(fooled, 'common mode', 'GradCAM')}; no DiffGradCAM loses more "
+        f"than {lies.shared_loss(fooled):.4f}.",
+        "**Not confirmed: that DiffGradCAM resists passive fooling in general.** Moving the features before the "
+        f"pooling costs no decision and makes it lie in {moved['lie']} of {moved.total()} cases; training against it, "
+        f"within {lies.KEEP:g} nats, in {aimed} of {runs}, and in {changes} the model changed.",
         "**Partly confirmed: training with the maps of both classes.** Of our three readings of those losses, these "
         f"had a higher AUROC than CYBORG on our stand-in tasks (corrected p below {LEVEL:g}): {gains or 'none'}.",
     ]
@@ -237,29 +275,34 @@ def _against_cyborg(training: saliency.Results) -> list[saliency.Comparison]:
     return [c for c in saliency.compare(training, "auroc") if c.reference == "CYBORG" and c.method in real.BOTH_MAPS]
 
 
-def draw(attacks: sham.Results, training: saliency.Results, path: Path) -> None:
-    """Left: what GradCAM and DiffGradCAM keep after two attacks. Right: AUROC of three losses minus CYBORG's."""
+def draw(fooled: lies.Results, training: saliency.Results, path: Path) -> None:
+    """Left: honesty of GradCAM and DiffGradCAM before and after two attacks. Right: AUROC of losses minus CYBORG's."""
     import matplotlib.pyplot as plt
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    settings = attacks.settings
-    panels = {"common mode": "one vector added to all classes", "SHAM on GradCAM": "fine-tuned to fool GradCAM"}
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    settings, weak = fooled.settings, lies.too_weak(fooled)  # where training moved nothing, it says nothing
     styles = {"GradCAM": ("C0", -0.12, "o"), _LOGSUMEXP: ("C3", 0.12, "s")}
-    for axis, (attack, title) in zip((left, middle), panels.items(), strict=True):
+    panels = {
+        "one vector added to all classes": dict.fromkeys(styles, "common mode"),
+        f"trained against it, {lies.KEEP:g} nats": {name: f"autofool on {name}" for name in styles},
+    }
+    for axis, (title, attacks) in zip((left, middle), panels.items(), strict=True):
         for explainer, (colour, shift, marker) in styles.items():
-            kept = [attacks.map(s, attack, explainer, "kept", "fitted") for s in settings]
-            for y, of in enumerate(kept):
-                axis.plot([of.low, of.high], [y + shift, y + shift], color=colour, linewidth=1.2)
-            ys = [y + shift for y in range(len(settings))]
             label = explainer.removesuffix(" logsumexp")
-            axis.plot([of.mean for of in kept], ys, marker, color=colour, markersize=5, label=label)
-        axis.set_xlim(-0.6, 1.1)
+            for y, setting in enumerate(settings):
+                if not fooled.has(setting, attacks[explainer], explainer) or (axis is middle and setting in weak):
+                    continue
+                one = fooled.outcome(setting, attacks[explainer], explainer, "held_out")
+                axis.plot([one.before, one.after], [y + shift] * 2, color=colour, linewidth=1.2)
+                axis.plot(one.before, y + shift, "|", color=colour, markersize=9)
+                axis.plot(one.after, y + shift, marker, color=colour, markersize=5, label=label)
+                label = ""
         axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
         axis.set_yticks(range(len(settings)), settings if axis is left else [])
-        axis.invert_yaxis()
+        axis.set_ylim(len(settings) - 0.5, -0.5)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("r with the clean map\n(mean, lowest and highest seed)", fontsize=9)
-    middle.legend(loc="center right", fontsize=9)
+        axis.set_xlabel("honesty, r (bar: clean; mark: attacked)", fontsize=9)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=9)
     comparisons = _against_cyborg(training)
     labels = [f"{c.method}, {c.setting} set" for c in comparisons]
     for y, c in enumerate(comparisons):
@@ -331,9 +374,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
     options = parser.parse_args(arguments)
     options.docs.mkdir(parents=True, exist_ok=True)
-    attacks, training = sham.load(), saliency.load()
-    page = markdown(diffgradcam(attacks), divisive(training, real.load()), answers(attacks, training))
-    draw(attacks, training, options.docs / "claims.png")
+    fooled, training = lies.load(), saliency.load()
+    page = markdown(diffgradcam(sham.load(), fooled), divisive(training, real.load()), answers(fooled, training))
+    draw(fooled, training, options.docs / "claims.png")
     (options.docs / "claims.md").write_text(page, encoding="utf-8")
 
 

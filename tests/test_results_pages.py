@@ -8,6 +8,7 @@ import pytest
 from experiments import claims
 from experiments.audit import report as audit
 from experiments.faithfulness import report as faithfulness
+from experiments.lies import report as lies
 from experiments.saliency_guided import report as saliency
 from experiments.saliency_guided.real import report as real
 from experiments.sham import report as sham
@@ -20,6 +21,8 @@ PAGES = Path(__file__).parent.parent / "docs" / "results"
     [
         ("sham.md", lambda: sham.markdown(sham.load())),
         ("sham_tables.md", lambda: sham.tables(sham.load())),
+        ("lies.md", lambda: lies.markdown(lies.load())),
+        ("lies_tables.md", lambda: lies.tables(lies.load())),
         ("audit.md", lambda: audit.markdown(audit.load())),
         ("saliency_guided.md", lambda: saliency.markdown(saliency.load(), saliency.real_sections())),
         ("faithfulness.md", lambda: faithfulness.markdown(faithfulness.load())),
@@ -27,9 +30,9 @@ PAGES = Path(__file__).parent.parent / "docs" / "results"
         (
             "claims.md",
             lambda: claims.markdown(
-                claims.diffgradcam(sham.load()),
+                claims.diffgradcam(sham.load(), lies.load()),
                 claims.divisive(saliency.load(), real.load()),
-                claims.answers(sham.load(), saliency.load()),
+                claims.answers(lies.load(), saliency.load()),
             ),
         ),
     ],
@@ -38,7 +41,7 @@ def test_a_page_is_what_its_cells_say(page: str, write: Callable[[], str]) -> No
     assert (PAGES / page).read_text(encoding="utf-8") == write()
 
 
-@pytest.mark.parametrize("page", ["sham", "audit", "faithfulness", "claims"])
+@pytest.mark.parametrize("page", ["sham", "lies", "audit", "faithfulness", "claims"])
 def test_a_page_leads_with_one_figure_three_sentences_and_one_table(page: str) -> None:
     blocks = (PAGES / f"{page}.md").read_text(encoding="utf-8").split("\n\n")
     assert blocks[0].startswith("# ")
@@ -62,3 +65,20 @@ def test_what_the_answers_say_in_words_is_what_the_cells_say() -> None:
             for part in ("fitted", "held_out")
         )
         assert seen > others
+
+
+def test_what_the_answer_on_lies_says_in_words_is_what_the_cells_say() -> None:
+    results = lies.load()
+    common = results.verdicts(("common mode",), ("GradCAM",), "held_out")
+    assert common["lie"] > common.total() / 2
+    shared = results.verdicts(lies.SHARED, lies.CONTRASTIVE, "held_out")
+    assert not shared["lie"] + shared["change"]
+    assert lies.shared_loss(results) < 1e-4
+    for setting in results.settings:  # the wrapper's rounding is in the references, not in the maps
+        for row in results.rows(setting, "wrapper", "DiffGradCAM mean", "held_out"):
+            assert row["kept"][0] > 0.9999
+    aimed, _, runs = lies.aimed(results)
+    assert 0 < aimed < runs
+    weights = results.verdicts(lies.ON_WEIGHTS, lies.EXPLAINERS, "held_out")
+    assert weights["lie"] > 0
+    assert weights["change"] + weights["unclear"] > 0

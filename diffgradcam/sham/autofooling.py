@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from diffgradcam._core.checks import check_choice, check_count, check_mask_size,
 from diffgradcam._core.editing import by_name, copy_model, find_head
 from diffgradcam._core.layers import LayerSpec
 from diffgradcam._core.wrappers import inner_model
+from diffgradcam.analysis.comparisons import explain_together
 from diffgradcam.heatmaps import minmax, rectify
 from diffgradcam.losses import cyborg_loss
 from diffgradcam.methods.gradient import GradCAM
@@ -30,13 +32,14 @@ from diffgradcam.scores import logit_difference
 
 from .finetuning import all_finite, root_mean_square, take_modes
 
-FoolingScope = Literal["head", "last stage", "all"]
+FoolingScope = Literal["common mode", "head", "last stage", "all"]
+Method = Callable[..., TrainableCAM]
 
-_JUDGED = 128  # images whose behaviour is measured
 _TRIAL = 50  # steps of each learning rate
 _CHECKS = 8  # of each restart
 _BISECTIONS = 5
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # shares of the weights' root mean square, tried in this order
+_LARGE_RATES = (1e-1, 3e-1, 1.0, 3.0)  # and these for the common mode, where no bound is in the way
 _WINDOWS = 6  # covered in each step, to keep the behaviour
 _START = -6.0  # logarithm of the multipliers: at first the way may lead out of bounds
 _CLIMB = 12.0  # the most that it rises in a restart
@@ -107,13 +110,14 @@ def autofool(
     images: Tensor,
     target_layers: LayerSpec | Sequence[LayerSpec],
     hoax: Tensor,
-    method: Callable[..., TrainableCAM] = GradCAM,
+    method: Method | Sequence[Method] = GradCAM,
     keep: float = 0.01,
     behaviour: bool = True,
     *,
     behaviour_kept: float = 0.9,
+    judged: int = 128,
     held_out: Tensor | None = None,
-    scopes: Sequence[FoolingScope] = ("head", "last stage", "all"),
+    scopes: Sequence[FoolingScope] = ("common mode", "head", "last stage", "all"),
     steps: int = 800,
     seconds: float | None = None,
     batch_size: int = 32,
@@ -131,7 +135,7 @@ def autofool(
     there is no weight to choose. For each scope it starts again from the clean weights, and the learning rate is the
     best of a short search. At regular checks, a model that is out of bounds is pulled back on the line to the clean
     weights until it is within; the best that was ever within bounds is the result. The bounds hold on the given images
-    (behaviour on up to 128 of them); what became of them elsewhere is measured on ``held_out``.
+    (behaviour on ``judged`` of them); what became of them elsewhere is measured on ``held_out``.
 
     Args:
         model: The clean model, a softmax classifier. It is left as it is; batch norm and dropout are in evaluation mode
@@ -139,13 +143,17 @@ def autofool(
         images: Images to fool the model on, ``(N, C, H, W)``; no labels are needed.
         target_layers: Layers of ``model`` whose map is to be fooled, as a CAM takes them.
         hoax: The wanted map, at the size of the maps.
-        method: The victim: a class of the library, or a ``functools.partial`` of one.
+        method: The victim: a class of the library, or a ``functools.partial`` of one. Several are fooled together: maps
+            count alike, and each :class:`Effect` is a mean over them too.
         keep: Bound of the mean divergence KL(clean, fooled), in nats, above 0.
         behaviour: Whether behaviour must stay too. It needs images of at least 7 x 7 pixels.
         behaviour_kept: Bound of the mean r of what the model relies on with what the clean model relies on, below 1,
             see :func:`diffgradcam.metrics.behaviour_kept`.
+        judged: How many of the images behaviour is measured on, the first of them. At each check it costs as much as
+            all else.
         held_out: Images that only the result is measured on.
-        scopes: What may change, a restart for each: the ``"head"``, the ``"last stage"`` (from the last child with
+        scopes: What may change, a restart for each: the head's ``"common mode"`` (one vector that is added to every
+            class's row, which moves no probability), the ``"head"``, the ``"last stage"`` (from the last child with
             weights before the head, of the outermost module that has several, to the end), or ``"all"``.
         steps: Of each restart. The search for the learning rate takes up to half as many more.
         seconds: Stop at the next check after so long; by default never.
@@ -168,21 +176,24 @@ def autofool(
         evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks", ICML 2020 (arXiv
         2003.01690), for the inputs of classifiers.
     """
-    _check_options(hoax, keep, behaviour_kept, scopes, steps, seconds, batch_size, seed)
+    _check_options(hoax, keep, behaviour_kept, judged, scopes, steps, seconds, batch_size, seed)
+    methods = [method] if callable(method) else list(method)
+    if not methods:
+        raise ValueError("method is empty; expected a CAM class, such as GradCAM, or several")
     for some in (images, held_out):
         if some is not None:
             check_images(some)
     clean = copy_model(model).eval()
     device = next(clean.parameters(), images).device
-    make = _Maker(method, by_name(model, target_layers))
-    bounds = _Bounds(keep, behaviour_kept if behaviour else None)
+    make = _Maker(methods, by_name(model, target_layers))
+    bounds = _Bounds(keep, behaviour_kept if behaviour else None, judged)
     problem = _Problem(make, clean, images.to(device), hoax.to(device), bounds, batch_size)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     best, best_model, restarts = None, clean, []
     for scope in scopes:
-        names = _names(clean, scope, head)
+        opened = _opened(clean, scope, head)
         with tqdm(total=steps, desc=scope, disable=not progress) as bar:
-            restart, fooled = _restart(problem, scope, names, steps, seed, deadline, bar)
+            restart, fooled = _restart(problem, scope, opened, steps, seed, deadline, bar)
         restarts.append(restart)
         if best is None or restart.effect.reached > best.effect.reached:
             best, best_model = restart, fooled
@@ -199,20 +210,22 @@ def autofool(
 
 @dataclass(frozen=True)
 class _Maker:
-    method: Callable[..., TrainableCAM]
+    methods: list[Method]
     layers: list[LayerSpec]
 
-    def __call__(self, model: nn.Module) -> TrainableCAM:
-        cam = self.method(model, self.layers, rectify=False)
-        if not isinstance(cam, TrainableCAM):
-            raise TypeError(f"method made {type(cam).__name__}; expected a trainable CAM class, such as GradCAM")
-        return cam
+    def __call__(self, model: nn.Module) -> list[TrainableCAM]:
+        cams = [method(model, self.layers, rectify=False) for method in self.methods]
+        for cam in cams:
+            if not isinstance(cam, TrainableCAM):
+                raise TypeError(f"method made {type(cam).__name__}; expected a trainable CAM class, such as GradCAM")
+        return cams
 
 
 @dataclass(frozen=True)
 class _Bounds:
     kl: float
     behaviour: float | None
+    judged: int
 
 
 class _Problem:
@@ -226,26 +239,30 @@ class _Problem:
         self.images = images
         self.bounds = bounds
         self.batch_size = batch_size
-        self.output = make(clean).output
+        self.output = make(clean)[0].output
         self.logits, self.maps = self.shown(clean, None)
         self.classes = self.logits.argmax(1)
-        check_mask_size(hoax, self.maps.shape[1:], "the maps")
+        check_mask_size(hoax, self.maps.shape[2:], "the maps")
         self.hoax = minmax(hoax.to(self.maps.dtype).unsqueeze(0)).squeeze(0)
         self.log_probabilities = self.logits.log_softmax(1)
         self.relied_on = None if bounds.behaviour is None else self.behaviour(clean)
 
     def shown(self, model: nn.Module, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits and signed maps of all images."""
-        cam = self.make(model)
+        """Logits of all images, and signed maps of each victim, ``(M, N, *S)``."""
+        cams = self.make(model)
         size = 8 * self.batch_size
         given = [None] * len(self.images) if classes is None else torch.split(classes, size)
-        parts = [cam.explain(chunk, own) for chunk, own in zip(torch.split(self.images, size), given, strict=False)]
-        return torch.cat([part.logits for part in parts]), torch.cat([part.maps for part in parts])
+        parts = [
+            explain_together(cams, chunk, own)
+            for chunk, own in zip(torch.split(self.images, size), given, strict=False)
+        ]
+        logits = torch.cat([part[0].logits for part in parts])
+        return logits, torch.stack([torch.cat([part[i].maps for part in parts]) for i in range(len(cams))])
 
     def behaviour(self, model: nn.Module) -> Behaviour:
         """What a model relies on, in the first images."""
         evaluator = Evaluator(model, output=self.output, batch_size=8 * self.batch_size)
-        few = slice(_JUDGED)
+        few = slice(self.bounds.judged)
         return behaviour_of(evaluator, self.images[few], self.classes[few], steps=_STEPS_OF_GRADIENTS, progress=False)
 
     def measure(self, model: nn.Module) -> Effect:
@@ -261,11 +278,11 @@ class _Problem:
         """The effect of an attack on all images, without the costly behaviour."""
         logits, maps = self.shown(model, self.classes)
         decisions = decisions_kept(self.logits, logits)
-        shown = rectify(maps)
+        shown, before = (rectify(each.flatten(0, 1)) for each in (maps, self.maps))
         return Effect(
             kl=float(decisions.kl.mean()),
             agreement=float(decisions.agreement.double().mean()),
-            kept=float(pearson(shown, rectify(self.maps)).mean()),
+            kept=float(pearson(shown, before).mean()),
             reached=float(pearson(shown, self.hoax.expand_as(shown)).mean()),
             behaviour=None,
         )
@@ -288,14 +305,14 @@ _Weights = dict[str, Tensor]
 def _restart(
     problem: _Problem,
     scope: FoolingScope,
-    names: list[str],
+    opened: _Opened,
     steps: int,
     seed: int,
     deadline: float,
     bar: tqdm[None],
 ) -> tuple[Restart, nn.Module]:
-    lr = _learning_rate(problem, names, max(1, min(_TRIAL, steps // 8)), seed, deadline)
-    run = _Ascent(problem, names, lr, steps, seed)
+    lr = _learning_rate(problem, opened, max(1, min(_TRIAL, steps // 8)), seed, deadline)
+    run = _Ascent(problem, opened, lr, steps, seed)
     best, weights = problem.measure(run.model), run.weights()
     for step in range(steps):
         run.step()
@@ -320,12 +337,12 @@ def _restart(
     return restart, run.model
 
 
-def _learning_rate(problem: _Problem, names: list[str], steps: int, seed: int, deadline: float) -> float:
+def _learning_rate(problem: _Problem, opened: _Opened, steps: int, seed: int, deadline: float) -> float:
     """The learning rate after a few steps of which the first multipliers' loss is least: from small, until it rises."""
-    scale = root_mean_square([p.detach() for name, p in problem.clean.named_parameters() if name in names])
+    scale = root_mean_square([p.detach() for name, p in problem.clean.named_parameters() if name in opened.names])
     best, least = _RATES[0] * scale, math.inf
-    for share in _RATES:
-        run = _Ascent(problem, names, share * scale, steps, seed)
+    for share in (*_RATES, *_LARGE_RATES) if opened.common else _RATES:
+        run = _Ascent(problem, opened, share * scale, steps, seed)
         for _ in range(steps):
             run.step()
             if time.monotonic() > deadline:
@@ -375,15 +392,15 @@ def _set(model: nn.Module, weights: _Weights) -> None:
 class _Ascent:
     """Descent on the weights, ascent on the logarithms of the multipliers."""
 
-    def __init__(self, problem: _Problem, names: list[str], lr: float, steps: int, seed: int) -> None:
+    def __init__(self, problem: _Problem, opened: _Opened, lr: float, steps: int, seed: int) -> None:
         self.problem = problem
         self.model = copy_model(problem.clean)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in names)
-        self.names = names
+            parameter.requires_grad_(name in opened.names)
+        self.names, self.common = opened
         self.start = self.weights()
-        self.victim = problem.make(self.model)
-        self.parameters = [parameter for name, parameter in self.model.named_parameters() if name in names]
+        self.victims = problem.make(self.model)
+        self.parameters = [parameter for name, parameter in self.model.named_parameters() if name in self.names]
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
         self.generator = torch.Generator().manual_seed(seed)
@@ -403,13 +420,16 @@ class _Ascent:
         index = self._batch().to(problem.images.device)
         images, classes = problem.images[index], problem.classes[index]
         with torch.inference_mode(False), torch.enable_grad():
-            with self.victim:
+            with contextlib.ExitStack() as attached:
+                for victim in self.victims:
+                    attached.enter_context(victim)
                 logits = problem.output(self.model(images))
-                maps = self.victim.maps(logits, classes)
+                maps = torch.cat([victim.maps(logits, classes) for victim in self.victims])
             hoax = problem.hoax.expand_as(maps)
-            # r is what counts, but the squared error of the scaled map leads there faster.
             fooling = 1 - (pearson(maps, hoax) + pearson(rectify(maps), hoax)).mean() / 2
-            fooling = fooling + cyborg_loss(maps, hoax) / problem.hoax.var()
+            if not self.common:
+                # r is what counts, but the squared error of the scaled map leads there faster.
+                fooling = fooling + cyborg_loss(maps, hoax) / problem.hoax.var()
             kl = F.kl_div(
                 logits.log_softmax(1), problem.log_probabilities[index], log_target=True, reduction="batchmean"
             )
@@ -425,7 +445,8 @@ class _Ascent:
         if not self.sound:
             return
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            # Rows with the same gradient at every step move alike, with any optimiser that works element by element.
+            parameter.grad = gradient.mean(0).expand_as(gradient) if self.common and gradient is not None else gradient
         self.optimizer.step()
         self.schedule.step()
         self.steps += 1
@@ -461,17 +482,25 @@ def _rise(over: Tensor) -> float:
     return max(-1.0, min(1.0, math.log(max(float(over.detach()), 1e-9))))
 
 
-def _names(model: nn.Module, scope: FoolingScope, head: nn.Module | str | None) -> list[str]:
-    """The parameters that a scope lets change."""
+class _Opened(NamedTuple):
+    """The parameters that a scope lets change, and whether all rows of a matrix change alike."""
+
+    names: list[str]
+    common: bool = False
+
+
+def _opened(model: nn.Module, scope: FoolingScope, head: nn.Module | str | None) -> _Opened:
     every = [name for name, _ in model.named_parameters()]
     if not every:
         raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to train")
     if scope == "all":
-        return every
+        return _Opened(every)
     last = find_head(model, head)
+    if scope == "common mode":
+        return _Opened([f"{last}.weight"], common=True)
     if scope == "head":
-        return [name for name in every if name.startswith(f"{last}.")]
-    return every[every.index(_first_of_last_stage(model, last)) :]
+        return _Opened([name for name in every if name.startswith(f"{last}.")])
+    return _Opened(every[every.index(_first_of_last_stage(model, last)) :])
 
 
 def _first_of_last_stage(model: nn.Module, head: str) -> str:
@@ -502,6 +531,7 @@ def _check_options(
     hoax: Tensor,
     keep: float,
     behaviour_kept: float,
+    judged: int,
     scopes: Sequence[str],
     steps: int,
     seconds: float | None,
@@ -517,8 +547,8 @@ def _check_options(
         raise ValueError(f"scopes is {scopes!r}; expected at least one of {get_args(FoolingScope)} in a list")
     for scope in scopes:
         check_choice("scopes", scope, get_args(FoolingScope))
-    check_count("steps", steps)
-    check_count("batch_size", batch_size)
+    for name, count in (("judged", judged), ("steps", steps), ("batch_size", batch_size)):
+        check_count(name, count)
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds is {seconds}; expected a time above 0, or None")
     check_seed(seed)

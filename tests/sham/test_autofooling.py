@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffgradcam import DiffGradCAM, GradCAM, ScoreCAM
+from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, ScoreCAM
 from diffgradcam.metrics import Evaluator, behaviour, behaviour_kept, decisions_kept
 from diffgradcam.metrics.similarity import pearson
 from diffgradcam.sham import autofool, border_mask, finetune
@@ -94,6 +94,44 @@ def test_a_scope_changes_nothing_else():
     assert "stem.weight" in changed(model, found)
 
 
+def test_the_common_mode_is_one_vector_for_every_class_and_costs_nothing():
+    clean, x = trained(), data()[0][:96]
+    found = run(clean, x, LAYER, MASK, keep=1e-6, scopes=["common mode"], steps=60, judged=16)
+    assert changed(clean, found.model) == {"head.weight"}
+    difference = found.model.head.weight - clean.head.weight
+    torch.testing.assert_close(difference, difference[:1].expand_as(difference), atol=1e-5, rtol=0)
+    assert divergence(clean, found.model, x) < 1e-9
+    assert found.given.behaviour == pytest.approx(1, abs=1e-4)
+    assert kept_and_reached(clean, found.model, x)[1] > kept_and_reached(clean, clean, x)[1] + 0.2
+    assert kept_and_reached(clean, found.model, x, method=DiffGradCAM)[0] > 0.9999
+
+
+def test_several_explainers_are_fooled_together():
+    clean, x = trained(), data()[0][:96]
+    several = [GradCAM, DiffGradCAM, LayerCAM]
+    options = {"keep": 0.05, "behaviour": False, "scopes": ["last stage"], "steps": 60}
+    found = run(clean, x, LAYER, MASK, several, **options)
+    before, after = (
+        torch.tensor([kept_and_reached(clean, model, x, method=method) for method in several])
+        for model in (clean, found.model)
+    )
+    assert (found.given.kept, found.given.reached) == pytest.approx(tuple(after.mean(0).tolist()), abs=1e-5)
+    assert bool((after[:, 1] > before[:, 1] + 0.05).all())
+    alone = run(clean, x, LAYER, MASK, [GradCAM], **options)
+    assert alone.given == run(clean, x, LAYER, MASK, GradCAM, **options).given
+
+
+def test_only_the_judged_images_bound_behaviour():
+    clean, x = trained(), data()[0][:40]
+    options = {"keep": 0.02, "scopes": ["head"], "steps": 16}
+    few, all_of_them = (run(clean, x, LAYER, MASK, judged=judged, **options) for judged in (8, 40))
+    for found, count in ((few, 8), (all_of_them, 40)):
+        with torch.no_grad():
+            classes = clean(x).argmax(1)[:count]
+        both = [behaviour(Evaluator(m), x[:count], classes, steps=8, progress=False) for m in (clean, found.model)]
+        assert found.given.behaviour == pytest.approx(float(behaviour_kept(*both).both.mean()), abs=1e-5)
+
+
 def test_a_seed_fixes_a_run_and_modes_are_those_of_the_model():
     model, x = pooled(), images(8)
     options = {"keep": 1.0, "behaviour": False, "steps": 6, "scopes": ["all"], "batch_size": 3}
@@ -136,8 +174,12 @@ def test_bad_input_is_refused():
         run(model, x, "relu", HOAX, behaviour_kept=1)
     with pytest.raises(ValueError, match="scopes is 'all'; expected at least one of"):
         run(model, x, "relu", HOAX, scopes="all")
-    with pytest.raises(ValueError, match="scopes is 'tail'; expected one of 'head', 'last stage', 'all'"):
+    with pytest.raises(ValueError, match="scopes is 'tail'; expected one of 'common mode', 'head'"):
         run(model, x, "relu", HOAX, scopes=["tail"])
+    with pytest.raises(ValueError, match="judged is 0; expected an integer of at least 1"):
+        run(model, x, "relu", HOAX, judged=0)
+    with pytest.raises(ValueError, match="method is empty; expected a CAM class, such as GradCAM, or several"):
+        run(model, x, "relu", HOAX, [])
     with pytest.raises(ValueError, match="steps is 0; expected an integer of at least 1"):
         run(model, x, "relu", HOAX, steps=0)
     with pytest.raises(ValueError, match="seconds is 0; expected a time above 0"):

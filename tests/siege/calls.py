@@ -231,8 +231,9 @@ def calls() -> dict[str, Call]:
     }  # fmt: skip
     found["autofool"] = sham.autofool, {
         "model": model, "images": images, "target_layers": "relu", "hoax": sham.border_mask((6, 5), 18),
-        "method": diffgradcam.GradCAM, "keep": 0.1, "behaviour": False, "behaviour_kept": 0.9, "held_out": images,
-        "scopes": ["head"], "steps": 2, "seconds": 10.0, "batch_size": 4, "head": "head", "seed": 0, "progress": False,
+        "method": diffgradcam.GradCAM, "keep": 0.1, "behaviour": False, "behaviour_kept": 0.9, "judged": 4,
+        "held_out": images, "scopes": ["head"], "steps": 2,
+        "seconds": 10.0, "batch_size": 4, "head": "head", "seed": 0, "progress": False,
     }  # fmt: skip
     found["input_scalar_wrapper"] = sham.input_scalar_wrapper, {
         "model": model, "target_layer": "relu", "scalar": sham.CornerScalar(10.0),

@@ -1,0 +1,190 @@
+"""Run the experiment, cell by cell: ``python -m experiments.lies.run``.
+
+A cell is one (setting, attack, bound, seed); a finished cell is one JSON file, written atomically. A run that was
+stopped continues where it was. The order is such that a table of what is there can be published at any time: the first
+seed of every setting, with the attacks of the first figure; then the others, the curves and the other seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from experiments import cells
+from experiments.sham.explainers import CONTRASTIVE, PLAIN
+
+from . import measure
+from .attacks import ANY_FUNCTION, ATTACKS, BUDGETS, CURVE, FREE, KEEP, ON_INPUTS, TRAINED, make, triggered
+from .measure import Shown
+from .settings import SETTINGS, Setting, build
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = 3
+SEEDS_OF = {"digits": 3, "tiles": 3, "orientation": 3}  # the others have one
+FIRST = (
+    "common mode", "SHAM on GradCAM", "SHAM on DiffGradCAM logsumexp", "autofool on GradCAM",
+    "autofool on DiffGradCAM logsumexp", "autofool on three", "wrapper", "spatial",
+)  # fmt: skip
+UNTRAINED = ("common mode", "wrapper", "spatial")
+CURVES = ("autofool on GradCAM", "autofool on DiffGradCAM logsumexp", "autofool on three")
+CURVED = ("digits", "tiles", "lite0-1000")
+PERTURBED = {  # how many held-out images, steps, grey levels
+    "digits": (32, 20, 1.0),
+    "tiles": (16, 20, 4.0),
+    "orientation": (8, 10, 4.0),
+    "lite0": (8, 8, 4.0),
+    "resnet18": (8, 8, 4.0),
+}
+_FEW = ["GradCAM", "LayerCAM", "DiffGradCAM logsumexp"]  # the explainers whose images are changed where a step is dear
+
+Key = tuple[str, str, float | None, int]  # setting, attack, bound, seed
+
+
+def run(results: Path = RESULTS, wanted: Sequence[Key] | None = None) -> None:
+    """Run the cells that are missing.
+
+    Args:
+        results: Folder of the cells.
+        wanted: Which; by default all of :func:`plan`.
+
+    Raises:
+        ValueError: If ``results`` has a cell of another configuration, because the two must not be compared.
+    """
+    finished = cells.names(results, config())
+    missing = [key for key in (plan() if wanted is None else wanted) if name(*key) not in finished]
+    built: tuple[Any, ...] = ()
+    progress = tqdm(missing, desc="cells")
+    for key in progress:
+        which, attack, keep, seed = key
+        progress.set_postfix_str(f"{which}, {attack}, {keep}, seed {seed}")
+        if built[:2] != (which, seed):
+            setting = build(which, seed)
+            built = (which, seed, setting, _clean(setting))
+        start = time.process_time()
+        found = {"setting": which, "attack": attack, "keep": keep, "seed": seed, "config": config()}
+        found |= cell(built[2], built[3], *key)
+        cells.write(results / f"{name(*key)}.json", found | {"seconds": round(time.process_time() - start, 1)})
+
+
+def cell(
+    setting: Setting, clean: dict[str, Shown], which: str, attack: str, keep: float | None, seed: int
+) -> dict[str, Any]:
+    """What a cell holds.
+
+    Args:
+        setting: The setting.
+        clean: What its clean model shows, by the name of the part.
+        which: Its name.
+        attack: In :data:`.attacks.ATTACKS`.
+        keep: The bound, in nats; None for none.
+        seed: Of everything random.
+
+    Returns:
+        Numbers that JSON can represent.
+    """
+    found: dict[str, Any] = {"accuracy": setting.accuracy}
+    if attack == ON_INPUTS:
+        count, steps, levels = PERTURBED[which.split("-")[0]]
+        names = [*PLAIN, *CONTRASTIVE] if which in ("digits", "tiles") else _FEW
+        assert keep is not None
+        return found | {"held_out": measure.compare_perturbed(setting, names, count, steps, levels, keep)}
+    if attack == "triggered":
+        fooled = triggered(setting)
+        for part in ("fitted", "held_out"):
+            found[part] = measure.compare_triggered(setting, fooled, getattr(setting, part))
+        return found
+    tail, found["made"] = make(setting, which, attack, keep, seed)
+    for part, before in clean.items():
+        after = measure.shown(setting, tail, getattr(setting, part), before.logits.argmax(1))
+        found[part] = measure.compare(before, after, setting.mask)
+    return found
+
+
+def plan() -> list[Key]:
+    """All cells in the order in which they run."""
+    wanted: list[Key] = []
+
+    def first(*settings: str) -> None:
+        wanted.extend((which, attack, bound(attack), 0) for which in settings for attack in FIRST)
+
+    def untrained(*settings: str) -> None:
+        wanted.extend((which, attack, bound(attack), 0) for which in settings for attack in UNTRAINED)
+
+    def rest(*settings: str) -> None:
+        for which in settings:
+            others = [attack for attack in ATTACKS if attack not in FIRST and _runs(which, attack)]
+            wanted.extend((which, attack, bound(attack), 0) for attack in others)
+
+    def curves(*settings: str) -> None:
+        wanted.extend((which, attack, keep, 0) for which in settings for attack in CURVES for keep in CURVE)
+
+    first("digits", "tiles")
+    rest("digits")
+    wanted.extend(("digits", attack, None, 0) for attack in TRAINED)
+    untrained("lite0-1000", "lite0-10", "lite0-100")
+    curves("digits")
+    first("orientation")
+    untrained("resnet18")
+    rest("tiles")
+    rest("orientation")
+    curves("tiles")
+    first("lite0-1000", "resnet18", "lite0-10", "lite0-100")
+    rest("lite0-1000", "lite0-10", "lite0-100", "resnet18")
+    curves("lite0-1000")
+    wanted.extend((which, attack, None, 0) for which in SETTINGS for attack in TRAINED)
+    for seed in range(1, SEEDS):
+        for which in SETTINGS:
+            if seed < SEEDS_OF.get(which, 1):
+                wanted.extend((which, attack, bound(attack), seed) for attack in ATTACKS if _runs(which, attack))
+    return list(dict.fromkeys(wanted))
+
+
+def bound(attack: str) -> float | None:
+    """The bound of an attack in the tables; None where every decision stays anyway."""
+    return None if attack in ANY_FUNCTION else KEEP
+
+
+def name(setting: str, attack: str, keep: float | None, seed: int) -> str:
+    """Name of a cell's file, without ``.json``."""
+    return f"{setting}-{re.sub('[^a-z]+', '_', attack.lower())}{'' if keep is None else f'-{keep:g}'}-{seed}"
+
+
+def config() -> dict[str, Any]:
+    """What all cells have in common."""
+    return {"budgets": {which: list(budget) for which, budget in BUDGETS.items()}, "steps": measure.STEPS}
+
+
+def _runs(which: str, attack: str) -> bool:
+    """Covered images with a patch, and steps on images, go through the trunk, which is dear in large networks."""
+    large = which.startswith(("lite0", "resnet18"))
+    if attack in ("triggered", ON_INPUTS):
+        return not large or which == "lite0-1000"
+    return attack not in FREE or not large or which == "lite0-1000"
+
+
+def _clean(setting: Setting) -> dict[str, Shown]:
+    return {part: measure.shown(setting, setting.tail, getattr(setting, part)) for part in ("fitted", "held_out")}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.lies.run", description=__doc__)
+    parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS), help="default: all")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds, from 0 (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells (default: beside this file)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "Using a non-tuple sequence", UserWarning)  # of the converter from ONNX
+    run(options.results, [key for key in plan() if key[0] in options.settings and key[3] < options.seeds])
+
+
+if __name__ == "__main__":
+    main()
