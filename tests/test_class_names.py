@@ -20,7 +20,7 @@ from diffgradcam import (
 from diffgradcam._core.class_names import ClassNames, as_class_names
 from diffgradcam.methods import registered_methods
 
-from .models import images, pooled
+from .models import images, pooled, transformer
 from .untouched import untouched
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
@@ -86,7 +86,11 @@ def test_names_of_other_classes_are_refused_and_the_model_is_untouched(given, me
 @pytest.mark.parametrize("name", registered_methods())
 def test_every_method_takes_them_and_hands_them_on(name):
     make = registered_methods()[name].make
-    cam = make(pooled(), class_names=NAMES) if name == "FullGrad" else make(pooled(), "relu", class_names=NAMES)
+    if name == "LeGrad":
+        model = transformer()
+        cam = make(model, "block", head=model.head, class_names=NAMES)
+    else:
+        cam = make(pooled(), *([] if name == "FullGrad" else ["relu"]), class_names=NAMES)
     assert "class_names=ClassNames(5: ant, bee, cat, ...)" in repr(cam)
     assert cam.explain(X).class_names == dict(enumerate(NAMES))
 

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from diffgradcam import DiffGradCAM, EigenCAM, GradCAM, audit
+from diffgradcam._core.class_names import ClassNames
 from diffgradcam.scores import LogitDifference
 
 pytest.importorskip("click", reason="the command needs pip install click")
@@ -303,7 +304,8 @@ class TestServer:
         assert "<img src=x" not in Answer(port, f"/{SECRET}/look").text
 
     def test_names_of_classes_are_escaped_too(self, viewer):
-        named = replace(viewer.loaded, class_names=["</option><script>alert(1)</script>", HOSTILE, "{{ 7 * 7 }}", "d"])
+        names = ["</option><script>alert(1)</script>", HOSTILE, "{{ 7 * 7 }}", "d"]
+        named = replace(viewer.loaded, class_names=ClassNames(names))
         with served(replace(viewer, loaded=named)) as port:
             page, look = (Answer(port, f"/{SECRET}/{path}").text for path in ("", "look?class=0&other=1"))
         for text, scripts in ((page, 1), (look, 0)):

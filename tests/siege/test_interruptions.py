@@ -85,7 +85,7 @@ LONG = {
     "guided_gradcam": (lambda model, _: diffgradcam.analysis.guided_gradcam(cam(model), X), 2),
     "important_features": (lambda model, _: diffgradcam.important_features(model, X[0], "relu"), 1),
     "factorization": (lambda model, _: diffgradcam.DeepFeatureFactorization(model, "relu").explain(X, 2), 1),
-    "audit": (lambda model, _: diffgradcam.audit(model, "relu", LARGE, **QUIET), 9),
+    "audit": (lambda model, _: diffgradcam.audit(model, "relu", LARGE, **QUIET), 4),
     "benchmark": (
         lambda model, _: diffgradcam.benchmark(model, network(), {"GradCAM": cam}, loader(), resamples=0, **QUIET), 2,
     ),
