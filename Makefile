@@ -136,7 +136,7 @@ experiment-faithfulness: $(VENV)/.installed-examples ## Measure which maps say w
 	$(BIN)/python -m experiments.faithfulness.run
 	$(BIN)/python -m experiments.faithfulness.report
 
-experiment-architectures: $(VENV)/.installed-test ## Judge the maps of 278 architectures of other libraries (half an hour)
+experiment-architectures: $(VENV)/.installed-test ## Judge the maps of 286 architectures of other libraries (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.siege.zoo
 
 clean: ## Remove the environment and all generated files, but not the results of experiments
