@@ -80,7 +80,10 @@ toc_object_entries_show_parents = "hide"
 # Every reference within the project must resolve; those to other projects would need their inventories.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:class", r"(collections|matplotlib|nn|np|numpy|os|pathlib|PIL|torch)\..+|ArrayLike|Figure|Path|Tensor|tqdm"),
+    (
+        "py:class",
+        r"(collections|contextlib|fx|matplotlib|nn|np|numpy|os|pathlib|PIL|torch)\..+|ArrayLike|Figure|Path|Tensor|Trainer|tqdm",
+    ),
     ("py:class", rf"([\w.]+\.)?({'|'.join(_types())})"),
 ]
 

@@ -128,7 +128,7 @@ class AuditReport(ShownMaps):
 
     @property
     def exposed(self) -> bool:
-        """Whether GradCAM could be hiding something: the median share is above its threshold."""
+        """Whether GradCAM could be hiding something, because the median share is above its threshold."""
         return float(self.common_mode_share.median()) > self.thresholds.share
 
     @property
