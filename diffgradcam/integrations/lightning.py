@@ -188,7 +188,7 @@ class AuditEachEpoch(Callback):
         on_fooled: ``"warn"``, or warn and ``"stop"`` the training.
         first_epoch: The first epoch after which there is an audit, from 1. A model that has hardly been trained still
             has the common mode of its initialisation, and may be reported.
-        **options: Of :func:`diffgradcam.audit`, such as ``occlusion`` and ``threshold``.
+        **options: Of :func:`diffgradcam.audit`, such as ``thresholds``.
 
     Raises:
         ValueError: If ``on_fooled`` is something else, or ``first_epoch`` is below 1.
