@@ -5,6 +5,8 @@ only a real one has. ``TEST_DEVICE=cpu`` rehearses it: that the tests themselves
 """
 
 import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -15,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 import diffgradcam as dgc
 from diffgradcam.data import explain_dataset, open_explanations
+from diffgradcam.export import with_maps
 from tests import test_devices as cases
 from tests.test_waits import Waits
 
@@ -24,6 +27,8 @@ if DEVICE == "cuda" and not torch.cuda.is_available():
 
 close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4, equal_nan=True)
 IMAGES, LABELS = cases.IMAGES, cases.LABELS
+# Adam divides by the size of a gradient, however small: what differs by rounding in float32 moves weights visibly.
+TRAINED = ("finetune", "autofool")
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +63,12 @@ def test_the_call_of_a_method_also_takes_images_on_the_cpu(name):
 @pytest.mark.parametrize("name", [*cases.ON_DEVICE, *cases.ON_CPU])
 def test_results(name):
     """Losses, attacks, audit, repair, fine-tuning, metrics, targets and all else that a tensor enters."""
-    close(*on_both((cases.ON_DEVICE | cases.ON_CPU)[name]))
+    case = (cases.ON_DEVICE | cases.ON_CPU)[name]
+    if not name.startswith(TRAINED):
+        close(*on_both(case))
+        return
+    expected = case(cases.network().double(), IMAGES.double())
+    close(tree_map(here, case(cases.network().double().to(DEVICE), IMAGES.double().to(DEVICE))), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -98,6 +108,28 @@ def test_a_training_step_with_maps_under_a_gradient_scaler():
 def test_a_seed_gives_the_same_on_every_device():
     smooth = lambda model, images: dgc.NoiseSmooth(dgc.GradCAM(model, "relu"), samples=3, seed=4).explain(images)  # noqa: E731
     close(*on_both(smooth))
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="elsewhere the classes are looked at")
+def test_a_class_out_of_range_in_a_training_step_fails_an_assertion_on_the_device():
+    code = "import torch, diffgradcam; from tests import test_devices as cases; model = cases.network().cuda()\n"
+    code += "with diffgradcam.GradCAM(model, 'relu') as cam:\n"
+    code += "    print(cam.maps(model(cases.IMAGES.cuda()), torch.tensor([0, 3, 5], device='cuda')).sum())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert "maps(): the classes are no class indices of this model" in run.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", [dgc.GradCAM, dgc.DiffGradCAM])
+def test_all_classes_under_autocast_are_in_closed_form(method, dtype):
+    if DEVICE == "cpu" and dtype == torch.float16:
+        pytest.skip("float16 is for GPUs")
+    model = cases.pooled(classes=100).to(DEVICE)
+    with torch.autocast(DEVICE, dtype):
+        every = method(model, "relu").explain(IMAGES.to(DEVICE), "all").maps
+        some = method(model, "relu").explain(IMAGES.to(DEVICE), torch.arange(60, 70).expand(3, -1)).maps
+    close(every[:, 60:70], some, rtol=0.02, atol=0.02 * float(some.abs().max()))
 
 
 class Sequence(nn.Module):
@@ -170,3 +202,72 @@ def test_explain_waits_once_by_the_count_of_cuda():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(seen) == 1
+
+
+def test_a_data_set_from_pinned_memory_is_as_on_the_cpu(tmp_path):
+    """Batches are sent ahead in a stream of their own, and results come back without a wait; one image is broken."""
+    images = torch.rand(40, *IMAGES.shape[1:], generator=torch.Generator().manual_seed(3))
+    images[17, 0, 0, 0] = torch.nan
+
+    def run(device, out):
+        loader = torch.utils.data.DataLoader(list(images), batch_size=4, pin_memory=device == "cuda")
+        cam = dgc.DiffGradCAM(cases.network().to(device), "relu")
+        return explain_dataset(
+            cam, loader, tmp_path / out, shard_size=8, device=device, on_error="skip", progress=False, classes="top5"
+        )
+
+    ours, expected = run(DEVICE, "device"), run("cpu", "cpu")
+    for (rows, maps), (expected_rows, expected_maps) in zip(ours.shards(), expected.shards(), strict=True):
+        close(maps, expected_maps)
+        for row, other in zip(rows, expected_rows, strict=True):
+            assert row.keys() == other.keys()
+            close(
+                [row.get("score", 0), row.get("probability", 0)], [other.get("score", 0), other.get("probability", 0)]
+            )
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="only CUDA has graphs")
+@pytest.mark.parametrize("method", [dgc.GradCAM, dgc.DiffGradCAM, dgc.LayerCAM])
+def test_maps_in_the_model_can_be_captured_in_a_cuda_graph(method):
+    cam = method(cases.network().to(DEVICE), "relu")
+    static = IMAGES.to(DEVICE)
+    module = with_maps(cam, static, "top5" if method is dgc.GradCAM else "argmax")
+    stream = torch.cuda.Stream()
+    with torch.no_grad(), torch.cuda.stream(stream):
+        module(static)  # what is allocated once is allocated before the capture
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        logits, classes, maps = module(static)
+    others = torch.rand(IMAGES.shape, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    static.copy_(others)
+    graph.replay()
+    expected = cam.explain(others, classes)
+    close(logits, expected.logits)
+    close(maps, expected.maps)
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="only CUDA has graphs")
+def test_a_training_step_with_maps_can_be_captured_in_a_cuda_graph():
+    """Nothing between the forward pass and the gradients waits for the device."""
+    model = cases.network().to(DEVICE)
+    static, labels = IMAGES.to(DEVICE), LABELS.to(DEVICE)
+    cam = dgc.DiffGradCAM(model, "relu")
+
+    def loss():
+        logits = model(static)
+        return F.cross_entropy(logits, labels) + cam.maps(logits, labels).square().mean()
+
+    weights = list(model.parameters())
+    with cam:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                torch.autograd.grad(loss(), weights)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = torch.autograd.grad(loss(), weights)
+        static.copy_(static.flip(0))
+        graph.replay()
+        close(captured, torch.autograd.grad(loss(), weights))

@@ -216,7 +216,7 @@ def judged(measure, **options):
 def finetuned(model, images, **options):
     """What a copy trained on batches on the CPU puts out."""
     given = {"epochs": 2, "lr": 0.01, "progress": False, **options}
-    found = sham.finetune(model, [(IMAGES, LABELS)], "relu", MASK, **given)
+    found = sham.finetune(model, [(IMAGES.to(images.dtype), LABELS)], "relu", MASK, **given)
     assert [epoch.status for epoch in found.history] == ["trained", "trained"]
     return found.model(images), dict(found.model.state_dict())
 
@@ -275,7 +275,8 @@ def triggered(model, images):
 def autofooled(model, images):
     """What a copy puts out that was fooled on images on the CPU."""
     options = {"scopes": ["head"], "steps": 2, "keep": 1.0, "behaviour_kept": 0.0, "progress": False}
-    return sham.autofool(model, IMAGES, "relu", MASK, held_out=IMAGES, **options).model(images)
+    given = IMAGES.to(images.dtype)
+    return sham.autofool(model, given, "relu", MASK, held_out=given, **options).model(images)
 
 
 def legrad(images):

@@ -22,6 +22,8 @@ CLASSES = torch.tensor([0, 3, 1])
 class Hooked:
     """What an ablation is compared with: the whole model with a hook."""
 
+    remembers = False
+
     def __init__(self, _model, layer, whole, _replica, change, _logits):
         self.layer, self.whole, self.change = layer, whole, change
 

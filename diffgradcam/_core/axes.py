@@ -27,6 +27,7 @@ from torch.nn.modules.pooling import (
 from ..tokens import fitting_grids
 from .checks import described
 from .layers import Layer
+from .wrappers import every_module
 
 _FIRST = (
     _ConvNd,
@@ -298,8 +299,10 @@ def _widths(module: nn.Module) -> tuple[set[int], set[int]]:
     """The numbers of features that a module has on axis 1, and on the last one: the sizes of its parameters."""
     first: set[int] = set()
     last: set[int] = set()
-    for part in module.modules():
-        sizes = {size for parameter in part.parameters(recurse=False) for size in parameter.shape[:2]}
+    for part in every_module(module):
+        sizes = {
+            size for parameter in part._parameters.values() if parameter is not None for size in parameter.shape[:2]
+        }
         if type(part) not in _LAST:
             first |= sizes
         if not isinstance(part, _FIRST):

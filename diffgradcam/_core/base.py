@@ -29,7 +29,7 @@ from .gradients import linear_maps
 from .inputs import ImageOf, Inputs, positional
 from .layers import LayerSpec, Run
 from .naming import callable_name
-from .outputs import Classes, class_index, find_logits
+from .outputs import Classes, asserted, class_index, find_logits
 from .recorder import GraphRecorder
 from .requests import ClassRequest, Request, TargetRequest
 from .tensors import columns, plain
@@ -548,13 +548,14 @@ class TrainableCAM(ScoredCAM):
         Raises:
             RuntimeError: Before any recorded forward pass, if it ran without gradients, or if the logits do not come
                 from it.
-            ValueError: As :meth:`explain`.
+            ValueError: As :meth:`explain`. On a CUDA device, classes out of range fail an assertion there instead, as
+                in PyTorch's cross-entropy: a training step must not wait for the device.
             TypeError: As :meth:`explain`.
         """
         if not isinstance(logits, Tensor):
             raise TypeError(f"maps() takes the logits tensor of your forward pass, not {type(logits).__name__}")
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
-            index = class_index(logits, classes)
+            index = class_index(logits, classes, asserted)
             recorded = self._recorder.recorded(logits)
             model = inner_model(self.model)
             recording = Recording(logits, recorded, model, self._image_shape, self.reshape_transform)

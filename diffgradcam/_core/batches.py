@@ -13,6 +13,8 @@ _IMAGES_AT_ONCE = 32
 # a CPU it then stays near the cores, elsewhere within a few GiB.
 _ON_CPU = 64, 3 * 448 * 448
 _ELSEWHERE = 256, 2**25
+# Of activations that a model goes on with: little is kept above them, and each run costs a GPU the same few launches.
+_ACTIVATIONS_ELSEWHERE = 1024, 2**27
 
 
 def images_at_once(image: Any) -> int:
@@ -22,14 +24,31 @@ def images_at_once(image: Any) -> int:
     the same in each run. ``benchmarks/perturbation.py`` compares it with other numbers on a CPU.
 
     Args:
-        image: The images, ``(B, ...)``, or what else is run: the activations that a model goes on with, for instance.
+        image: The images, ``(B, ...)``, or whatever is run.
 
     Returns:
         On a CPU 16 images of 3 x 112 x 112 numbers, 4 of 3 x 224 x 224; elsewhere 256 and 222.
     """
+    return _at_once(image, *_ELSEWHERE)
+
+
+def activations_at_once(activations: Tensor) -> int:
+    """As :func:`images_at_once`, of the activations that a model goes on with.
+
+    Args:
+        activations: ``(B, ...)``.
+
+    Returns:
+        As :func:`images_at_once` on a CPU, more elsewhere.
+    """
+    return _at_once(activations, *_ACTIVATIONS_ELSEWHERE)
+
+
+def _at_once(image: Any, most: int, numbers: int) -> int:
     if not isinstance(image, Tensor):
         return _IMAGES_AT_ONCE
-    most, numbers = _ON_CPU if image.device.type == "cpu" else _ELSEWHERE
+    if image.device.type == "cpu":
+        most, numbers = _ON_CPU
     return min(most, max(numbers // max(image.shape[1:].numel(), 1), 1))
 
 

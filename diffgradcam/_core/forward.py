@@ -23,7 +23,7 @@ from .requests import Request
 from .tensors import outside_inference_mode, take, widen
 from .tracing import current_trace
 from .upper import Change, FromLayer
-from .wrappers import eagerly, inner_model
+from .wrappers import eagerly, every_module, inner_model
 
 _T = TypeVar("_T")
 _PROBABILITY_TOLERANCE = 1e-3
@@ -390,7 +390,7 @@ class LayerReader:
         with outside_inference_mode(), torch.no_grad(), contextlib.ExitStack() as stack:
             if torch.is_autocast_cache_enabled():
                 stack.enter_context(_no_autocast_cache())
-            modules = list(model.modules())
+            modules = every_module(model)
             stack.enter_context(eagerly(modules))
             recorder = stack.enter_context(CutRecorder(self.layers, graph=self.graph))
             weights = _counted_weights(modules, graph=self.graph)

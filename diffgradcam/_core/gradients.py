@@ -160,7 +160,8 @@ def pooled_linear_maps(
 
     Then the gradient of logit ``k`` is ``weight[k] / number of positions`` everywhere, and the map of any score is its
     cotangents times these maps. Whether the head really is of this kind is not guessed from its structure: one
-    vector-Jacobian product with random cotangents, computed both ways, decides it.
+    vector-Jacobian product with random cotangents, computed both ways, decides it. Of logits in half precision, as
+    under autocast, the weights are rounded as the layer rounds them; the maps are float32.
 
     Args:
         model: The model, whose linear layers are the candidates.
@@ -174,7 +175,9 @@ def pooled_linear_maps(
     Reference:
         Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016 (CAM).
     """
-    if len(activations) != 1 or activations[0].dtype != logits.dtype or widen(logits) is not logits:
+    kind = logits.dtype
+    half = widen(logits) is not logits
+    if len(activations) != 1 or (activations[0].dtype != kind and not half):
         return None
     features = to_grid(activations[0].detach())
     trace = current_trace()
@@ -183,17 +186,20 @@ def pooled_linear_maps(
         return None if known is None else PooledLinearMaps(_maps_of_head(known, features), torch.tensor(True), known)
     shape = (logits.shape[1], features.shape[1])
     weights = [layer.weight.detach() for layer in model.modules() if isinstance(layer, nn.Linear)]
-    candidates = [w for w in weights if w.shape == shape and w.dtype == logits.dtype and w.device == logits.device]
+    candidates = [w for w in weights if w.shape == shape and w.device == logits.device and (half or w.dtype == kind)]
+    if half:
+        candidates = [w.to(kind).to(features.dtype) for w in candidates]
     if not candidates or not logits.numel():
         return None
     positions = features.shape[2:].numel()
-    vector = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype).to(logits.device)
+    vector = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=kind).to(logits.device)
     with same_weights():
         actual = to_grid(torch.autograd.grad(logits, activations, vector, retain_graph=True)[0])
-    tolerance = torch.finfo(logits.dtype).eps ** 0.5 * actual.abs().amax()
+    step = torch.finfo(kind).eps
+    tolerance = (4 * step if half else step**0.5) * actual.abs().amax()
     fits = []
     for weight in candidates:
-        expected = spread(vector @ weight / positions, actual.ndim)
+        expected = spread(widen(vector) @ weight / positions, actual.ndim)
         fits.append(((actual - expected).abs() <= tolerance).all())
     # Of several candidates the first that fits, without looking at the flags.
     which = torch.stack(fits).long().argmax()
@@ -222,7 +228,7 @@ def linear_maps(logit_maps: Tensor, score: Score, logits: Tensor, classes: Tenso
         ValueError: As :func:`~diffgradcam.scores.score_gradients`.
     """
     flat = logit_maps.flatten(2)
-    maps = score.combine(flat, logits, classes)
+    maps = score.combine(flat, widen(logits), classes)
     if maps is None:
         blocks = class_blocks(classes, logits.shape[1])
         maps = torch.cat([score_gradients(score, logits, block) @ flat for block in blocks], 1)

@@ -189,6 +189,19 @@ def _look(holds: Tensor, failure: Callable[[], Exception], require: Require | No
     return False
 
 
+def asserted(holds: Tensor, failure: Callable[[], Exception | None]) -> None:
+    """Refuse classes without a wait for the device where there is a way: CUDA asserts it, as in PyTorch's losses.
+
+    Args:
+        holds: Whether the classes are good: one bool, on an accelerator.
+        failure: Makes the error.
+    """
+    if holds.is_cuda:
+        torch._assert_async(holds, "maps(): the classes are no class indices of this model")
+    elif (error := None if bool(holds) else failure()) is not None:
+        raise error
+
+
 def check_class_word(word: str) -> None:
     """Refuse a word that names no classes.
 

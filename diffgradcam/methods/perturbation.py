@@ -21,7 +21,7 @@ from typing_extensions import Unpack
 
 from .. import heatmaps
 from .._core.base import ScoredCAM, ScoredOptions
-from .._core.batches import images_at_once, in_batches
+from .._core.batches import activations_at_once, images_at_once, in_batches
 from .._core.checks import check_count, check_std
 from .._core.forward import ForwardPass, ReshapeTransform
 from .._core.layers import LayerSpec
@@ -156,14 +156,14 @@ class PerturbationCAM(ScoredCAM):
         def logits(rows: Tensor, which: Tensor) -> Tensor:
             return forward.on_rows(inputs(rows, which), rows)
 
-        return self.each_run(forward, channels, logits, forward.image, request, bar)
+        return self.each_run(forward, channels, logits, images_at_once(forward.image), request, bar)
 
     def each_run(
         self,
         forward: ForwardPass,
         channels: int,
         logits: Inputs,
-        versions_of: Tensor,
+        at_once: int,
         request: Request,
         bar: tqdm[NoReturn],
     ) -> Tensor:
@@ -173,7 +173,7 @@ class PerturbationCAM(ScoredCAM):
             forward: As :meth:`each_channel`.
             channels: As :meth:`each_channel`.
             logits: What the model makes ``(M, K)`` of images and channels, both ``(M,)``.
-            versions_of: What runs in other versions, ``(B, ...)``: how many run at once follows from its size.
+            at_once: How many to run at once, unless ``batch_size`` says it.
             request: As :meth:`each_channel`.
             bar: As :meth:`each_channel`.
 
@@ -190,7 +190,7 @@ class PerturbationCAM(ScoredCAM):
             return values
 
         count = len(forward.logits) * channels
-        size = images_at_once(versions_of) if self.batch_size is None else self.batch_size
+        size = at_once if self.batch_size is None else self.batch_size
         measured = list(in_batches(count, size, measure))
         values = torch.cat(measured) if measured else request.values(forward.logits, torch.arange(0))
         result = values.view(len(forward.logits), channels, values.shape[1]).transpose(1, 2)
@@ -397,8 +397,8 @@ class AblationCAM(PerturbationCAM):
         def ablated(rows: Tensor, which: Tensor) -> Tensor:
             return run(rows, index[rows, which])
 
-        activations = forward.activations[number]
-        without = self.each_run(forward, channels.grid.shape[1], ablated, activations, request, bar)
+        at_once = activations_at_once(forward.activations[number]) if run.remembers else images_at_once(forward.image)
+        without = self.each_run(forward, channels.grid.shape[1], ablated, at_once, request, bar)
         return request.values(forward.logits, torch.arange(count)).unsqueeze(2) - without
 
 

@@ -15,6 +15,7 @@ from diffgradcam._core.editing import add_to_rows, by_name, copy_model, find_hea
 from diffgradcam._core.forward import ForwardPass, LayerReader
 from diffgradcam._core.gradients import pooled_linear_maps
 from diffgradcam._core.layers import LayerInput, LayerSpec
+from diffgradcam._core.tensors import widen
 
 Permutation = Callable[[Tensor], Tensor] | Tensor
 
@@ -253,7 +254,7 @@ def _decided(maps: Tensor, logits: Tensor) -> Tensor:
 def _class_maps(model: nn.Module, name: str | None, forward: ForwardPass) -> tuple[Tensor, str]:
     """Signed maps ``(B, K, *S)`` of a pooled linear head, and its name."""
     candidates = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)] if name is None else [name]
-    for candidate in candidates:
+    for candidate in candidates if widen(forward.logits) is forward.logits else ():
         found = pooled_linear_maps(model.get_submodule(candidate), forward.logits, forward.activations)
         if found is not None and bool(found.holds):
             return found.maps, find_head(model, candidate)
