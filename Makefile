@@ -53,7 +53,7 @@ test-newest: ## Test with the newest versions: make test-newest PYTHON=python3.1
 test-wheel: dist ## Test the wheel in an environment of its own: quickstart, command, doctests
 	PYTHON=$(PYTHON) .ci/test-wheel
 
-check: quantus test quality test-wheel ## Run everything that a change must pass: test, quality and test-wheel
+check: quantus test test-engines quality test-wheel ## Run everything that a change must pass: tests, quality and the wheel
 
 quality: lint types doctest examples docs ## Run Ruff, mypy --strict, doctests and examples, and build the documentation
 

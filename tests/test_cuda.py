@@ -29,6 +29,7 @@ close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4, equal_nan=True
 IMAGES, LABELS = cases.IMAGES, cases.LABELS
 # Adam divides by the size of a gradient, however small: what differs by rounding in float32 moves weights visibly.
 TRAINED = ("finetune", "autofool")
+BY_A_SIGN = {"finetune the head": 0.02}  # a weight whose gradient is 0 but for rounding: Adam steps by its sign
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,8 @@ def test_results(name):
         close(*on_both(case))
         return
     expected = case(cases.network().double(), IMAGES.double())
-    close(tree_map(here, case(cases.network().double().to(DEVICE), IMAGES.double().to(DEVICE))), expected)
+    found = tree_map(here, case(cases.network().double().to(DEVICE), IMAGES.double().to(DEVICE)))
+    close(found, expected, atol=BY_A_SIGN.get(name, 1e-4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

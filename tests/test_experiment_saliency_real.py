@@ -148,7 +148,44 @@ def test_the_command_line_runs_what_it_is_told(tmp_path: Path, monkeypatch) -> N
     threads = torch.get_num_threads()
     run.main(["--seeds", "3", "--tasks", "tiles", "--stages", "main", "--results", str(tmp_path), "--jobs", "2"])
     torch.set_num_threads(threads)
-    assert called == [((tmp_path, ["tiles"], range(3), ["main"]), {"jobs": 2})]
+    assert called == [((tmp_path, ["tiles"], range(3), ["main"]), {"jobs": 2, "device": "cpu"})]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_pretrained_network_has_its_own_learning_rate_and_the_choices_of_the_small_one(tmp_path, monkeypatch) -> None:
+    class Pretrained(torch.nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            conv = torch.nn.Conv2d(1, 4, 3, stride=4)
+            self.body = torch.nn.ModuleDict({"layer4": conv, "fc": torch.nn.Linear(4, classes)})
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.body["fc"](self.body["layer4"](images).mean((2, 3)))
+
+    monkeypatch.setattr(run, "METHODS", {name: FEW[name] for name in ("CE", "CYBORG")})
+    monkeypatch.setattr(run, "PretrainedResNet18", Pretrained)
+    monkeypatch.setattr(run, "RESNET_TASKS", {"tiles": "tiles"})
+    run.run(tmp_path, ("tiles",), range(2), ("pilot", "tuning", "resnet-pilot", "resnet"), BASE)
+    pilot = {
+        cell["settings"]["learning_rate"]: cell["development"]["auroc"]
+        for cell in cells.read(tmp_path / "resnet-pilot")
+    }
+    assert set(pilot) == set(run.RESNET_RATES)
+    found = cells.read(tmp_path / "resnet")
+    assert sorted((cell["method"], cell["seed"]) for cell in found) == [
+        ("CE", 0),
+        ("CE", 1),
+        ("CYBORG", 0),
+        ("CYBORG", 1),
+    ]
+    for cell in found:
+        assert pilot[cell["settings"]["learning_rate"]] == max(pilot.values())
+        assert cell["settings"]["amp"]
+        assert (
+            cell["settings"]["weight_decay" if cell["method"] == "CE" else "alpha"]
+            in run.choices(tmp_path)[cell["method"]].values()
+        )
+        assert {"closed", "open"} < set(cell)
 
 
 METRICS = ["auroc", "eer", "apcer_at_bpcer_1"] + [

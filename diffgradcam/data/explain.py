@@ -208,7 +208,7 @@ class _Guarded(Dataset[tuple[int, Any, str]]):
         except Exception as error:  # decoders raise many kinds of errors
             return position, None, _describe_error(error)
         image = _first(item)
-        if isinstance(image, Tensor) and image.is_floating_point() and not bool(image.isfinite().all()):
+        if isinstance(image, Tensor) and image.is_floating_point() and not _is_finite(image):
             return position, None, "the image has values that are NaN or infinite"
         return position, item, ""
 
@@ -290,6 +290,11 @@ def _sent_ahead(batches: Iterator[_Loaded], device: torch.device) -> Iterator[_L
         waiting = loaded, sent
     if waiting is not None:
         yield arrived(*waiting)
+
+
+def _is_finite(image: Tensor) -> bool:
+    """Whether all values are; the sum tells it in a fiftieth of the time, unless it overflows."""
+    return bool(image.sum().isfinite()) or bool(image.isfinite().all())
 
 
 def _share_out(out: Path, run: dict[str, Any]) -> tuple[Explanations, list[int], int]:

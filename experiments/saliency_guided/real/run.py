@@ -10,6 +10,10 @@ where it was. The stages follow each other:
 3. ``main``: every method, task and seed; tested on images that no choice was made on.
 4. ``shortcuts``: what numbers that know nothing of an image's content tell of its class, on the same tests.
 5. ``shares``: how many human maps are needed.
+
+Two more need a GPU, and run with ``--device cuda``: ``resnet-pilot``, three learning rates of a ResNet-18 with ImageNet
+weights at 224 x 224, by cross-entropy alone on the development images; and ``resnet``, every method with the best. The
+methods' other settings are those that ``tuning`` chose for the small network.
 """
 
 from __future__ import annotations
@@ -25,12 +29,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
 from diffgradcam.data import lda_saliency
 from diffgradcam.training import InMemory, Settings, SmallNet, evaluate_model, fit
 from experiments import cells
+from experiments.resnet import PretrainedResNet18
 
 from .regions import judge_regions
 from .tasks import build, missing, shortcuts, with_share_of_maps
@@ -39,6 +45,9 @@ RESULTS = Path(__file__).parent / "results"
 MAIN_TASKS = ("tiles", "faces", "fingerprints", "chestxray")
 SEEDS = 10
 STAGES = ("pilot", "tuning", "main", "shortcuts", "shares")
+GPU_STAGES = ("resnet-pilot", "resnet")
+RESNET_TASKS = {"faces": "faces224", "chestxray": "chestxray224"}
+RESNET_RATES = (1e-4, 3e-4, 1e-3)
 BASE = Settings(loss="ce", epochs=12, select="last")
 RATES = (1e-3, 3e-3, 1e-2)
 _CHOICE_SEED = 1000  # of pilot and tuning: of no seed of the table
@@ -71,7 +80,7 @@ class Training(NamedTuple):
     """One cell.
 
     Attributes:
-        stage: One of :data:`STAGES`.
+        stage: One of :data:`STAGES` or :data:`GPU_STAGES`.
         task: In :data:`.tasks.TASKS`.
         method: In :data:`METHODS`.
         seed: Of split, weights and order.
@@ -93,7 +102,7 @@ class Training(NamedTuple):
             return f"{self.task}-{self.seed}"
         words = [self.task, re.sub("[^a-z]+", "_", self.method.lower()), str(self.seed)]
         given = Settings.from_dict(self.settings)
-        if self.stage == "pilot":
+        if self.stage in ("pilot", "resnet-pilot"):
             words.append(f"lr{given.learning_rate:g}")
         elif self.stage == "tuning":
             words.append(
@@ -114,6 +123,7 @@ def run(
     stages: Sequence[str] = STAGES,
     base: Settings = BASE,
     jobs: int = 1,
+    device: str = "cpu",
 ) -> None:
     """Run what is missing, stage by stage and seed by seed, so that an interrupted run has complete seeds.
 
@@ -121,9 +131,10 @@ def run(
         results: Folder; each stage has one of its own in it.
         tasks: Names in :data:`.tasks.TASKS`; those whose images are not here are said and left out.
         seeds: Seeds of the table.
-        stages: Of :data:`STAGES`, in this order.
+        stages: Of :data:`STAGES` and :data:`GPU_STAGES`, in this order.
         base: What all trainings have in common.
         jobs: Processes.
+        device: Where to train.
 
     Raises:
         ValueError: If a cell of another configuration lies in ``results``, or a stage lacks an earlier one's cells.
@@ -143,13 +154,13 @@ def run(
         with bar:
             if jobs == 1:
                 for training in todo:
-                    _run_cell(results, config, training)
+                    _run_cell(results, config, training, device)
                     bar.update()
             else:
                 with ProcessPoolExecutor(
                     jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
                 ) as pool:
-                    waiting = [pool.submit(_run_cell, results, config, training) for training in todo]
+                    waiting = [pool.submit(_run_cell, results, config, training, device) for training in todo]
                     for each in waiting:
                         each.result()
                         bar.update()
@@ -164,8 +175,7 @@ def chosen_rate(results: Path) -> float:
     Returns:
         One of :data:`RATES`.
     """
-    means = _means(cells.read(results / "pilot"), lambda cell: cell["settings"]["learning_rate"])
-    return max(means, key=lambda rate: means[rate])
+    return _best_rate(results / "pilot")
 
 
 def choices(results: Path) -> dict[str, dict[str, Any]]:
@@ -184,6 +194,11 @@ def choices(results: Path) -> dict[str, dict[str, Any]]:
         means = _means(own, lambda cell: cell["option"])
         chosen[method] = grid[max(means, key=lambda option: means[option])]
     return chosen
+
+
+def _best_rate(folder: Path) -> float:
+    means = _means(cells.read(folder), lambda cell: cell["settings"]["learning_rate"])
+    return max(means, key=lambda rate: means[rate])
 
 
 def _means(found: Sequence[dict[str, Any]], key: Any) -> dict[Any, float]:
@@ -205,7 +220,19 @@ def _plan(
         return {"base": base.to_dict()}, [
             Training(stage, task, "CE", _CHOICE_SEED, each.to_dict()) for task in tasks for each in options
         ]
-    base = replace(base, learning_rate=chosen_rate(results))
+    if stage == "resnet-pilot":
+        base = replace(base, amp=True)
+        return {"base": base.to_dict()}, [
+            Training(stage, RESNET_TASKS[task], "CE", _CHOICE_SEED, replace(base, learning_rate=rate).to_dict())
+            for task in tasks
+            if task in RESNET_TASKS
+            for rate in RESNET_RATES
+        ]
+    if stage == "resnet":
+        base = replace(base, amp=True, learning_rate=_best_rate(results / "resnet-pilot"))
+        tasks = [RESNET_TASKS[task] for task in tasks if task in RESNET_TASKS]
+    else:
+        base = replace(base, learning_rate=chosen_rate(results))
     if stage == "tuning":
         return {"base": base.to_dict()}, [
             Training(stage, task, method, _CHOICE_SEED, replace(base, **what, **option).to_dict())
@@ -236,7 +263,7 @@ def _plan(
     ]
 
 
-def _run_cell(results: Path, config: dict[str, Any], training: Training) -> None:
+def _run_cell(results: Path, config: dict[str, Any], training: Training, device: str) -> None:
     images = build(training.task, training.seed)
     if training.stage == "shortcuts":
         cell: dict[str, Any] = {"task": training.task, "seed": training.seed, "held_out": images.held_out}
@@ -250,9 +277,11 @@ def _run_cell(results: Path, config: dict[str, Any], training: Training) -> None
     if training.share < 1:
         train = with_share_of_maps(train, training.share, training.seed)
     torch.manual_seed(training.seed)
-    model = SmallNet(2, train.images.shape[1])
+    large = training.stage in GPU_STAGES
+    model: nn.Module = PretrainedResNet18(2) if large else SmallNet(2, train.images.shape[1])
+    layer = "body.layer4" if large else "features"
     start = time.process_time()
-    model = fit(model, train, settings, layer="features").model
+    model = fit(model, train, settings, layer=layer, device=device).model
     seconds = time.process_time() - start
     cell = {
         "task": training.task,
@@ -271,17 +300,17 @@ def _run_cell(results: Path, config: dict[str, Any], training: Training) -> None
         what, grid = METHODS[training.method]
         start_from = replace(Settings.from_dict(config["base"]), seed=training.seed)
         cell["option"] = [replace(start_from, **what, **option) for option in grid].index(settings)
-    parts = ("closed", "open") if training.stage in ("main", "shares") else ("development",)
+    parts = ("closed", "open") if training.stage in ("main", "shares", "resnet") else ("development",)
     for part in parts:
         test = getattr(images, part)
-        found = evaluate_model(model, test, layer="features", resamples=0)
+        found = evaluate_model(model, test, layer=layer, device=device, resamples=0)
         values = {name: estimate.value for name, estimate in found.decisions.items()}
         for name, matches in found.maps.items():
             values |= {f"{name}_{key}": estimate.value for key, estimate in matches.items()}
         cell[part] = values
     if training.stage == "main" and training.task == "tiles" and training.method in REGION_METHODS:
         both = Subset(images.closed.dataset, sorted({*images.closed.indices, *images.open.indices}))
-        cell["regions"] = judge_regions(model, both, "features", training.seed)
+        cell["regions"] = judge_regions(model, both, layer, training.seed)
     cells.write(results / training.stage / f"{training.name}.json", cell)
 
 
@@ -290,12 +319,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.saliency_guided.real.run", description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds, from 0 (default: %(default)s)")
     parser.add_argument("--tasks", nargs="+", choices=MAIN_TASKS, default=MAIN_TASKS, help="default: all")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="default: all, in this order")
+    stages = (*STAGES, *GPU_STAGES)
+    parser.add_argument("--stages", nargs="+", choices=stages, default=STAGES, help="default: the first five")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells (default: beside this file)")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one core each (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where to train (default: %(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    run(options.results, options.tasks, range(options.seeds), options.stages, jobs=options.jobs)
+    run(options.results, options.tasks, range(options.seeds), options.stages, jobs=options.jobs, device=options.device)
 
 
 if __name__ == "__main__":

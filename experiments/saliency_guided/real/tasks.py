@@ -76,6 +76,14 @@ TASKS = {
         "frontal chest X-rays with pneumonia or without a finding; radiologists' boxes on 44 of them",
         _NIH,
     ),
+    "faces224": Task(
+        "faces", (224, 224), ("hard",), None, True, False, "the same at 224 x 224, for a pretrained network",
+        "see faces",
+    ),
+    "chestxray224": Task(
+        "chestxray", (224, 224), ("covid",), "patient", False, False, "the same at 224 x 224, for a pretrained network",
+        _NIH,
+    ),
     "chestxray64": Task(
         "chestxray", (64, 64), ("covid",), "patient", False, True,
         "the same at 64 x 64 with equalised histograms, where the source of an image shows less",
