@@ -32,16 +32,18 @@ from .._core.checks import check_choice, check_share, described
 from .._core.class_names import NO_NAMES, ClassNames, GivenClassNames, as_class_names
 from .._core.common_mode import common_mode_share, invisible_score, visible_score
 from .._core.display import Panel, Sheet, ShownMaps, first_panels
-from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head
+from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head, linear_layers_that_run
 from .._core.layers import LayerSpec
+from .._core.lower import find_lower_layer
 from .._core.outputs import find_logits
 from .._core.wrappers import inner_model
 from ..analysis.comparisons import explain_together
-from ..heatmaps import minmax, rectify, scale_signed
-from ..methods.gradient import GradCAM
+from ..heatmaps import minmax, rectify, resize, scale_signed
+from ..methods.activation import ActivationCAM
+from ..methods.gradient import GradCAM, LayerCAM
 from ..metrics.behaviour import GRID, drops_from, occlusion_agreement
 from ..metrics.evaluator import Evaluator
-from ..metrics.similarity import pearson
+from ..metrics.similarity import cosine, pearson
 from ..scores import logit_difference
 
 AuditVerdict = Literal["clean", "exposed", "fooled", "could not tell"]
@@ -50,6 +52,7 @@ Sign = Literal["common mode", "behaviour"]
 _EVERY = 2  # occlusions around every second cell of the grid: as good as around every one, at a third of the price
 _STANDARD_ERRORS = 1.645  # on both sides of a mean: 90%
 _OUTWEIGHS = 0.8  # share: hardly anything that GradCAM shows is about a decision, whatever it agrees with
+_OFFSET = 0.95  # cosine: such a common mode is the sum of the activations, and has no shape of its own
 _ENOUGH_IMAGES = 8  # for an interval
 _SHIFTED_BY = 4  # a shift by a quarter of the map
 _ENOUGH_OUTPUTS = 20
@@ -107,6 +110,12 @@ class AuditReport(ShownMaps):
         visible_agreement: The same for the map without the common mode.
         visible_follows: Pearson's r of that map, moved by a quarter, with the map of the image that was moved by a
             quarter (and wrapped around), ``(B,)``, in [-1, 1].
+        lower_agreement: Pearson's r of that map with LayerCAM of the log-odds, of a lower layer, resized to it, ``(B,)``,
+            in [-1, 1]. None where there is no lower layer, or behaviour was not measured.
+        lower_layer: The lower layer, by its dotted name: the nearest one that everything passes through, with a
+            convolution or the like in between and a grid that is not coarser.
+        offset: Cosine of the invisible map with the sum of the activations over the channels, ``(B,)``, in [-1, 1]. At
+            -1 or 1 the common mode is an offset: it has no shape that anybody chose.
         weight_share: The common-mode share of the rows of the last linear layer: the energy of their mean, repeated for
             each class, over that of all rows. None where the model's head cannot be found. It also finds a common mode
             that these images do not excite, but it is not part of the verdict.
@@ -122,6 +131,9 @@ class AuditReport(ShownMaps):
     gradcam_agreement: Tensor | None
     visible_agreement: Tensor | None
     visible_follows: Tensor | None
+    lower_agreement: Tensor | None
+    lower_layer: str | None
+    offset: Tensor
     weight_share: float | None
     thresholds: AuditThresholds
     class_names: ClassNames = NO_NAMES
@@ -140,24 +152,43 @@ class AuditReport(ShownMaps):
 
     @property
     def honesty(self) -> Tensor | None:
-        """Mean of the agreement with occlusion and of following a shift, of the map without common mode, ``(B,)``."""
-        if self.visible_agreement is None or self.visible_follows is None:
-            return None
-        return (self.visible_agreement + self.visible_follows) / 2
+        """Of the map without the common mode, ``(B,)``: mean of the agreements with occlusion and a lower layer.
+
+        Where there is no lower layer, it is the mean of the agreement with occlusion and of following a shift.
+        """
+        other = self.visible_follows if self.lower_agreement is None else self.lower_agreement
+        return None if self.visible_agreement is None or other is None else (self.visible_agreement + other) / 2
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether GradCAM contradicts what the model does, by the common mode, whoever or whatever put it there.
+
+        There is an exposure, and the map without the common mode agrees better with occlusion than GradCAM does, by
+        more than the threshold.
+        """
+        return self.exposed and self.gap is not None and _mean(self.gap) > self.thresholds.gap
+
+    @property
+    def is_offset(self) -> bool:
+        """Whether the common mode is an offset: the sum of the activations, mostly negated.
+
+        Its median cosine with that sum is beyond 0.95. Training leaves offsets: the classes that an image does not show
+        are pushed down, all alike and by all channels alike. Such a common mode may spoil GradCAM, but it shows nothing
+        that anybody chose.
+        """
+        return abs(float(self.offset.median())) > _OFFSET
 
     @property
     def signs(self) -> tuple[Sign, ...]:
         """Which signs say that a map lies.
 
-        ``"common mode"``: GradCAM lies, and neither DiffGradCAM nor GradCAM after :func:`repair` is affected. There is
-        an exposure, and the map without the common mode agrees with occlusion better than GradCAM by more than the
-        threshold; or more than 0.8 of GradCAM's energy is common mode.
+        ``"common mode"``: GradCAM lies, and neither DiffGradCAM nor GradCAM after :func:`repair` is affected. It is
+        contradicted, and the common mode is no mere offset; or more than 0.8 of GradCAM's energy is common mode.
         ``"behaviour"``: they lie too. The interval over the images (90%) of the agreement, or of honesty, is below its
         threshold. There is none for fewer than 8 images.
         """
         found: list[Sign] = []
-        contradicted = self.exposed and self.gap is not None and _mean(self.gap) > self.thresholds.gap
-        if contradicted or float(self.common_mode_share.median()) > _OUTWEIGHS:
+        if (self.contradicted and not self.is_offset) or float(self.common_mode_share.median()) > _OUTWEIGHS:
             found.append("common mode")
         if any(high < threshold for _, high, threshold in self._intervals()):
             found.append("behaviour")
@@ -175,7 +206,7 @@ class AuditReport(ShownMaps):
         - ``"fooled"``: a map lies.
         - ``"could not tell"``: no lie for certain, but an interval reaches below its threshold, there are fewer than 8
           images, or behaviour could not be measured.
-        - ``"exposed"``: no lie, but GradCAM could be hiding something.
+        - ``"exposed"``: no lie, but GradCAM could be hiding something, or is spoilt by an offset (``contradicted``).
         - ``"clean"``: none of these. It certifies nothing.
         """
         if self.fooled:
@@ -202,6 +233,11 @@ class AuditReport(ShownMaps):
             f"  common mode: {float(share.median()):.2g} of GradCAM's energy (median; {float(share.min()):.2g} to "
             f"{float(share.max()):.2g}); exposed above {self.thresholds.share:g}",
         ]
+        if self.exposed:
+            lines.append(
+                f"  its cosine with the sum of the activations: {float(self.offset.median()):.2f} (median); beyond "
+                f"{_OFFSET:g} it is an offset, as training leaves"
+            )
         if self.weight_share is not None:
             lines.append(f"  common mode of the last layer's weights: {self.weight_share:.2g} of their energy")
         return "\n".join([*lines, *self._behaviour(), f"  {self._advice()}"])
@@ -213,9 +249,11 @@ class AuditReport(ShownMaps):
             f"  agreement of GradCAM with occlusion: {_mean(self.gradcam_agreement):.2f} (mean r); if exposed, a lie "
             f"if lower by more than {self.thresholds.gap:g} than without the common mode",
             f"  without the common mode: {_shown(self.visible_agreement)}; a lie below {self.thresholds.agreement:g}",
-            f"  and its mean with following a shifted image: {_shown(self.honesty)}; a lie below "
-            f"{self.thresholds.honesty:g}",
+            f"  and its mean with {self._other()}: {_shown(self.honesty)}; a lie below {self.thresholds.honesty:g}",
         ]
+
+    def _other(self) -> str:
+        return "following a shifted image" if self.lower_layer is None else f"agreement with {self.lower_layer!r} below"
 
     def _advice(self) -> str:
         if "behaviour" in self.signs:
@@ -224,6 +262,11 @@ class AuditReport(ShownMaps):
             return "GradCAM lies; use DiffGradCAM, or GradCAM of repair(model, where='output')"
         if self.verdict == "could not tell" and self.honesty is not None:
             return "audit more images, or images of what the model was trained on"
+        if self.contradicted:
+            return (
+                "GradCAM contradicts what the model does, by an offset that nobody need have written; use DiffGradCAM, "
+                "or GradCAM of repair(model, where='output')"
+            )
         if self.exposed:
             return "GradCAM could hide something; DiffGradCAM, or GradCAM of repair(model, where='output'), could not"
         return "no sign of a lie, which certifies nothing"
@@ -321,17 +364,16 @@ def audit(
         raise TypeError(f"thresholds is {type(thresholds).__name__}; expected diffgradcam.robustness.AuditThresholds")
     target_layers, model = by_name(model, target_layers), evaluated(inner_model(model))
 
-    def cam(score: Callable[[Tensor, Tensor], Tensor]) -> GradCAM:
-        return GradCAM(model, target_layers, reshape_transform, score=score, rectify=False, output=output)
-
     names = as_class_names(class_names)
-    with torch.no_grad():
-        outputs = output(model(images))
-    _check_softmax_logits(outputs)
-    names.check(outputs)
-    cams = cam(visible_score), cam(invisible_score)
-    (logits, classes, visible), (_, _, invisible) = explain_together(cams, images)
-    gradcam_agreement = visible_agreement = visible_follows = None
+    common = {"reshape_transform": reshape_transform, "output": _Checked(output, names), "rectify": False}
+    cams = (
+        GradCAM(model, target_layers, score=visible_score, **common),
+        GradCAM(model, target_layers, score=invisible_score, **common),
+        ActivationCAM(model, target_layers, **common),
+    )
+    with linear_layers_that_run(model) as linear:
+        (logits, classes, visible), (_, _, invisible), (_, _, active) = explain_together(cams, images)
+    gradcam_agreement = visible_agreement = visible_follows = lower_agreement = lower_layer = None
     if images.ndim == 4 and min(images.shape[2:]) > 2 and visible.ndim == 3 and min(visible.shape[1:]) > 1:
         evaluator = Evaluator(model, output=output)
         before = logit_difference(logits, classes)
@@ -341,7 +383,13 @@ def audit(
             gradcam_agreement, visible_agreement = (
                 occlusion_agreement(rectify(maps), drops, grid, every=_EVERY) for maps in (visible + invisible, visible)
             )
-            visible_follows = _following(cams[0], images, classes, rectify(visible))
+            again = GradCAM(model, target_layers, reshape_transform, score=visible_score, output=output)
+            visible_follows = _following(again, images, classes, rectify(visible))
+            lower_layer = find_lower_layer(model, target_layers, images[:1], output, reshape_transform)
+            if lower_layer is not None:
+                lower = LayerCAM(model, lower_layer, reshape_transform, score=logit_difference, output=output)
+                maps = resize(lower.explain(images, classes).maps, visible.shape[1:])
+                lower_agreement = pearson(maps, rectify(visible))
     return AuditReport(
         logits=logits,
         classes=classes,
@@ -351,7 +399,10 @@ def audit(
         gradcam_agreement=gradcam_agreement,
         visible_agreement=visible_agreement,
         visible_follows=visible_follows,
-        weight_share=_weight_share(model, logits.shape[1]),
+        lower_agreement=lower_agreement,
+        lower_layer=lower_layer,
+        offset=cosine(invisible, active),
+        weight_share=_weight_share(model, linear, logits.shape[1]),
         thresholds=thresholds,
         class_names=names,
     )
@@ -362,7 +413,7 @@ def _following(cam: GradCAM, images: Tensor, classes: Tensor, maps: Tensor) -> T
     cells = [max(1, side // _SHIFTED_BY) for side in maps.shape[1:]]
     sides = zip(cells, images.shape[2:], maps.shape[1:], strict=True)
     pixels = [round(shift * side / of) for shift, side, of in sides]
-    moved = rectify(cam.explain(images.roll(pixels, (2, 3)), classes).maps)
+    moved = cam.explain(images.roll(pixels, (2, 3)), classes).maps
     return pearson(moved, maps.roll(cells, (1, 2)))
 
 
@@ -450,13 +501,24 @@ def _centre_logits(_module: nn.Module, _args: Any, output: Any) -> Tensor:
     return output - output.mean(1, keepdim=True)
 
 
-def _weight_share(model: nn.Module, classes: int) -> float | None:
-    try:
-        weight = model.get_submodule(find_head(model)).weight
-    except (ValueError, TypeError):
-        return None
-    assert isinstance(weight, Tensor)  # of an nn.Linear
-    if len(weight) != classes:
+@dataclass(frozen=True)
+class _Checked:
+    """The output of a model, refused where it is not the logits of a softmax, or of other classes than were named."""
+
+    output: Callable[[Any], Tensor]
+    names: ClassNames
+
+    def __call__(self, outputs: Any) -> Tensor:
+        logits = self.output(outputs)
+        _check_softmax_logits(logits)
+        self.names.check(logits)
+        return logits
+
+
+def _weight_share(model: nn.Module, ran: list[str], classes: int) -> float | None:
+    """The common mode in the weights of the last linear layer that ran, if its rows are the classes."""
+    weight = model.get_submodule(ran[-1]).weight if ran else None
+    if not isinstance(weight, Tensor) or len(weight) != classes:
         return None
     rows = weight.detach().cpu().double().unsqueeze(0)
     common = rows.mean(1, keepdim=True).expand_as(rows)

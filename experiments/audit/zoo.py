@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffgradcam.data import SaliencyDataset
+from diffgradcam.training import Prepare
+from experiments.saliency_guided.real import tasks
 from experiments.saliency_guided.tasks import Images, build
 
 from .harmless import mixed
 
 LAYER, HEAD = "features", "head"
-_FACES_SIDE = 40
+_FACES_SIDE, _PRINTS_SIDE, _TILES_SIDE = 40, 64, 96
 
 
 class Config(NamedTuple):
@@ -34,9 +37,13 @@ class Config(NamedTuple):
         images: Images of an audit.
         digits_epochs: Passes over the training images.
         faces_epochs: Likewise, for faces.
+        prints_epochs: Likewise, for fingerprints.
+        tiles_epochs: Likewise, for tiles.
         batch: Images per step.
         digits_accuracy: A digits classifier that is right less often has not learned, and is left out.
         faces_accuracy: Likewise for faces.
+        prints_accuracy: Likewise for fingerprints.
+        tiles_accuracy: Likewise for tiles.
         strengths: Of the common-mode hoax.
         fool_images: Training images that an attacker uses.
         fool_epochs: Passes over them, at most, for attacks that train.
@@ -46,16 +53,20 @@ class Config(NamedTuple):
         photographs: For the real models: how many the attacker has, and how many new heads are trained on.
     """
 
-    calibration: int = 20
-    test: int = 60
+    calibration: int = 28
+    test: int = 70
     train: int = 1000
     held_out: int = 400
     images: int = 32
     digits_epochs: int = 8
     faces_epochs: int = 9
+    prints_epochs: int = 10
+    tiles_epochs: int = 16
     batch: int = 32
     digits_accuracy: float = 0.9
     faces_accuracy: float = 0.7
+    prints_accuracy: float = 0.7
+    tiles_accuracy: float = 0.75
     strengths: tuple[float, ...] = (0.3, 1.0)
     fool_images: int = 320
     fool_epochs: int = 12
@@ -274,12 +285,79 @@ def _all_digits() -> tuple[Tensor, Tensor]:
     return (images - 5) / 6, torch.tensor(digits.target).long()
 
 
-DATA: dict[str, tuple[int, int, Callable[[int, Config], Data]]] = {  # side in pixels, classes, function that makes them
-    "10 digits, 16 px": (16, 10, _digits(16, parity=False)),
-    "10 digits, 32 px": (32, 10, _digits(32, parity=False)),
-    "odd digits, 16 px": (16, 2, _digits(16, parity=True)),
-    "odd digits, 32 px": (32, 2, _digits(32, parity=True)),
-    "faces, 40 px": (_FACES_SIDE, 2, _faces),
+def _fingerprints(seed: int, config: Config) -> Data:
+    """Real fingerprints or altered ones; the prints of one person are all in one part."""
+    images, labels, together = _of_task("fingerprints", _PRINTS_SIDE)
+    generator = torch.Generator().manual_seed(seed)
+    people = sorted(set(together))
+    turn = dict(zip(people, torch.randperm(len(people), generator=generator).tolist(), strict=True))
+    order = torch.tensor(sorted(range(len(labels)), key=lambda index: turn[together[index]]))
+    first = max(index for index in range(config.train + 1) if together[order[index]] != together[order[index - 1]])
+    train = order[torch.randperm(first, generator=generator)]
+    held_out = order[first + torch.randperm(len(order) - first, generator=generator)[: config.held_out]]
+    return Data(images[train], images[held_out], labels[train], labels[held_out])
+
+
+def _tiles(seed: int, config: Config) -> Data:
+    """Magnetic tiles, free of defects or with one of five kinds of them."""
+    images, labels, _ = _of_task("tiles", _TILES_SIDE)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return _split(images[order], labels[order], config)
+
+
+@cache
+def _of_task(name: str, side: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Grey images of a task of the saliency experiment, their labels, and what keeps them together."""
+    task = tasks.TASKS[name]
+    folder = tasks.root() / task.folder
+    dataset = SaliencyDataset(folder, folder / f"{task.folder}.csv", transform=Prepare((side, side), (0.5,), (0.25,)))
+    images = torch.stack([dataset[index][0] for index in range(len(dataset))])
+    together = dataset.column(task.together) if task.together else [""] * len(dataset)
+    groups = dataset.column("group")
+    labels = [(0 if group not in task.kinds else 1 + task.kinds.index(group)) for group in groups]
+    if name == "fingerprints":
+        labels = [min(label, 1) for label in labels]
+    return images, torch.tensor(labels), together
+
+
+class Source(NamedTuple):
+    """Where images come from.
+
+    Attributes:
+        side: In pixels.
+        classes: How many.
+        make: Images of a seed.
+        family: What the configuration calls it.
+        task: Of the saliency experiment, whose images are not part of the project; empty for what is.
+    """
+
+    side: int
+    classes: int
+    make: Callable[[int, Config], Data]
+    family: str
+    task: str = ""
+
+    def missing(self) -> str | None:
+        """Why there are no such images here; None if there are."""
+        return tasks.missing(self.task) if self.task else None
+
+    def epochs(self, config: Config) -> int:
+        """Passes over the training images."""
+        return int(getattr(config, f"{self.family}_epochs"))
+
+    def accuracy(self, config: Config) -> float:
+        """What a network that has learned reaches."""
+        return float(getattr(config, f"{self.family}_accuracy"))
+
+
+DATA = {
+    "10 digits, 16 px": Source(16, 10, _digits(16, parity=False), "digits"),
+    "10 digits, 32 px": Source(32, 10, _digits(32, parity=False), "digits"),
+    "odd digits, 16 px": Source(16, 2, _digits(16, parity=True), "digits"),
+    "odd digits, 32 px": Source(32, 2, _digits(32, parity=True), "digits"),
+    "faces, 40 px": Source(_FACES_SIDE, 2, _faces, "faces"),
+    f"fingerprints, {_PRINTS_SIDE} px": Source(_PRINTS_SIDE, 2, _fingerprints, "prints", "fingerprints"),
+    f"tiles, {_TILES_SIDE} px": Source(_TILES_SIDE, 6, _tiles, "tiles", "tiles"),
 }
 
 
@@ -309,7 +387,8 @@ def train(
     Returns:
         The model in evaluation mode.
     """
-    side, classes, _ = DATA[design.data]
+    source = DATA[design.data]
+    side, classes = source.side, source.classes
     features, channels = ARCHITECTURES[design.architecture]
     torch.manual_seed(design.seed)
     model = Classifier(nn.Sequential(*features(side)), channels, classes)
@@ -317,15 +396,16 @@ def train(
     make, lr, options, decay = OPTIMIZERS[design.optimizer]
     optimizer = make(model.parameters(), lr=lr, weight_decay=decay * design.weight_decay, **options)
     labels = data.train_labels
+    rare = labels.bincount(minlength=classes).clamp_min(1).rsqrt() if source.family == "tiles" else None
     steps = len(labels) // config.batch
-    epochs = config.faces_epochs if design.data.startswith("faces") else config.digits_epochs
+    epochs = source.epochs(config)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, cycle_momentum=False)
     for _ in range(epochs):
         for index in torch.randperm(len(labels))[: steps * config.batch].view(steps, config.batch):
             images, wanted = data.train[index], labels[index] if targets is None else targets[index]
             if mixup:
                 images, wanted = mixed(images, F.one_hot(wanted, classes).float())
-            loss = F.cross_entropy(model(images), wanted, label_smoothing=design.label_smoothing)
+            loss = F.cross_entropy(model(images), wanted, rare, label_smoothing=design.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -335,4 +415,4 @@ def train(
 
 def learned(data: str, accuracy: float, config: Config) -> bool:
     """The rule for leaving a model out, written before the run: it must be right often enough."""
-    return accuracy >= (config.faces_accuracy if data.startswith("faces") else config.digits_accuracy)
+    return accuracy >= DATA[data].accuracy(config)
