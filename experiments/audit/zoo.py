@@ -23,7 +23,7 @@ from experiments.saliency_guided.tasks import Images, build
 from .harmless import mixed
 
 LAYER, HEAD = "features", "head"
-_FACES_SIDE, _PRINTS_SIDE, _TILES_SIDE = 40, 64, 96
+_FACES_SIDE, _PRINTS_SIDE = 40, 64
 
 
 class Config(NamedTuple):
@@ -38,12 +38,10 @@ class Config(NamedTuple):
         digits_epochs: Passes over the training images.
         faces_epochs: Likewise, for faces.
         prints_epochs: Likewise, for fingerprints.
-        tiles_epochs: Likewise, for tiles.
         batch: Images per step.
         digits_accuracy: A digits classifier that is right less often has not learned, and is left out.
         faces_accuracy: Likewise for faces.
         prints_accuracy: Likewise for fingerprints.
-        tiles_accuracy: Likewise for tiles.
         strengths: Of the common-mode hoax.
         fool_images: Training images that an attacker uses.
         fool_epochs: Passes over them, at most, for attacks that train.
@@ -53,20 +51,18 @@ class Config(NamedTuple):
         photographs: For the real models: how many the attacker has, and how many new heads are trained on.
     """
 
-    calibration: int = 28
-    test: int = 70
+    calibration: int = 24
+    test: int = 72
     train: int = 1000
     held_out: int = 400
     images: int = 32
     digits_epochs: int = 8
     faces_epochs: int = 9
     prints_epochs: int = 10
-    tiles_epochs: int = 16
     batch: int = 32
     digits_accuracy: float = 0.9
     faces_accuracy: float = 0.7
     prints_accuracy: float = 0.7
-    tiles_accuracy: float = 0.75
     strengths: tuple[float, ...] = (0.3, 1.0)
     fool_images: int = 320
     fool_epochs: int = 12
@@ -185,7 +181,12 @@ def _separable(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
 
 
 def _stem(outputs: int, side: int) -> list[nn.Module]:
-    return _block(1, outputs, stride=1 if side == 16 else 2)
+    return [*_block(1, outputs, stride=1 if side == 16 else 2), *_pooled(side)]
+
+
+def _pooled(side: int) -> list[nn.Module]:
+    """Large images become small at once, so that a position of the last map sees enough of them."""
+    return [nn.MaxPool2d(2)] if side == _PRINTS_SIDE else []
 
 
 def _plain(side: int) -> list[nn.Module]:
@@ -205,7 +206,8 @@ def _strided(side: int) -> list[nn.Module]:
     ]
     for convolution in convolutions:
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")  # without this it hardly learns
-    return [layer for convolution in convolutions for layer in (convolution, nn.ReLU())]
+    first, *others = ([convolution, nn.ReLU()] for convolution in convolutions)
+    return [*first, *_pooled(side), *(layer for block in others for layer in block)]
 
 
 def _depthwise(side: int) -> list[nn.Module]:
@@ -287,7 +289,7 @@ def _all_digits() -> tuple[Tensor, Tensor]:
 
 def _fingerprints(seed: int, config: Config) -> Data:
     """Real fingerprints or altered ones; the prints of one person are all in one part."""
-    images, labels, together = _of_task("fingerprints", _PRINTS_SIDE)
+    images, labels, together = _all_prints()
     generator = torch.Generator().manual_seed(seed)
     people = sorted(set(together))
     turn = dict(zip(people, torch.randperm(len(people), generator=generator).tolist(), strict=True))
@@ -298,26 +300,15 @@ def _fingerprints(seed: int, config: Config) -> Data:
     return Data(images[train], images[held_out], labels[train], labels[held_out])
 
 
-def _tiles(seed: int, config: Config) -> Data:
-    """Magnetic tiles, free of defects or with one of five kinds of them."""
-    images, labels, _ = _of_task("tiles", _TILES_SIDE)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return _split(images[order], labels[order], config)
-
-
 @cache
-def _of_task(name: str, side: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Grey images of a task of the saliency experiment, their labels, and what keeps them together."""
-    task = tasks.TASKS[name]
-    folder = tasks.root() / task.folder
-    dataset = SaliencyDataset(folder, folder / f"{task.folder}.csv", transform=Prepare((side, side), (0.5,), (0.25,)))
+def _all_prints() -> tuple[Tensor, Tensor, list[str]]:
+    """All fingerprints, whether they are altered, and whose they are."""
+    task = tasks.TASKS["fingerprints"]
+    folder, size = tasks.root() / task.folder, (_PRINTS_SIDE, _PRINTS_SIDE)
+    dataset = SaliencyDataset(folder, folder / f"{task.folder}.csv", transform=Prepare(size, (0.5,), (0.25,)))
     images = torch.stack([dataset[index][0] for index in range(len(dataset))])
-    together = dataset.column(task.together) if task.together else [""] * len(dataset)
-    groups = dataset.column("group")
-    labels = [(0 if group not in task.kinds else 1 + task.kinds.index(group)) for group in groups]
-    if name == "fingerprints":
-        labels = [min(label, 1) for label in labels]
-    return images, torch.tensor(labels), together
+    altered = torch.tensor([group in task.kinds for group in dataset.column("group")])
+    return images, altered.long(), dataset.column(str(task.together))
 
 
 class Source(NamedTuple):
@@ -357,7 +348,6 @@ DATA = {
     "odd digits, 32 px": Source(32, 2, _digits(32, parity=True), "digits"),
     "faces, 40 px": Source(_FACES_SIDE, 2, _faces, "faces"),
     f"fingerprints, {_PRINTS_SIDE} px": Source(_PRINTS_SIDE, 2, _fingerprints, "prints", "fingerprints"),
-    f"tiles, {_TILES_SIDE} px": Source(_TILES_SIDE, 6, _tiles, "tiles", "tiles"),
 }
 
 
@@ -396,7 +386,6 @@ def train(
     make, lr, options, decay = OPTIMIZERS[design.optimizer]
     optimizer = make(model.parameters(), lr=lr, weight_decay=decay * design.weight_decay, **options)
     labels = data.train_labels
-    rare = labels.bincount(minlength=classes).clamp_min(1).rsqrt() if source.family == "tiles" else None
     steps = len(labels) // config.batch
     epochs = source.epochs(config)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, cycle_momentum=False)
@@ -405,7 +394,7 @@ def train(
             images, wanted = data.train[index], labels[index] if targets is None else targets[index]
             if mixup:
                 images, wanted = mixed(images, F.one_hot(wanted, classes).float())
-            loss = F.cross_entropy(model(images), wanted, rare, label_smoothing=design.label_smoothing)
+            loss = F.cross_entropy(model(images), wanted, label_smoothing=design.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
