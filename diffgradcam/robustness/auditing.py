@@ -110,8 +110,8 @@ class AuditReport(ShownMaps):
         visible_agreement: The same for the map without the common mode.
         visible_follows: Pearson's r of that map, moved by a quarter, with the map of the image that was moved by a
             quarter (and wrapped around), ``(B,)``, in [-1, 1].
-        lower_agreement: Pearson's r of that map with LayerCAM of the log-odds, of a lower layer, resized to it, ``(B,)``,
-            in [-1, 1]. None where there is no lower layer, or behaviour was not measured.
+        lower_agreement: Pearson's r of that map with LayerCAM of the log-odds, of a lower layer, brought to its size,
+            ``(B,)``, in [-1, 1]. None where there is no lower layer, or behaviour was not measured.
         lower_layer: The lower layer, by its dotted name: the nearest one that everything passes through, with a
             convolution or the like in between and a grid that is not coarser.
         offset: Cosine of the invisible map with the sum of the activations over the channels, ``(B,)``, in [-1, 1]. At
