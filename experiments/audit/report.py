@@ -34,6 +34,7 @@ from .zoo import ARCHITECTURES, SEEN, Config
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
 WANTED, WANTED_FOUND, ALLOWED = 0.98, 0.9, 0.05  # AUROC; lies found; false alarms at which they are
+ADAPTIVE = ("trained on DiffGradCAM", "trained on DiffGradCAM, corner")
 COUNTS = (8, 16, 32)  # images of an audit
 DRAWS = 20  # of the images, for a mean
 VERDICTS: tuple[AuditVerdict, ...] = ("clean", "exposed", "could not tell", "fooled")
@@ -97,6 +98,9 @@ def judged(version: Version, at: AuditThresholds = DEFAULT, count: int | None = 
         gradcam_agreement=sign("occlusion_gradcam"),
         visible_agreement=sign("occlusion_visible"),
         visible_follows=sign("follows_visible"),
+        lower_agreement=sign("lower_visible") if version.found["lower"] else None,
+        lower_layer=version.found["lower"],
+        offset=sign("offset"),
         weight_share=None,
         thresholds=at,
     )
@@ -112,8 +116,9 @@ def score(version: Version) -> float:
         DEFAULT.agreement - float(report.visible_agreement.mean()),
         DEFAULT.honesty - float(report.honesty.mean()),
     ]
-    if report.exposed:
+    if report.exposed and not report.is_offset:
         beyond.append(float(report.gap.mean()) - DEFAULT.gap)
+    beyond.append(float(report.common_mode_share.median()) - OUTWEIGHS)
     return max(beyond)
 
 
@@ -192,7 +197,7 @@ _LIES = {
     "one vector for all classes": ("common mode 0.3", "common mode 1"),
     "features rolled or flipped": ("roll", "flip"),
     "fine-tuned to fool GradCAM": ("trained on GradCAM",),
-    "fine-tuned to fool DiffGradCAM": ("trained on DiffGradCAM",),
+    "fine-tuned to fool DiffGradCAM": ADAPTIVE,
 }
 
 
@@ -300,7 +305,12 @@ SIGNS: dict[str, tuple[str, Callable[[Version], float]]] = {  # each higher for 
     "follows": ("does not follow a shifted image, 1 pass", lambda v: -_mean(v, "follows_visible")),
     "constancy": ("constancy: maps of other images are alike, 0 passes", lambda v: _mean(v, "constancy_gradcam")),
     "constancy_visible": ("the same without the common mode", lambda v: _mean(v, "constancy_visible")),
-    "layers": ("disagreement with a lower layer (LayerCAM), 1 pass", lambda v: -_mean(v, "layers_visible")),
+    "lower": ("disagreement with the next lower layer (LayerCAM), 1 pass", lambda v: -_mean(v, "lower_visible")),
+    "lowest": ("disagreement with the lowest layer, 1 pass", lambda v: -_mean(v, "lowest_visible")),
+    "response": (
+        "what a cover takes from the map within it disagrees with what it takes from the log-odds, 16 passes",
+        lambda v: -_mean(v, "response_visible"),
+    ),
     "honesty": ("dishonesty: occlusion and following, 17 passes", lambda v: -_honesty(v)),
     "joint": ("**the audit: gap or dishonesty, 19 passes**", score),
 }
