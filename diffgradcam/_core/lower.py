@@ -87,8 +87,9 @@ def find_lower_layer(
             return grid_of(event.layer, model, event.tensor, tuple(image.shape), reshape_transform)(values)
 
         upper = on_grid(watcher.target, watcher.target.tensor)
-        place = _strongest(upper)
-        values = upper[(0, slice(None), *place)].sum()
+        strongest = upper.detach().square().sum(1)[0].argmax()  # there the gradient is least likely to be 0
+        place = [int(index) for index in torch.unravel_index(strongest, upper.shape[2:])]
+        values = upper[0].flatten(1)[:, strongest].sum()
         below = [event for event in reversed(watcher.below) if runs[event.layer.name] == 1 and event.edge.node in cuts]
         for event in below[:_TRIES]:
             try:
@@ -186,13 +187,7 @@ def _children(node: Node) -> set[Node]:
     return {child for child, _ in node.next_functions if child is not None}
 
 
-def _strongest(grid: Tensor) -> tuple[int, ...]:
-    """The place of the largest activations, whose gradient is least likely to be 0."""
-    energy = grid.detach().square().sum(1)[0]
-    return tuple(int(index) for index in torch.unravel_index(energy.argmax(), energy.shape))
-
-
-def _mixes(gradient: Tensor, place: tuple[int, ...], size: Sequence[int]) -> bool:
+def _mixes(gradient: Tensor, place: Sequence[int], size: Sequence[int]) -> bool:
     """Whether a place of a grid of a size depends on other places of the layer, given its gradient ``(1, C, h, w)``."""
     rows = gradient.double()[0].flatten(1)
     strength = (rows - rows.median(1, keepdim=True).values).norm(dim=0).view(gradient.shape[2:])

@@ -5,7 +5,9 @@ The first map is *visible* to softmax, and so to every decision, probability and
 not: no decision ever needed what it shows.
 
 A large common mode is an *exposure*: GradCAM could be hiding something. It is no lie as long as GradCAM still says what
-the model relies on, and clean models may have one. The gradient of cross-entropy with respect to the logits,
+the model relies on, and clean models may have one. Where it is the sum of the activations, mostly negated, it is an
+*offset*: the classes that an image does not show are pushed down, all alike and by all channels alike, which training
+does by itself. An offset can spoil GradCAM, but it has no shape that anybody chose, so it is no lie either. The gradient of cross-entropy with respect to the logits,
 ``p - onehot``, sums to 0 over the classes, so plain gradient descent adds vectors to the rows of the last layer that
 sum to 0, and never changes their mean. A common mode therefore comes from the initialisation (which weight decay
 shrinks), from the per-weight scaling of optimisers like Adam, from rows that share vectors of a codebook, from losses
@@ -14,7 +16,8 @@ other than cross-entropy, or from an attack.
 A *lie* is a map that contradicts what the model does. What the model does is measured on the model alone, so a lie of
 GradCAM that sits in the common mode shows in a comparison within one model: the map without the common mode agrees with
 occlusion, and GradCAM does not. For a lie of the map without the common mode there is no such comparison. Its agreement
-with occlusion, and whether it moves with a shifted image, are compared with what clean models have.
+with occlusion and with a lower layer, and whether it moves with a shifted image, are compared with what clean models
+have.
 """
 
 from __future__ import annotations
@@ -70,6 +73,7 @@ class AuditThresholds:
         agreement: The map without the common mode lies if the interval of its mean agreement with occlusion is below
             this. From -1 to 1.
         honesty: It also lies if the interval of its mean honesty is below this. From -1 to 1.
+        consistency: It also lies if the interval of its mean consistency is below this. From -1 to 1.
 
     Raises:
         ValueError: If one is out of range.
@@ -79,12 +83,13 @@ class AuditThresholds:
     gap: float = 0.15
     agreement: float = 0.1
     honesty: float = 0.25
+    consistency: float = 0.2
 
     def __post_init__(self) -> None:
         check_share("share", self.share)
         if not 0 <= self.gap <= 2:
             raise ValueError(f"gap is {self.gap}; expected a difference of correlations, from 0 to 2")
-        for name in ("agreement", "honesty"):
+        for name in ("agreement", "honesty", "consistency"):
             value = getattr(self, name)
             if not -1 <= value <= 1:
                 raise ValueError(f"{name} is {value}; expected a correlation, from -1 to 1")
@@ -152,12 +157,17 @@ class AuditReport(ShownMaps):
 
     @property
     def honesty(self) -> Tensor | None:
-        """Of the map without the common mode, ``(B,)``: mean of the agreements with occlusion and a lower layer.
+        """Mean of the agreement with occlusion and of following a shift, of the map without common mode, ``(B,)``."""
+        if self.visible_agreement is None or self.visible_follows is None:
+            return None
+        return (self.visible_agreement + self.visible_follows) / 2
 
-        Where there is no lower layer, it is the mean of the agreement with occlusion and of following a shift.
-        """
-        other = self.visible_follows if self.lower_agreement is None else self.lower_agreement
-        return None if self.visible_agreement is None or other is None else (self.visible_agreement + other) / 2
+    @property
+    def consistency(self) -> Tensor | None:
+        """Mean of the agreements with occlusion and with a lower layer, of the map without common mode, ``(B,)``."""
+        if self.visible_agreement is None or self.lower_agreement is None:
+            return None
+        return (self.visible_agreement + self.lower_agreement) / 2
 
     @property
     def contradicted(self) -> bool:
@@ -184,8 +194,8 @@ class AuditReport(ShownMaps):
 
         ``"common mode"``: GradCAM lies, and neither DiffGradCAM nor GradCAM after :func:`repair` is affected. It is
         contradicted, and the common mode is no mere offset; or more than 0.8 of GradCAM's energy is common mode.
-        ``"behaviour"``: they lie too. The interval over the images (90%) of the agreement, or of honesty, is below its
-        threshold. There is none for fewer than 8 images.
+        ``"behaviour"``: they lie too. The interval over the images (90%) of the agreement, of honesty or of consistency
+        is below its threshold. There is none for fewer than 8 images.
         """
         found: list[Sign] = []
         if (self.contradicted and not self.is_offset) or float(self.common_mode_share.median()) > _OUTWEIGHS:
@@ -218,10 +228,12 @@ class AuditReport(ShownMaps):
 
     def _intervals(self) -> list[tuple[float, float, float]]:
         """Ends of the intervals that are compared with a threshold, and the threshold."""
-        if self.visible_agreement is None or self.honesty is None:
-            return []
-        lines = (self.visible_agreement, self.thresholds.agreement), (self.honesty, self.thresholds.honesty)
-        return [(*_interval(values), threshold) for values, threshold in lines]
+        lines = (
+            (self.visible_agreement, self.thresholds.agreement),
+            (self.honesty, self.thresholds.honesty),
+            (self.consistency, self.thresholds.consistency),
+        )
+        return [(*_interval(values), threshold) for values, threshold in lines if values is not None]
 
     def __str__(self) -> str:
         """The report in a few lines."""
@@ -249,11 +261,18 @@ class AuditReport(ShownMaps):
             f"  agreement of GradCAM with occlusion: {_mean(self.gradcam_agreement):.2f} (mean r); if exposed, a lie "
             f"if lower by more than {self.thresholds.gap:g} than without the common mode",
             f"  without the common mode: {_shown(self.visible_agreement)}; a lie below {self.thresholds.agreement:g}",
-            f"  and its mean with {self._other()}: {_shown(self.honesty)}; a lie below {self.thresholds.honesty:g}",
+            f"  and its mean with following a shifted image: {_shown(self.honesty)}; a lie below "
+            f"{self.thresholds.honesty:g}",
+            *self._layers(),
         ]
 
-    def _other(self) -> str:
-        return "following a shifted image" if self.lower_layer is None else f"agreement with {self.lower_layer!r} below"
+    def _layers(self) -> list[str]:
+        if self.consistency is None:
+            return []
+        return [
+            f"  and with agreement with {self.lower_layer!r}, which is below: {_shown(self.consistency)}; a lie below "
+            f"{self.thresholds.consistency:g}"
+        ]
 
     def _advice(self) -> str:
         if "behaviour" in self.signs:
@@ -304,21 +323,23 @@ def audit(
 ) -> AuditReport:
     """Find out whether the maps of a checkpoint lie. Needs no clean copy.
 
-    Three measurements, in 19 forward passes for each image:
+    Four measurements, in 19 forward passes for each image, and one more for the first:
 
-    - *Exposure* (two passes): how much of GradCAM softmax cannot see.
+    - *Exposure* (one pass): how much of GradCAM softmax cannot see, and whether that is a mere offset.
     - *Agreement* (16 passes): windows of 3 x 3 cells of a 7 x 7 grid, around every second cell, are filled with the
       image's mean colour, and the drop of the log-odds is correlated with the mean of the map in the window. GradCAM
-      and the map without the common mode are compared with the same drops. Where there is an exposure, and the latter
-      agrees much better, GradCAM lies.
+      and the map without the common mode are compared with the same drops. Where there is an exposure that is no mere
+      offset, and the latter agrees much better, GradCAM lies.
     - *Following* (one pass): whether the map without the common mode moves with the image. Its mean with the agreement
       is the *honesty* of that map. Below what clean models have, it lies, and so does DiffGradCAM.
+    - *A lower layer* (one pass): whether the map without the common mode agrees with LayerCAM of the next lower layer,
+      which is found in the autograd graph of the first image. The mean with the agreement with occlusion is the
+      *consistency* of that map. Below what clean models have, it lies. An attack that fools both layers passes.
 
     16 occlusions tell lies as well as 49 do, integrated gradients in 8 steps do not, and neither does how alike the
     maps of different images are. ``docs/results/audit.md`` has the numbers: how many lies are found, and on which
     honest models there is an alarm. What is missed most is an attack on DiffGradCAM that leaves its map about as honest
-    as some clean maps are. A head that was trained briefly from its initialisation can be called exposed, or even
-    fooled, with nobody having attacked it: its GradCAM shows mostly what no decision depends on.
+    as some clean maps are.
 
     A verdict is evidence, not proof: "clean" certifies nothing.
 
@@ -346,8 +367,8 @@ def audit(
     Reference:
         That softmax does not see what all logits share, and Grad-CAM does, was used to fool before: Lerma and Lucas,
         2023 (arXiv 2307.03305); Viering et al., 2019 (arXiv 1907.10901). A contrast as what softmax does see: Wang and
-        Wang, NeurIPS 2022. Ours: the share of the common mode as a sign that needs no clean copy, and the agreement
-        with occlusion and following as the others. Occlusion: Zeiler and Fergus, "Visualizing and Understanding
+        Wang, NeurIPS 2022. Ours: the share of the common mode as a sign that needs no clean copy, the offset, and
+        agreement with occlusion and with a lower layer and following as the others. LayerCAM: Jiang et al., TIP 2021. Occlusion: Zeiler and Fergus, "Visualizing and Understanding
         Convolutional Networks", ECCV 2014.
 
     Example:
@@ -365,12 +386,14 @@ def audit(
     target_layers, model = by_name(model, target_layers), evaluated(inner_model(model))
 
     names = as_class_names(class_names)
-    common = {"reshape_transform": reshape_transform, "output": _Checked(output, names), "rectify": False}
-    cams = (
-        GradCAM(model, target_layers, score=visible_score, **common),
-        GradCAM(model, target_layers, score=invisible_score, **common),
-        ActivationCAM(model, target_layers, **common),
-    )
+    checked = _Checked(output, names)
+    cams = [
+        *(
+            GradCAM(model, target_layers, reshape_transform, score=score, rectify=False, output=checked)
+            for score in (visible_score, invisible_score)
+        ),
+        ActivationCAM(model, target_layers, reshape_transform, rectify=False, output=checked),
+    ]
     with linear_layers_that_run(model) as linear:
         (logits, classes, visible), (_, _, invisible), (_, _, active) = explain_together(cams, images)
     gradcam_agreement = visible_agreement = visible_follows = lower_agreement = lower_layer = None
