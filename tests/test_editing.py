@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from diffgradcam import layer_input
-from diffgradcam._core.editing import by_name, check_head_is_last, copy_model, find_head, linear_head, linear_layers_that_run
+from diffgradcam._core.editing import (
+    by_name,
+    check_head_is_last,
+    copy_model,
+    find_head,
+    linear_head,
+    linear_layers_that_run,
+)
 from diffgradcam.scores import two_logits
 from tests.models import deep, images, pooled
 from tests.untouched import untouched

@@ -474,7 +474,16 @@ def test_photographs_are_parted(tmp_path: Path, monkeypatch) -> None:
 CONFIG = Config(images=10, calibration=2, test=4)
 
 
-def version(share: float, gap: float, agreement: float, follows: float, lost: float = 0.0) -> dict[str, Any]:
+def version(
+    share: float,
+    gap: float,
+    agreement: float,
+    follows: float,
+    lost: float = 0.0,
+    *,
+    lower: float = 0.4,
+    offset: float = -0.3,
+) -> dict[str, Any]:
     """What a cell holds of one version; the images differ a little, around the given numbers."""
     around = np.array([-0.02, 0.02] * 5)
     numbers: dict[str, Any] = dict.fromkeys(("accuracy", "agreement", "behaviour_kept"), 0.95)
@@ -483,10 +492,13 @@ def version(share: float, gap: float, agreement: float, follows: float, lost: fl
     signs = {"common_mode_share": share, "kept": 0.9, "follows_gradcam": follows, "follows_visible": follows}
     for kind in ("occlusion", "occlusion49", "integrated"):
         signs |= {f"{kind}_gradcam": agreement - gap, f"{kind}_visible": agreement, f"{kind}_diffgradcam": agreement}
-    signs |= {"constancy_gradcam": 0.1, "constancy_visible": 0.1, "layers_visible": 0.4}
-    return numbers | {
-        name: (value + around * (0 if name == "common_mode_share" else 1)).tolist() for name, value in signs.items()
-    }
+    signs |= {"constancy_gradcam": 0.1, "constancy_visible": 0.1, "response_visible": 0.8, "offset": offset}
+    signs |= {"lower_visible": lower, "lowest_visible": 0.3}
+    return (
+        {"lower": "features.1"}
+        | numbers
+        | {name: (value + around * (0 if name == "common_mode_share" else 1)).tolist() for name, value in signs.items()}
+    )
 
 
 def write_cells(folder: Path, hidden: float = 0.3) -> None:
@@ -501,7 +513,8 @@ def write_cells(folder: Path, hidden: float = 0.3) -> None:
             versions["flip"] = version(0.01, 0.0, 0.0, -0.2, lost=0.4)
             versions["trained on GradCAM"] = version(0.9, 0.4, clean, clean, lost=0.4)
             versions["trained on DiffGradCAM"] = version(0.02, 0.0, hidden, hidden, lost=0.2)
-            versions[run.HARMLESS[index]] = version(0.6, 0.02, clean - 0.05, clean - 0.05)
+            versions["trained on DiffGradCAM, corner"] = version(0.02, 0.0, hidden, hidden, lost=0.35, lower=-0.2)
+            versions[run.HARMLESS[index]] = version(0.6, 0.2, clean - 0.05, clean - 0.05, offset=-0.99)
             design: dict[str, Any] = zoo.designs("test" if split == "real" else split, CONFIG)[index]._asdict()
             if split == "real":
                 design = {"architecture": list(real.MODELS)[index]}
@@ -516,7 +529,8 @@ def test_versions_are_judged_by_the_library(tmp_path: Path) -> None:
     verdicts = {v.name: report.judged(v).verdict for v in study.versions("test") if v.model == "test 2000"}
     assert verdicts == {
         "clean": "clean", "common mode 0.3": "clean", "common mode 1": "fooled", "roll": "fooled", "flip": "fooled",
-        "trained on GradCAM": "fooled", "trained on DiffGradCAM": "clean", "int8": "exposed",
+        "trained on GradCAM": "fooled", "trained on DiffGradCAM": "clean", "trained on DiffGradCAM, corner": "fooled",
+        "int8": "exposed",
     }  # fmt: skip
     few = report.judged(study.versions("test")[0], count=3)
     assert (len(few.common_mode_share), few.verdict) == (3, "could not tell")
@@ -533,8 +547,8 @@ def test_kinds_part_lies_from_what_is_none(tmp_path: Path) -> None:
         "lie: one vector for all classes": 4,
         "lie: features rolled or flipped": 8,
         "lie: fine-tuned to fool GradCAM": 4,
-        "lie: fine-tuned to fool DiffGradCAM": 4,
-        "lie: real models, attacked": 10,
+        "lie: fine-tuned to fool DiffGradCAM": 8,
+        "lie: real models, attacked": 12,
         "no lie: attacked, honesty hardly lower": 6,
     }
 
@@ -542,7 +556,9 @@ def test_kinds_part_lies_from_what_is_none(tmp_path: Path) -> None:
 def test_the_thresholds_are_chosen_on_the_calibration_networks_alone(tmp_path: Path) -> None:
     write_cells(tmp_path)
     # The least honest calibration network agrees by .35; half of its interval is 1.645 * .0211 / sqrt(10) = .011.
-    assert report.choose(report.load(tmp_path)) == pytest.approx({"agreement": 0.36, "honesty": 0.36})
+    # Its consistency is .375, and that interval is as wide as the agreement's.
+    chosen = report.choose(report.load(tmp_path))
+    assert chosen == pytest.approx({"agreement": 0.36, "honesty": 0.36, "consistency": 0.38})
 
 
 def test_scores_and_areas_by_hand(tmp_path: Path) -> None:
@@ -565,13 +581,17 @@ def test_the_report_leads_with_the_answer(tmp_path: Path) -> None:
     report.main(["--results", str(tmp_path), "--docs", str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "audit.md").read_text()
     assert "the audit calls 0 of 12 models fooled that nobody attacked**, and 0 of the 4 of them that" in page
-    assert "**It finds 24 of 30 lies**" in page
-    assert "itself 0 of 4" in page
+    assert "**It finds 30 of 36 lies**" in page
+    assert "itself 4 of 8" in page
     assert "| lie: features rolled or flipped | 8 | 100% | 0% | 0% | 0% | 1.000 |" in page
     assert page.index("](audit.png)") < page.index("| what was done") < page.index("## How it was done")
     tables = (tmp_path / "docs" / "audit_tables.md").read_text()
-    assert "0.36 is the highest hundredth of the agreement, and 0.36 of honesty" in tables
-    assert "| ResNet-18 | roll | lie | 0.60 | 0.01 | 0.90 | 0.00 | 0.05 | fooled (behaviour) |" in tables
+    assert "**GradCAM is false, and nobody attacked.**" in page
+    assert page.count("; cosine with the sum of the activations -1.010.") == 6
+    assert "0.36 is the highest hundredth of the agreement, 0.36 of honesty and 0.38 of consistency" in tables
+    assert "| ResNet-18 | roll | lie | 0.60 | 0.01 | -0.30 | 0.00 | 0.05 | 0.05 | fooled (behaviour) |" in tables
+    assert "| 0.1 to 0.2 | 0 of 6 |" in tables
+    assert "| more than 0.3 | 6 of 6 | 100% | 1.00 |" in tables
     assert "nan" not in page + tables
     for picture in ("audit.png", "audit_signs.png"):
         assert (tmp_path / "docs" / picture).stat().st_size > 10_000

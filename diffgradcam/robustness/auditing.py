@@ -54,7 +54,7 @@ Sign = Literal["common mode", "behaviour"]
 
 _EVERY = 2  # occlusions around every second cell of the grid: as good as around every one, at a third of the price
 _STANDARD_ERRORS = 1.645  # on both sides of a mean: 90%
-_OUTWEIGHS = 0.8  # share: hardly anything that GradCAM shows is about a decision, whatever it agrees with
+OUTWEIGHS = 0.8  # share: hardly anything that GradCAM shows is about a decision, whatever it agrees with
 _OFFSET = 0.95  # cosine: such a common mode is the sum of the activations, and has no shape of its own
 _ENOUGH_IMAGES = 8  # for an interval
 _SHIFTED_BY = 4  # a shift by a quarter of the map
@@ -198,7 +198,7 @@ class AuditReport(ShownMaps):
         is below its threshold. There is none for fewer than 8 images.
         """
         found: list[Sign] = []
-        if (self.contradicted and not self.is_offset) or float(self.common_mode_share.median()) > _OUTWEIGHS:
+        if (self.contradicted and not self.is_offset) or float(self.common_mode_share.median()) > OUTWEIGHS:
             found.append("common mode")
         if any(high < threshold for _, high, threshold in self._intervals()):
             found.append("behaviour")
