@@ -589,7 +589,7 @@ def test_the_report_leads_with_the_answer(tmp_path: Path) -> None:
     assert "**GradCAM is false, and nobody attacked.**" in page
     assert page.count("; cosine with the sum of the activations -1.010.") == 6
     assert "0.36 is the highest hundredth of the agreement, 0.36 of honesty and 0.38 of consistency" in tables
-    assert "| ResNet-18 | roll | lie | 0.60 | 0.01 | -0.30 | 0.00 | 0.05 | 0.05 | fooled (behaviour) |" in tables
+    assert "| ResNet-18 | roll | lie | 0.60 | 0.01 | -0.32 | 0.00 | 0.05 | 0.05 | fooled (behaviour) |" in tables
     assert "| 0.1 to 0.2 | 0 of 6 |" in tables
     assert "| more than 0.3 | 6 of 6 | 100% | 1.00 |" in tables
     assert "nan" not in page + tables

@@ -5,13 +5,15 @@ The first map is *visible* to softmax, and so to every decision, probability and
 not: no decision ever needed what it shows.
 
 A large common mode is an *exposure*: GradCAM could be hiding something. It is no lie as long as GradCAM still says what
-the model relies on, and clean models may have one. Where it is the sum of the activations, mostly negated, it is an
-*offset*: the classes that an image does not show are pushed down, all alike and by all channels alike, which training
-does by itself. An offset can spoil GradCAM, but it has no shape that anybody chose, so it is no lie either. The gradient of cross-entropy with respect to the logits,
+the model relies on, and clean models may have one. The gradient of cross-entropy with respect to the logits,
 ``p - onehot``, sums to 0 over the classes, so plain gradient descent adds vectors to the rows of the last layer that
 sum to 0, and never changes their mean. A common mode therefore comes from the initialisation (which weight decay
 shrinks), from the per-weight scaling of optimisers like Adam, from rows that share vectors of a codebook, from losses
 other than cross-entropy, or from an attack.
+
+Such an optimiser leaves an *offset*: it pushes down the classes that an image does not show, all alike and by all
+channels alike, and the common mode becomes the sum of the activations, negated. An offset can spoil GradCAM, but it has
+no shape that anybody chose, so it is an exposure and no lie.
 
 A *lie* is a map that contradicts what the model does. What the model does is measured on the model alone, so a lie of
 GradCAM that sits in the common mode shows in a comparison within one model: the map without the common mode agrees with
@@ -367,9 +369,9 @@ def audit(
     Reference:
         That softmax does not see what all logits share, and Grad-CAM does, was used to fool before: Lerma and Lucas,
         2023 (arXiv 2307.03305); Viering et al., 2019 (arXiv 1907.10901). A contrast as what softmax does see: Wang and
-        Wang, NeurIPS 2022. Ours: the share of the common mode as a sign that needs no clean copy, the offset, and
-        agreement with occlusion and with a lower layer and following as the others. LayerCAM: Jiang et al., TIP 2021. Occlusion: Zeiler and Fergus, "Visualizing and Understanding
-        Convolutional Networks", ECCV 2014.
+        Wang, NeurIPS 2022. Ours: the share of the common mode as a sign that needs no clean copy, the offset, and the
+        agreement with occlusion and with a lower layer, and following, as the others. Occlusion: Zeiler and Fergus,
+        "Visualizing and Understanding Convolutional Networks", ECCV 2014. LayerCAM: Jiang et al., IEEE TIP 2021.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
