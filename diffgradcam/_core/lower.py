@@ -189,7 +189,7 @@ def _children(node: Node) -> set[Node]:
 
 def _mixes(gradient: Tensor, place: Sequence[int], size: Sequence[int]) -> bool:
     """Whether a place of a grid of a size depends on other places of the layer, given its gradient ``(1, C, h, w)``."""
-    rows = gradient.double()[0].flatten(1)
+    rows = gradient.cpu().double()[0].flatten(1)
     strength = (rows - rows.median(1, keepdim=True).values).norm(dim=0).view(gradient.shape[2:])
     spans = zip(place, strength.shape, size, strict=True)
     own = tuple(slice(index * of // cells, -(-(index + 1) * of // cells)) for index, of, cells in spans)

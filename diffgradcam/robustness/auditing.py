@@ -57,7 +57,7 @@ Sign = Literal["common mode", "behaviour"]
 _EVERY = 2  # occlusions around every second cell of the grid: as good as around every one, at a third of the price
 _STANDARD_ERRORS = 1.645  # on both sides of a mean: 90%
 OUTWEIGHS = 0.8  # share: hardly anything that GradCAM shows is about a decision, whatever it agrees with
-_OFFSET = 0.95  # cosine: such a common mode is the sum of the activations, and has no shape of its own
+_OFFSET = 0.99  # cosine: such a common mode is the sum of the activations, and has no shape of its own
 _ENOUGH_IMAGES = 8  # for an interval
 _SHIFTED_BY = 4  # a shift by a quarter of the map
 _ENOUGH_OUTPUTS = 20
@@ -184,7 +184,7 @@ class AuditReport(ShownMaps):
     def is_offset(self) -> bool:
         """Whether the common mode is an offset: the sum of the activations, mostly negated.
 
-        Its median cosine with that sum is beyond 0.95. Training leaves offsets: the classes that an image does not show
+        Its median cosine with that sum is beyond 0.99. Training leaves offsets: the classes that an image does not show
         are pushed down, all alike and by all channels alike. Such a common mode may spoil GradCAM, but it shows nothing
         that anybody chose.
         """
