@@ -81,7 +81,6 @@ def find_lower_layer(
         if pixels.requires_grad:
             starts.add(get_gradient_edge(pixels).node)
         cuts = _cuts(get_gradient_edge(logits).node, starts)
-        runs = Counter(event.layer.name for event in watcher.below)
 
         def on_grid(event: _Event, values: Tensor) -> Tensor:
             return grid_of(event.layer, model, event.tensor, tuple(image.shape), reshape_transform)(values)
@@ -90,7 +89,11 @@ def find_lower_layer(
         strongest = upper.detach().square().sum(1)[0].argmax()  # there the gradient is least likely to be 0
         place = [int(index) for index in torch.unravel_index(strongest, upper.shape[2:])]
         values = upper[0].flatten(1)[:, strongest].sum()
-        below = [event for event in reversed(watcher.below) if runs[event.layer.name] == 1 and event.edge.node in cuts]
+        below = [
+            event
+            for event in reversed(watcher.below)
+            if watcher.runs[event.layer.name] == 1 and event.edge.node in cuts
+        ]
         for event in below[:_TRIES]:
             try:
                 size = on_grid(event, event.tensor).shape[2:]
@@ -116,6 +119,7 @@ class _Watcher(Recorder):
 
     Attributes:
         below: What left a layer before the target layer was reached, in that order.
+        runs: How often each layer ran in all.
         starts: Where the graph was started.
         target: What the target layer puts out, or what enters it.
     """
@@ -124,12 +128,14 @@ class _Watcher(Recorder):
         super().__init__(layers)
         self._targets = targets
         self.below: list[_Event] = []
+        self.runs: Counter[str] = Counter()
         self.starts: list[GradientEdge] = []
         self.target: _Event | None = None
 
     def record(self, index: int, seen: Seen) -> Tensor | None:
         """See :meth:`Recorder.record`."""
         tensor, layer = seen.tensor, self.layers[index]
+        self.runs[layer.name] += index >= self._targets
         if self.target is not None or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             return None
         if not torch.is_grad_enabled():

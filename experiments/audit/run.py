@@ -2,9 +2,9 @@
 
 A cell is one clean model with all that was made of it, fooled and harmless; a finished cell is one JSON file, written
 atomically. A run that was stopped continues where it was: cells that exist are skipped. With ``--jobs`` several cells
-are computed at a time, each on one core. A clean model that has not
-learned (the rule is in :func:`.zoo.learned`) is also written, without versions, so that the report can count it. The
-real models are skipped, with a word, where their weights and the photographs are not there.
+are computed at a time, each on one core. A clean model that has not learned (the rule is in :func:`.zoo.learned`) is
+also written, without versions, so that the report can count it. The real models, and the networks for fingerprints, are
+skipped, with a word, where their weights and images are not there.
 """
 
 from __future__ import annotations
