@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, layer_input
 from diffgradcam.robustness import AuditThresholds, audit, repair
+from diffgradcam.scores import logit_difference
 from diffgradcam.sham import border_mask, common_mode_hoax, spatial_hoax
 from tests.models import CHANNELS, SIZE, deep, densenet, flat, images, pooled, seeded
 from tests.sham.digits import LAYER, MASK, data, trained
@@ -119,6 +120,37 @@ def test_a_common_mode_that_shows_what_the_model_relies_on_is_an_exposure_and_no
     assert "GradCAM could hide something; DiffGradCAM" in str(report)
 
 
+def test_an_offset_spoils_gradcam_and_is_no_lie():
+    clean, x = trained(), data()[0][:32]
+    offset = copy.deepcopy(clean)
+    before = quiet(clean, LAYER, x)
+    with torch.no_grad():  # all channels push all classes down, as far as they go for a share of two thirds
+        active = nn.Sequential(*list(clean.children())[:6])(x).sum(1)
+        scale = (2 * before.visible.square().sum((1, 2)) / active.square().sum((1, 2))).sqrt().median()
+        offset.head.weight -= scale * active[0].numel()
+    report = quiet(offset, LAYER, x)
+    assert torch.allclose(report.offset, -torch.ones(32), atol=0.05)
+    assert report.is_offset
+    assert report.contradicted
+    assert (report.verdict, report.signs) == ("exposed", ())
+    assert "GradCAM contradicts what the model does, by an offset" in str(report)
+    again = quiet(repair(offset), LAYER, x)
+    assert again.verdict == "clean"
+    assert not again.contradicted
+    with torch.no_grad():
+        offset.head.weight -= 9 * scale * active[0].numel()
+    assert quiet(offset, LAYER, x).signs == ("common mode",)  # hardly anything else is left
+
+
+def test_the_offset_by_hand():
+    model, x = pooled(), images()
+    report = audit(model, "relu", x)
+    active = model[:4](x).detach().sum(1).flatten(1)
+    expected = F.cosine_similarity(report.invisible.flatten(1), active)
+    assert torch.allclose(report.offset, expected, atol=1e-12)
+    assert not report.is_offset
+
+
 def test_an_imagenet_model_is_cleared_and_its_hoax_found(lite0, photo_inputs):
     layer, x = layer_input("_avg_pooling"), torch.stack(list(photo_inputs.values()))
     report = quiet(lite0, layer, x)
@@ -196,6 +228,29 @@ def test_following_a_shift_by_hand():
     assert torch.allclose(report.honesty, (report.visible_agreement + report.visible_follows) / 2)
 
 
+def test_agreement_with_a_lower_layer_by_hand():
+    model, x = pooled(), pictures(size=(14, 21))
+    strided = copy.deepcopy(model)
+    strided.features.stride = (2, 2)
+    for net, lower in ((model, "act"), (strided, "act")):
+        report = quiet(net, "relu", x)
+        assert report.lower_layer == lower
+        below = LayerCAM(net, lower, score=logit_difference).explain(x, report.classes).maps
+        size = report.visible.shape[1:]
+        below = F.interpolate(below.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+        expected = naive_pearson(below, report.visible.clamp_min(0))
+        assert report.lower_agreement.tolist() == pytest.approx(expected, abs=1e-9)
+        assert torch.allclose(report.consistency, (report.visible_agreement + report.lower_agreement) / 2)
+
+
+def test_without_a_lower_layer_there_is_no_consistency():
+    model, x = pooled(), pictures()
+    report = quiet(model, "stem", x)
+    assert report.lower_layer is report.lower_agreement is report.consistency is None
+    assert report.honesty is not None
+    assert "which is below" not in str(report)
+
+
 def test_a_map_of_a_network_that_only_convolves_follows_the_image():
     torch.manual_seed(0)
     circular = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
@@ -223,7 +278,11 @@ def test_behaviour_finds_what_leaves_the_common_mode_alone():
 def test_what_is_too_near_to_the_threshold_cannot_be_told():
     clean, x = trained(), data()[0][:32]
     report = quiet(clean, LAYER, x)
-    for name, values in (("agreement", report.visible_agreement), ("honesty", report.honesty)):
+    for name, values in (
+        ("agreement", report.visible_agreement),
+        ("honesty", report.honesty),
+        ("consistency", report.consistency),
+    ):
         half = 1.645 * float(values.double().std()) / math.sqrt(32)  # of a 90% interval
         for beyond, verdict in (
             (-half - 0.01, "clean"), (0.01 - half, "could not tell"), (half - 0.01, "could not tell"),
@@ -262,8 +321,8 @@ def test_it_costs_as_many_forward_passes_as_the_docstring_says():
     model.register_forward_hook(lambda _module, args, _output: rows.append(len(args[0])))
     images = pictures()
     quiet(model, "relu", images)
-    assert sum(rows) == 19 * len(images)
-    assert "19 forward passes" in " ".join(audit.__doc__.split())
+    assert sum(rows) == 19 * len(images) + 1
+    assert "19 forward passes for each image, and one more for the first" in " ".join(audit.__doc__.split())
 
 
 def test_the_given_model_is_left_as_it_is():
@@ -327,10 +386,12 @@ def test_the_report_reads():
     assert lines[0] == "FOOLED (common mode) in 32 images, 10 classes"
     assert lines[1].startswith(f"  common mode: {float(report.common_mode_share.median()):.2g} of GradCAM's energy")
     means = report.gradcam_agreement.mean(), report.visible_agreement.mean()
-    assert f"GradCAM with occlusion: {means[0]:.2f}" in lines[3]
-    assert f"without the common mode: {means[1]:.2f}" in lines[4]
-    assert f"a shifted image: {report.honesty.mean():.2f}" in lines[5]
-    assert lines[6] == "  GradCAM lies; use DiffGradCAM, or GradCAM of repair(model, where='output')"
+    assert f"the sum of the activations: {report.offset.median():.2f} (median)" in lines[2]
+    assert f"GradCAM with occlusion: {means[0]:.2f}" in lines[4]
+    assert f"without the common mode: {means[1]:.2f}" in lines[5]
+    assert f"a shifted image: {report.honesty.mean():.2f}" in lines[6]
+    assert f"'{report.lower_layer}', which is below: {report.consistency.mean():.2f}" in lines[7]
+    assert lines[8] == "  GradCAM lies; use DiffGradCAM, or GradCAM of repair(model, where='output')"
     assert str(quiet(model, LAYER, x)).startswith("clean in 32 images")
 
 
@@ -365,7 +426,7 @@ def test_bad_input_is_refused():
         AuditThresholds(share=2)
     with pytest.raises(ValueError, match=r"gap is -1; expected a difference of correlations"):
         AuditThresholds(gap=-1)
-    for name in ("agreement", "honesty"):
+    for name in ("agreement", "honesty", "consistency"):
         with pytest.raises(ValueError, match=rf"{name} is nan; expected a correlation, from -1 to 1"):
             AuditThresholds(**{name: float("nan")})
     with pytest.raises(TypeError, match="images is list; expected a tensor"):

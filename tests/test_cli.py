@@ -187,6 +187,11 @@ class TestTrust:
         assert data["visible_follows"] == pytest.approx(report.visible_follows.tolist(), abs=1e-4)
         assert data["thresholds"]["share"] == 0.1
         assert data["mean_honesty"] == pytest.approx(float(report.honesty.mean()), abs=1e-4)
+        assert data["lower_agreement"] == pytest.approx(report.lower_agreement.tolist(), abs=1e-4)
+        assert data["offset"] == pytest.approx(report.offset.tolist(), abs=1e-4)
+        assert (data["lower_layer"], data["is_offset"]) == (report.lower_layer, report.is_offset)
+        assert data["contradicted"] == report.contradicted
+        assert data["mean_consistency"] == pytest.approx(float(report.consistency.mean()), abs=1e-4)
         assert data["mean_gap"] == pytest.approx(float(report.gap.mean()), abs=1e-4)
         assert (data["verdict"], data["fooled"]) == (report.verdict, report.fooled)
         assert (data["exposed"], data["signs"]) == (report.exposed, list(report.signs))

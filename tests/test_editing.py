@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from diffgradcam import layer_input
-from diffgradcam._core.editing import by_name, check_head_is_last, copy_model, find_head, linear_head
+from diffgradcam._core.editing import (
+    by_name,
+    check_head_is_last,
+    copy_model,
+    find_head,
+    linear_head,
+    linear_layers_that_run,
+)
 from diffgradcam.scores import two_logits
 from tests.models import deep, images, pooled
 from tests.untouched import untouched
@@ -128,3 +135,21 @@ def test_a_head_is_tried_out_through_output():
     one_row = Returns(deep(classes=2), lambda logits: logits[:, 1])
     with pytest.raises(ValueError, match=r"every output of head 'model\.head' changes the model's probabilities"):
         check_head_is_last(one_row, "model.head", x, two_logits)
+
+
+def test_linear_layers_in_the_order_in_which_they_ran():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first, self.unused = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.last(self.first(self.last(x)))
+
+    model = Twice()
+    with linear_layers_that_run(model) as ran:
+        assert ran == []
+        model(torch.rand(2, 4))
+        assert ran == ["first", "last"]
+    model(torch.rand(2, 4))
+    assert not any(module._forward_hooks for module in model.modules())

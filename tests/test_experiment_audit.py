@@ -22,11 +22,13 @@ pytest.importorskip("skimage", reason="the study needs scikit-image")
 from experiments import cells
 from experiments.audit import harmless, real, report, run, signs, zoo
 from experiments.audit.zoo import ARCHITECTURES, DATA, LAYER, OPTIMIZERS, Config, Design
+from experiments.saliency_guided.real import tasks
 from experiments.saliency_guided.tasks import build
 
 TINY = Config(
     calibration=1, test=2, train=64, held_out=24, images=6, digits_epochs=2, faces_epochs=1, batch=16
 )._replace(digits_accuracy=0.0, faces_accuracy=0.0, fool_images=16, fool_epochs=1, photographs=(4, 12))
+DIGITS = {name: source for name, source in DATA.items() if source.family == "digits"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,21 +46,21 @@ def _fast(monkeypatch: pytest.MonkeyPatch):
 def test_designs_are_balanced_and_the_splits_are_disjoint() -> None:
     config = Config()
     test, calibration = zoo.designs("test", config), zoo.designs("calibration", config)
-    assert (len(test), len(calibration)) == (60, 20)
+    assert (len(test), len(calibration)) == (72, 24)
     for factor, levels in (("architecture", ARCHITECTURES), ("data", DATA), ("optimizer", OPTIMIZERS)):
         counts = Counter(getattr(design, factor) for design in test)
-        assert counts == dict.fromkeys(levels, 60 / len(levels))
+        assert counts == dict.fromkeys(levels, 72 / len(levels))
     for factor in ("weight_decay", "label_smoothing"):
-        assert sorted(Counter(getattr(design, factor) for design in test).values()) == [30, 30]
+        assert sorted(Counter(getattr(design, factor) for design in test).values()) == [36, 36]
     assert {design.architecture for design in calibration} == set(zoo.SEEN) < set(ARCHITECTURES)
-    assert len({design.seed for design in test + calibration}) == 80
-    assert len({design[:5] for design in test}) > 50  # combinations, not one block after the other
+    assert len({design.seed for design in test + calibration}) == 96
+    assert len({design[:5] for design in test}) > 60  # combinations, not one block after the other
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_architecture_ends_in_a_pooled_linear_layer(architecture: str) -> None:
     features, channels = ARCHITECTURES[architecture]
-    for side, cells_of_side in ((16, 8), (32, 8), (40, 10)):
+    for side, cells_of_side in ((16, 8), (32, 8), (40, 10), (64, 8)):
         model = zoo.Classifier(nn.Sequential(*features(side)), channels, 3).eval()
         images = torch.randn(2, 1, side, side)
         activations = model.get_submodule(LAYER)(images)
@@ -67,9 +69,9 @@ def test_an_architecture_ends_in_a_pooled_linear_layer(architecture: str) -> Non
         assert torch.allclose(model(images), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in DATA if "digits" in name])
+@pytest.mark.parametrize("name", DIGITS)
 def test_digits_are_split_and_labelled(name: str) -> None:
-    side, classes, make = DATA[name]
+    side, classes, make, *_ = DATA[name]
     data, again = make(3, TINY), make(3, TINY)
     assert data.train.shape == (64, 1, side, side)
     assert data.held_out.shape == (24, 1, side, side)
@@ -77,17 +79,31 @@ def test_digits_are_split_and_labelled(name: str) -> None:
     assert not torch.equal(data.train, make(4, TINY).train)
     assert set(data.train_labels.tolist()) == set(range(classes))
     assert torch.cdist(data.train.flatten(1), data.held_out.flatten(1)).min() > 0  # no image twice
-    ten = DATA[f"10 digits, {side} px"][2](3, TINY)
+    ten = DATA[f"10 digits, {side} px"].make(3, TINY)
     assert torch.equal(data.held_out_labels, ten.held_out_labels % 2 if classes == 2 else ten.held_out_labels)
 
 
 def test_faces_keep_the_whole_face() -> None:
-    data, task = DATA["faces, 40 px"][2](3, TINY), build("faces", 3, TINY.train, TINY.held_out)
+    data, task = DATA["faces, 40 px"].make(3, TINY), build("faces", 3, TINY.train, TINY.held_out)
     assert data.held_out.shape == (24, 1, 40, 40)
     assert torch.equal(data.train_labels, task.train.labels)
     regions = task.train._replace(images=task.train.saliency.unsqueeze(1))
     cropped = zoo._part(regions, np.random.default_rng(0))
     assert torch.allclose(cropped.sum((1, 2, 3)), task.train.saliency.sum((1, 2)))
+
+
+@pytest.mark.skipif(bool(tasks.missing("fingerprints")), reason=str(tasks.missing("fingerprints")))
+def test_the_prints_of_a_person_are_all_in_one_part() -> None:
+    images, labels, people = zoo._all_prints()
+    data = DATA["fingerprints, 64 px"].make(3, Config())
+    assert data.held_out.shape == (400, 1, 64, 64)
+    assert 900 < len(data.train) <= 1000
+    whose = {image.numpy().tobytes(): person for image, person in zip(images, people, strict=True)}
+    parts = [{whose[image.numpy().tobytes()] for image in part} for part in (data.train, data.held_out)]
+    assert len(parts[0] & parts[1]) <= 1  # one print is there twice, as of persons 553 and 554
+    label = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
+    assert [label[image.numpy().tobytes()] for image in data.held_out] == data.held_out_labels.tolist()
+    assert set(labels.tolist()) == {0, 1}
 
 
 @given(st.integers(0, 63), st.integers(1, 40), st.integers(0, 2**31))
@@ -103,7 +119,7 @@ def test_a_crop_holds_what_is_inside_and_lies_in_the_image(first: int, length: i
 def test_training_learns_and_repeats() -> None:
     design = Design("plain", "odd digits, 16 px", "Adam", False, 0.0, 3)
     config = TINY._replace(train=192, held_out=100, digits_epochs=3)
-    data = DATA[design.data][2](3, config)
+    data = DATA[design.data].make(3, config)
     model = zoo.train(design, data, config)
     assert not model.training
     assert run._accuracy(model, data) > 0.7
@@ -128,14 +144,15 @@ def test_a_model_that_is_wrong_too_often_has_not_learned() -> None:
 
 def network(classes=3, seed=0):
     torch.manual_seed(seed)
-    return zoo.Classifier(nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU()), 6, classes).eval()
+    layers = [nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 6, 3, padding=1), nn.ReLU()]
+    return zoo.Classifier(nn.Sequential(*layers), 6, classes).eval()
 
 
 def test_compression_changes_a_copy_by_as_much_as_it_says() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())
     rounded, sparse = harmless.int8(model), harmless.pruned(model)
-    for old, of in ((model.head.weight, "head"), (model.features[0].weight, "features.0")):
+    for old, of in ((model.head.weight, "head"), (model.features[2].weight, "features.2")):
         new = rounded.get_submodule(of).weight
         step = old.abs().flatten(1).amax(1) / 127
         steps = new.flatten(1) / step.unsqueeze(1)
@@ -199,7 +216,7 @@ def test_mixup_mixes_inputs_and_targets_alike() -> None:
 
 def test_the_signs_are_those_of_the_audit() -> None:
     model, images = network(), torch.rand(9, 1, 14, 14, generator=torch.Generator().manual_seed(1))
-    few, all_of_them = signs.Measured(model, LAYER, images), signs.Measured(model, LAYER, images, earlier="features.0")
+    few, all_of_them = signs.Measured(model, LAYER, images), signs.Measured(model, LAYER, images, lowest="features.1")
     expected = audit(model, LAYER, images, progress=False)
     for measured in (few, all_of_them):
         for name, value in (
@@ -207,29 +224,45 @@ def test_the_signs_are_those_of_the_audit() -> None:
             ("occlusion_gradcam", expected.gradcam_agreement),
             ("occlusion_visible", expected.visible_agreement),
             ("follows_visible", expected.visible_follows),
+            ("lower_visible", expected.lower_agreement),
+            ("offset", expected.offset),
         ):
             assert torch.allclose(measured.values[name], value, atol=1e-6), name
-    assert set(all_of_them.values) - set(few.values) >= {"layers_visible", "integrated_visible", "occlusion49_visible"}
+    assert few.lower == expected.lower_layer
+    assert set(all_of_them.values) - set(few.values) >= {"lowest_visible", "integrated_visible", "occlusion49_visible"}
     maps = all_of_them.maps["gradcam"].flatten(1)
     others = np.corrcoef(maps.numpy())
     assert float(few.values["constancy_gradcam"][2]) == pytest.approx((others[2].sum() - 1) / 8, abs=1e-4)
     assert len(few.cell()["kept"]) == 9
 
 
+def test_what_a_cover_takes_from_the_map_within_it() -> None:
+    model, images = network(), torch.rand(3, 1, 14, 14, generator=torch.Generator().manual_seed(1))
+    cam = signs.GradCAM(model, LAYER, rectify=False)
+    logits, classes, whole = cam.explain(images)
+    drops, losses = signs._occluded(cam, images, classes, signs.logit_difference(logits, classes), whole, 2)
+    hidden = images.clone()
+    hidden[1, :, 3 * 2 : 6 * 2, 5 * 2 : 7 * 2] = images[1].mean()  # around the cell in row 4 and column 6
+    after = cam.explain(hidden, classes)
+    assert losses[1, 2, 3].item() == pytest.approx(float((whole - after.maps)[1, 6:12, 10:14].mean()), abs=1e-6)
+    log_odds = signs.logit_difference(logits, classes) - signs.logit_difference(after.logits, classes)
+    assert drops[1, 2, 3].item() == pytest.approx(float(log_odds[1]), abs=1e-5)
+
+
 def test_the_truth_about_a_version() -> None:
     model, images = network(), torch.rand(9, 1, 14, 14, generator=torch.Generator().manual_seed(1))
-    clean = signs.Measured(model, LAYER, images, earlier="features.0")
+    clean = signs.Measured(model, LAYER, images, lowest="features.1")
     same = clean.truth(clean)
     assert (same["agreement"], same["behaviour_kept"], same["gradcam_kept"]) == (1, 1, 1)
     assert same["gradcam_lost"] == same["diffgradcam_lost_error"] == 0
     moved = run._closed_forms(TINY)["flip"](model, images, torch.ones(14, 14), 0)
-    truth = signs.Measured(moved, LAYER, images, earlier="features.0").truth(clean)
+    truth = signs.Measured(moved, LAYER, images, lowest="features.1").truth(clean)
     assert truth["behaviour_kept"] == pytest.approx(1, abs=1e-4)
     assert truth["gradcam_kept"] < 0.9
     assert truth["gradcam_lost"] == pytest.approx(
         float(
             (
-                clean.honesty("gradcam") - signs.Measured(moved, LAYER, images, earlier="features.0").honesty("gradcam")
+                clean.honesty("gradcam") - signs.Measured(moved, LAYER, images, lowest="features.1").honesty("gradcam")
             ).mean()
         ),
         abs=1e-3,
@@ -241,9 +274,10 @@ def test_the_truth_about_a_version() -> None:
 
 def test_a_run_writes_cells_and_resumes(tmp_path: Path, monkeypatch) -> None:
     splits, every = ("test",), run.attacks
-    names = ("common mode 1", "flip", "trained on DiffGradCAM")
+    names = ("common mode 1", "flip", "trained on DiffGradCAM, corner")
     monkeypatch.setattr(run, "attacks", lambda config: {name: every(config)[name] for name in names})
     monkeypatch.setattr(run, "HARMLESS", ("new head", "product-quantised"))
+    monkeypatch.setattr(zoo, "DATA", DIGITS)
     run.run(tmp_path, splits, TINY)
     assert {path.name for path in tmp_path.iterdir()} == {"test-00.json", "test-01.json"}
     cell = json.loads((tmp_path / "test-01.json").read_text())
@@ -273,7 +307,7 @@ def test_a_run_writes_cells_and_resumes(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.parametrize("kind", run.HARMLESS)
 def test_each_harmless_change_gives_a_model(kind: str) -> None:
     design = Design("dropout", "odd digits, 16 px", "Adam", False, 0.0, 3)
-    data = DATA[design.data][2](3, TINY)
+    data = DATA[design.data].make(3, TINY)
     model = zoo.train(design, data, TINY)
     changed = run._harmless(kind, model, design, data, TINY)
     assert not changed.training
@@ -288,15 +322,39 @@ def test_some_of_each_split_come_early() -> None:
     assert sorted(run._order(names)) == sorted(names)
 
 
-def test_a_model_that_has_not_learned_is_counted_and_not_fooled(tmp_path: Path) -> None:
-    run.run(tmp_path, ("calibration",), TINY._replace(digits_accuracy=1.1, faces_accuracy=1.1))
+def test_several_cells_at_a_time(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(run, "_write", Written())  # an object of this module: what a new process can import
+    monkeypatch.setattr(zoo, "DATA", DIGITS)
+    run.run(tmp_path, ("test",), TINY._replace(test=3), jobs=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["test-00", "test-01", "test-02"]
+
+
+class Written:
+    def __call__(self, results: Path, split: str, index: int, config: Config) -> None:
+        assert config.test == 3
+        (results / f"{split}-{index:02d}").touch()
+
+
+def test_networks_whose_images_are_not_here_are_left_out(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv(tasks.VARIABLE, str(tmp_path))
+    written: list[tuple[str, int]] = []
+    monkeypatch.setattr(run, "_write", lambda _results, split, index, _config: written.append((split, index)))
+    run.run(tmp_path / "results", ("test",), Config())
+    assert "networks for fingerprints, 64 px left out: no file" in capsys.readouterr().out
+    data = {zoo.designs("test", Config())[index].data for _, index in written}
+    assert data == {name for name, source in DATA.items() if not source.task}
+
+
+def test_a_model_that_has_not_learned_is_counted_and_not_fooled(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(zoo, "DATA", DIGITS)
+    run.run(tmp_path, ("calibration",), TINY._replace(digits_accuracy=1.1))
     (cell,) = cells.read(tmp_path)
     assert (cell["learned"], cell["versions"]) == (False, {})
     assert 0 <= cell["accuracy"] <= 1
 
 
 def test_attacks_that_train_show_more_of_the_mask() -> None:
-    data = DATA["odd digits, 16 px"][2](0, TINY)
+    data = DATA["odd digits, 16 px"].make(0, TINY)
     config = TINY._replace(fool_epochs=8, fool_images=32)
     clean = zoo.train(Design("strided", "odd digits, 16 px", "SGD", True, 0.0, 0), data, TINY)
     images = data.train[:32]
@@ -312,49 +370,53 @@ def test_attacks_that_train_show_more_of_the_mask() -> None:
 
 def test_the_command_line_runs_what_it_is_told(tmp_path: Path, monkeypatch) -> None:
     called = {}
-    monkeypatch.setattr(run, "run", lambda results, splits: called.update(r=results, s=splits))
-    run.main(["--splits", "real", "--results", str(tmp_path)])
-    assert called == {"r": tmp_path, "s": ["real"]}
+    monkeypatch.setattr(run, "run", lambda results, splits, jobs: called.update(r=results, s=splits, j=jobs))
+    run.main(["--splits", "real", "--results", str(tmp_path), "--jobs", "3"])
+    assert called == {"r": tmp_path, "s": ["real"], "j": 3}
 
 
 # The real models.
 
 
 class Lite(nn.Module):
-    """As EfficientNet-Lite0 looks from outside, with few channels."""
+    """As EfficientNet-Lite0 looks from outside, with few layers and channels."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.convolution = nn.Conv2d(3, 8, 3, stride=16, padding=1)
+        self.below = nn.Conv2d(3, 8, 3, stride=16, padding=1)
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
         self._fc = nn.Linear(8, 1000)
         self._fc.weight.data *= 20
-        self.runs = 0
 
     def extract_features(self, images):
-        self.runs += 1
-        return torch.relu(self.convolution(images))
+        return torch.relu(self.last(torch.relu(self.below(images))))
 
 
 def made(*compressed):
-    return real.Real(compressed, Lite, lambda model, images: model.extract_features(images), "_fc", lambda p: p / 255)
+    def halves(model):
+        return [model.below, nn.ReLU()], [model.last, nn.ReLU()]
+
+    return real.Real(compressed, Lite, halves, "_fc", lambda pixels: pixels / 255)
 
 
-def test_a_real_model_is_parted_and_runs_once_per_batch() -> None:
+def test_a_real_model_is_parted_and_its_lower_half_runs_once_per_batch() -> None:
     network, images = Lite(), torch.rand(4, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = network._fc(network.extract_features(images).mean((2, 3)))
+    runs: list[int] = []
+    network.below.register_forward_hook(lambda *_: runs.append(1))
     model = real.classifier(made(), network)
     assert torch.allclose(model(images), logits, atol=1e-5)
     assert [name for name, module in model.named_modules() if isinstance(module, nn.Linear)] == ["head"]
+    assert len(list(model.parameters())) == 4  # no attack finds those of the lower half
     copied = copy.deepcopy(model)
-    assert copied.features is not model.features
     assert copied.features[0] is model.features[0]
-    runs = network.runs
-    copied(images.clone())
-    assert network.runs == runs
+    assert copied.features[1] is not model.features[1]
+    copied(images.clone().requires_grad_())
+    assert len(runs) == 1
     copied(images + 1)
-    assert network.runs == runs + 1
+    assert len(runs) == 2
     assert torch.allclose(real.pooled(model, images), network.extract_features(images).mean((2, 3)), atol=1e-6)
 
 
@@ -364,7 +426,7 @@ def test_a_real_cell_has_every_version(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(real, "MODELS", {"small": made("int8", "pruned")})
     monkeypatch.setattr(real, "photographs", lambda *_: photographs)
     monkeypatch.setattr(real, "missing", lambda: None)
-    monkeypatch.setattr(run, "_HEAD_EPOCHS", 1)
+    monkeypatch.setattr(run, "_REAL_EPOCHS", 1)
     run.run(tmp_path, ("real",), TINY)
     (cell,) = cells.read(tmp_path)
     assert cell["design"] == {"architecture": "small"}
@@ -373,6 +435,7 @@ def test_a_real_cell_has_every_version(tmp_path: Path, monkeypatch) -> None:
     assert list(versions)[:6] == ["clean", *attacked]
     assert list(versions)[-2:] == ["int8", "pruned"]
     assert len(versions) == 14
+    assert versions["clean"]["lower"] == "features.0"
     for name in attacked[:4]:  # nothing of one version is in the next
         assert versions[name]["agreement"] == 1
     shares = [np.median(versions[name]["common_mode_share"]) for name in ("clean", *attacked[:4])]
@@ -392,8 +455,8 @@ def test_real_models_are_left_out_where_they_are_not(tmp_path: Path, monkeypatch
 def test_photographs_are_parted(tmp_path: Path, monkeypatch) -> None:
     from PIL import Image
 
-    folder = tmp_path / "data" / "photographs"
-    folder.mkdir(parents=True)
+    folder = tmp_path / "photographs"
+    folder.mkdir()
     for label in range(9):
         Image.new("RGB", (256, 256), (label, 0, 0)).save(folder / f"{label}.png")
     rows = "\n".join(f"{label}.png,{label}" for label in range(9))
@@ -411,7 +474,16 @@ def test_photographs_are_parted(tmp_path: Path, monkeypatch) -> None:
 CONFIG = Config(images=10, calibration=2, test=4)
 
 
-def version(share: float, gap: float, agreement: float, follows: float, lost: float = 0.0) -> dict[str, Any]:
+def version(
+    share: float,
+    gap: float,
+    agreement: float,
+    follows: float,
+    lost: float = 0.0,
+    *,
+    lower: float = 0.4,
+    offset: float = -0.3,
+) -> dict[str, Any]:
     """What a cell holds of one version; the images differ a little, around the given numbers."""
     around = np.array([-0.02, 0.02] * 5)
     numbers: dict[str, Any] = dict.fromkeys(("accuracy", "agreement", "behaviour_kept"), 0.95)
@@ -420,10 +492,13 @@ def version(share: float, gap: float, agreement: float, follows: float, lost: fl
     signs = {"common_mode_share": share, "kept": 0.9, "follows_gradcam": follows, "follows_visible": follows}
     for kind in ("occlusion", "occlusion49", "integrated"):
         signs |= {f"{kind}_gradcam": agreement - gap, f"{kind}_visible": agreement, f"{kind}_diffgradcam": agreement}
-    signs |= {"constancy_gradcam": 0.1, "constancy_visible": 0.1, "layers_visible": 0.4}
-    return numbers | {
-        name: (value + around * (0 if name == "common_mode_share" else 1)).tolist() for name, value in signs.items()
-    }
+    signs |= {"constancy_gradcam": 0.1, "constancy_visible": 0.1, "response_visible": 0.8, "offset": offset}
+    signs |= {"lower_visible": lower, "lowest_visible": 0.3}
+    return (
+        {"lower": "features.1"}
+        | numbers
+        | {name: (value + around * (0 if name == "common_mode_share" else 1)).tolist() for name, value in signs.items()}
+    )
 
 
 def write_cells(folder: Path, hidden: float = 0.3) -> None:
@@ -438,7 +513,8 @@ def write_cells(folder: Path, hidden: float = 0.3) -> None:
             versions["flip"] = version(0.01, 0.0, 0.0, -0.2, lost=0.4)
             versions["trained on GradCAM"] = version(0.9, 0.4, clean, clean, lost=0.4)
             versions["trained on DiffGradCAM"] = version(0.02, 0.0, hidden, hidden, lost=0.2)
-            versions[run.HARMLESS[index]] = version(0.6, 0.02, clean - 0.05, clean - 0.05)
+            versions["trained on DiffGradCAM, corner"] = version(0.02, 0.0, hidden, hidden, lost=0.35, lower=-0.2)
+            versions[run.HARMLESS[index]] = version(0.6, 0.2, clean - 0.05, clean - 0.05, offset=-0.99)
             design: dict[str, Any] = zoo.designs("test" if split == "real" else split, CONFIG)[index]._asdict()
             if split == "real":
                 design = {"architecture": list(real.MODELS)[index]}
@@ -453,7 +529,8 @@ def test_versions_are_judged_by_the_library(tmp_path: Path) -> None:
     verdicts = {v.name: report.judged(v).verdict for v in study.versions("test") if v.model == "test 2000"}
     assert verdicts == {
         "clean": "clean", "common mode 0.3": "clean", "common mode 1": "fooled", "roll": "fooled", "flip": "fooled",
-        "trained on GradCAM": "fooled", "trained on DiffGradCAM": "clean", "int8": "exposed",
+        "trained on GradCAM": "fooled", "trained on DiffGradCAM": "clean", "trained on DiffGradCAM, corner": "fooled",
+        "int8": "exposed",
     }  # fmt: skip
     few = report.judged(study.versions("test")[0], count=3)
     assert (len(few.common_mode_share), few.verdict) == (3, "could not tell")
@@ -470,8 +547,8 @@ def test_kinds_part_lies_from_what_is_none(tmp_path: Path) -> None:
         "lie: one vector for all classes": 4,
         "lie: features rolled or flipped": 8,
         "lie: fine-tuned to fool GradCAM": 4,
-        "lie: fine-tuned to fool DiffGradCAM": 4,
-        "lie: real models, attacked": 10,
+        "lie: fine-tuned to fool DiffGradCAM": 8,
+        "lie: real models, attacked": 12,
         "no lie: attacked, honesty hardly lower": 6,
     }
 
@@ -479,7 +556,9 @@ def test_kinds_part_lies_from_what_is_none(tmp_path: Path) -> None:
 def test_the_thresholds_are_chosen_on_the_calibration_networks_alone(tmp_path: Path) -> None:
     write_cells(tmp_path)
     # The least honest calibration network agrees by .35; half of its interval is 1.645 * .0211 / sqrt(10) = .011.
-    assert report.choose(report.load(tmp_path)) == pytest.approx({"agreement": 0.36, "honesty": 0.36})
+    # Its consistency is .375, and that interval is as wide as the agreement's.
+    chosen = report.choose(report.load(tmp_path))
+    assert chosen == pytest.approx({"agreement": 0.36, "honesty": 0.36, "consistency": 0.38})
 
 
 def test_scores_and_areas_by_hand(tmp_path: Path) -> None:
@@ -502,13 +581,17 @@ def test_the_report_leads_with_the_answer(tmp_path: Path) -> None:
     report.main(["--results", str(tmp_path), "--docs", str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "audit.md").read_text()
     assert "the audit calls 0 of 12 models fooled that nobody attacked**, and 0 of the 4 of them that" in page
-    assert "**It finds 24 of 30 lies**" in page
-    assert "itself 0 of 4" in page
+    assert "**It finds 30 of 36 lies**" in page
+    assert "itself 4 of 8" in page
     assert "| lie: features rolled or flipped | 8 | 100% | 0% | 0% | 0% | 1.000 |" in page
     assert page.index("](audit.png)") < page.index("| what was done") < page.index("## How it was done")
     tables = (tmp_path / "docs" / "audit_tables.md").read_text()
-    assert "0.36 is the highest hundredth of the agreement, and 0.36 of honesty" in tables
-    assert "| ResNet-18 | roll | lie | 0.60 | 0.01 | 0.90 | 0.00 | 0.05 | fooled (behaviour) |" in tables
+    assert "**GradCAM is false, and nobody attacked.**" in page
+    assert page.count("; cosine with the sum of the activations -1.010.") == 6
+    assert "0.36 is the highest hundredth of the agreement, 0.36 of honesty and 0.38 of consistency" in tables
+    assert "| ResNet-18 | roll | lie | 0.60 | 0.01 | -0.32 | 0.00 | 0.05 | 0.05 | fooled (behaviour) |" in tables
+    assert "| 0.1 to 0.2 | 0 of 6 |" in tables
+    assert "| more than 0.3 | 6 of 6 | 100% | 1.00 |" in tables
     assert "nan" not in page + tables
     for picture in ("audit.png", "audit_signs.png"):
         assert (tmp_path / "docs" / picture).stat().st_size > 10_000

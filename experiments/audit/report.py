@@ -14,6 +14,7 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from diffgradcam.metrics import auroc
 from diffgradcam.robustness import AuditReport, AuditThresholds
-from diffgradcam.robustness.auditing import AuditVerdict
+from diffgradcam.robustness.auditing import OUTWEIGHS, AuditVerdict
 from experiments.cells import read
 
 from .real import MODELS
@@ -34,6 +35,7 @@ from .zoo import ARCHITECTURES, SEEN, Config
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
 WANTED, WANTED_FOUND, ALLOWED = 0.98, 0.9, 0.05  # AUROC; lies found; false alarms at which they are
+ADAPTIVE = ("trained on DiffGradCAM", "trained on DiffGradCAM, corner")
 COUNTS = (8, 16, 32)  # images of an audit
 DRAWS = 20  # of the images, for a mean
 VERDICTS: tuple[AuditVerdict, ...] = ("clean", "exposed", "could not tell", "fooled")
@@ -97,6 +99,9 @@ def judged(version: Version, at: AuditThresholds = DEFAULT, count: int | None = 
         gradcam_agreement=sign("occlusion_gradcam"),
         visible_agreement=sign("occlusion_visible"),
         visible_follows=sign("follows_visible"),
+        lower_agreement=sign("lower_visible") if version.found["lower"] else None,
+        lower_layer=version.found["lower"],
+        offset=sign("offset"),
         weight_share=None,
         thresholds=at,
     )
@@ -111,8 +116,11 @@ def score(version: Version) -> float:
     beyond = [
         DEFAULT.agreement - float(report.visible_agreement.mean()),
         DEFAULT.honesty - float(report.honesty.mean()),
+        float(report.common_mode_share.median()) - OUTWEIGHS,
     ]
-    if report.exposed:
+    if report.consistency is not None:
+        beyond.append(DEFAULT.consistency - float(report.consistency.mean()))
+    if report.exposed and not report.is_offset:
         beyond.append(float(report.gap.mean()) - DEFAULT.gap)
     return max(beyond)
 
@@ -192,7 +200,7 @@ _LIES = {
     "one vector for all classes": ("common mode 0.3", "common mode 1"),
     "features rolled or flipped": ("roll", "flip"),
     "fine-tuned to fool GradCAM": ("trained on GradCAM",),
-    "fine-tuned to fool DiffGradCAM": ("trained on DiffGradCAM",),
+    "fine-tuned to fool DiffGradCAM": ADAPTIVE,
 }
 
 
@@ -227,11 +235,12 @@ def kinds(study: Study, *splits: str) -> list[Kind]:
 # --- calibration -----------------------------------------------------------------------------------------------------
 
 
-_NEITHER = AuditThresholds(agreement=-1, honesty=-1)
+BEHAVIOUR = ("agreement", "honesty", "consistency")
+_NONE = AuditThresholds(agreement=-1, honesty=-1, consistency=-1)
 
 
 def choose(study: Study) -> dict[str, float]:
-    """The thresholds of agreement and honesty, from the calibration networks alone.
+    """The thresholds of agreement, honesty and consistency, from the calibration networks alone.
 
     Of each the highest hundredth at which it says of no clean or harmlessly changed one of them that its map lies.
     """
@@ -241,10 +250,10 @@ def choose(study: Study) -> dict[str, float]:
             hundredth / 100
             for hundredth in range(-100, 101)
             if not any(
-                "behaviour" in judged(version, replace(_NEITHER, **{name: hundredth / 100})).signs for version in honest
+                "behaviour" in judged(version, replace(_NONE, **{name: hundredth / 100})).signs for version in honest
             )
         )
-        for name in ("agreement", "honesty")
+        for name in BEHAVIOUR
     }
 
 
@@ -300,9 +309,15 @@ SIGNS: dict[str, tuple[str, Callable[[Version], float]]] = {  # each higher for 
     "follows": ("does not follow a shifted image, 1 pass", lambda v: -_mean(v, "follows_visible")),
     "constancy": ("constancy: maps of other images are alike, 0 passes", lambda v: _mean(v, "constancy_gradcam")),
     "constancy_visible": ("the same without the common mode", lambda v: _mean(v, "constancy_visible")),
-    "layers": ("disagreement with a lower layer (LayerCAM), 1 pass", lambda v: -_mean(v, "layers_visible")),
+    "lower": ("disagreement with the next lower layer (LayerCAM), 1 pass", lambda v: -_mean(v, "lower_visible")),
+    "lowest": ("disagreement with the lowest layer, 1 pass", lambda v: -_mean(v, "lowest_visible")),
+    "response": (
+        "what a cover takes from the map within it disagrees with what it takes from the log-odds, 16 passes",
+        lambda v: -_mean(v, "response_visible"),
+    ),
     "honesty": ("dishonesty: occlusion and following, 17 passes", lambda v: -_honesty(v)),
-    "joint": ("**the audit: gap or dishonesty, 19 passes**", score),
+    "consistency": ("inconsistency: occlusion and the next lower layer, 17 passes", lambda v: -_consistency(v)),
+    "joint": ("**the audit: gap, dishonesty or inconsistency, 19 passes**", score),
 }
 
 
@@ -312,6 +327,10 @@ def _mean(version: Version, name: str) -> float:
 
 def _honesty(version: Version) -> float:
     return (_mean(version, "occlusion_visible") + _mean(version, "follows_visible")) / 2
+
+
+def _consistency(version: Version) -> float:
+    return (_mean(version, "occlusion_visible") + _mean(version, "lower_visible")) / 2
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -330,6 +349,7 @@ def markdown(study: Study) -> str:
         f"more than {study.config.lie:g}. *AUROC*: against all models that must not be reported. [Every sign, every "
         "real model, fewer images](audit_tables.md).",
         _alarms(study),
+        _spoilt(study),
         "## How it was done",
         _setup(study),
     ]
@@ -367,7 +387,8 @@ def _answer(study: Study) -> list[str]:
         f"**The goal for such adaptive lies was an AUROC of {WANTED:g} and {WANTED_FOUND:.0%} found at {ALLOWED:.0%} "
         f"false alarms: it reaches {reached(must_not)}**, or {reached(small)} against the small networks alone. One "
         "model shows only how honest its map is, not how honest it was. A clean map that never said much of what its "
-        "model relies on looks like a good one that was made worse.",
+        "model relies on looks like a good one that was made worse. [The larger the lie, the more are "
+        "found](audit_tables.md#by-the-size-of-the-lie).",
     ]
 
 
@@ -386,11 +407,39 @@ def _alarms(study: Study) -> str:
     if not lines:
         return ""
     return (
-        "**Called fooled, and attacked by nobody.** Where the common mode is the sign, GradCAM does contradict what "
-        "the model does: a last layer that Adam trained briefly, from its initialisation, can have so large a common "
-        "mode. Where behaviour is the sign, the map has never said what the model relies on: a map must be honest "
-        "before it can lie. The audit knows neither intent nor the past.\n\n" + "\n".join(lines)
+        "**Called fooled, and attacked by nobody.** Where behaviour is the sign, the map has never said what the model "
+        "relies on: a map must be honest before it can lie. The audit knows neither intent nor the past.\n\n"
+        + "\n".join(lines)
     )
+
+
+def _spoilt(study: Study) -> str:
+    """The models that nobody attacked, whose GradCAM is wrong because of an offset."""
+    lines = []
+    for version in negatives(study):
+        report = judged(version)
+        if report.contradicted and not report.fooled:
+            lines.append(
+                f"- {version.model}, {version.name}: GradCAM agrees with occlusion by "
+                f"{_mean(version, 'occlusion_gradcam'):.2f}, without the common mode "
+                f"{_mean(version, 'occlusion_visible'):.2f}; cosine with the sum of the activations "
+                f"{float(report.offset.median()):.3f}."
+            )
+    if not lines:
+        return ""
+    return (
+        "**GradCAM is false, and nobody attacked.** A last layer that Adam trained briefly, from its initialisation, "
+        "can have so large a common mode that GradCAM contradicts what the model does. The map is false whatever the "
+        "cause, but nobody chose it: the common mode is the sum of the activations, negated. The audit says so, and "
+        f"calls it exposed. Of the {_offsets(study)} that the closed form made of the same models and the small "
+        "networks, none is such an offset.\n\n" + "\n".join(lines)
+    )
+
+
+def _offsets(study: Study) -> str:
+    hoaxes = [v for v in study.versions(*SPLITS) if v.name.startswith("common mode")]
+    largest = max(abs(float(judged(version).offset.median())) for version in hoaxes)
+    return f"{len(hoaxes)} hoaxes (largest cosine {largest:.2f})"
 
 
 def _area(honest: Sequence[Version], lies: Sequence[Version]) -> float:
@@ -415,15 +464,15 @@ def tables(study: Study) -> str:
         "Generated by `python -m experiments.audit.report`; do not edit.",
         "## Which sign earns its column",
         "AUROC of each sign alone, lies of the test networks against their clean and harmlessly changed versions. The "
-        "audit has the gap, the agreement with 16 occlusions and following. Agreement with a lower layer is not in it, "
-        "however well it does here: that layer must be chosen, and it was not measured on the real models.",
+        "audit has the gap, the agreement with 16 occlusions, following and the next lower layer.",
         _sign_table(study),
         "![The two signs of every version: the gap, which tells lies of the common mode, and honesty, which tells the "
         "others](audit_signs.png)",
         "## The threshold",
         f"On {len(study.learned('calibration'))} calibration networks, each clean and with one harmless change, "
-        f"{chosen['agreement']:.2f} is the highest hundredth of the agreement, and {chosen['honesty']:.2f} of honesty, "
-        f"at which none of these is called fooled. The library has {DEFAULT.agreement:g} and {DEFAULT.honesty:g}: "
+        f"{chosen['agreement']:.2f} is the highest hundredth of the agreement, {chosen['honesty']:.2f} of honesty and "
+        f"{chosen['consistency']:.2f} of consistency at which none of these is called fooled. The library has "
+        f"{DEFAULT.agreement:g}, {DEFAULT.honesty:g} and {DEFAULT.consistency:g}: "
         "lower, since other models are not like these. The threshold of the gap, "
         f"{DEFAULT.gap:g}, is the {study.config.lie:g} by which a lie is defined, and the noise of 32 images on top. "
         f"That of the share, {DEFAULT.share:g}, is for an exposure, which is no lie by itself; above 0.8 it is.",
@@ -431,6 +480,10 @@ def tables(study: Study) -> str:
         "## With fewer images",
         f"Share that is called fooled; mean over {DRAWS} draws of the images.",
         _count_table(study),
+        "## By the size of the lie",
+        "Lies of test networks and real models whose maps were fine-tuned to fool DiffGradCAM, by the honesty that was "
+        "lost. *At 5% false alarms*: above all but 5% of all models that must not be reported.",
+        _size_table(study),
         "## By the change",
         _change_table(study),
         "## Real models",
@@ -459,31 +512,32 @@ def _setup(study: Study) -> str:
             f"Architectures ({', '.join(SEEN)} in the calibration, {', '.join(unseen)} only in the test), data "
             f"({'; '.join(_levels(learned['test'], 'data'))}), optimisers, weight decay and label smoothing are "
             f"combined at random. Left out are networks that have not learned ({left_out}), and changed ones whose "
-            f"accuracy is lower by more than {config.accuracy_loss:g}. The data are stand-ins: scikit-learn's digits, "
-            "enlarged, and faces pasted on photographs. Each is audited on images that neither it nor the attacker has "
-            "seen.",
+            f"accuracy is lower by more than {config.accuracy_loss:g}. The data are stand-ins, scikit-learn's digits, "
+            "enlarged, and faces pasted on photographs; and real fingerprints, altered or not (SOCOFing). Networks of "
+            "this size do not learn the tiles of the other experiments, so these are not among them. Each is audited "
+            "on images that neither it nor the attacker has seen.",
             f"**Real models.** {', '.join(real)}{waiting}, with their ImageNet weights; the ResNets are "
             f"product-quantised by their publisher. {config.images} photographs for the audit, "
             f"{config.photographs[0]} others for the attacker, {config.photographs[1]} for new heads. What each model "
-            "relies on is measured by occlusion "
-            "alone. Attacks on the backbone are not among the attacks: only the last layer was fine-tuned, against "
-            "DiffGradCAM. Neither weights nor photographs are part of the project; `experiments/audit/real.py` says "
-            "where they come from.",
+            "relies on is measured by occlusion alone. What is below the last block is not attacked: the last block "
+            "and the last layer were fine-tuned, against DiffGradCAM. Neither weights nor photographs are part of the "
+            "project; `experiments/audit/real.py` says where they come from.",
             "**Attacks.** The closed-form common mode at strengths "
             f"{', '.join(f'{s:g}' for s in config.strengths)}; a roll by half the map and a flip of both axes; the "
-            "whole network fine-tuned to show a border with GradCAM or, adaptively, with DiffGradCAM.",
+            "whole network fine-tuned to show a border with GradCAM or, adaptively, with DiffGradCAM (a border, or a "
+            "corner). Of many networks the map of DiffGradCAM cannot be made to lie so: where the attack reaches its "
+            "mask, decisions are lost, or the model relies on other things and the map says so.",
             "**Harmless changes.** Weights of 8 bits; 30% of the weights set to 0; a product-quantised and fine-tuned "
             "last layer; a new last layer, also with label smoothing or mixup; a network distilled from the clean one, "
             "or trained with mixup. Each small network has one of them, in turn.",
-            "**Seen before the run**: seven networks of the calibration, on which the signs were thought out: 16 "
-            "occlusions in place of 49, the shift, and the comparison of GradCAM with the map without the common mode. "
-            "Attacks, harmless changes and the definition of a lie were fixed before any result of a test network or "
-            "of a real model was seen. **Decided later**, after the first three test networks, EfficientNet-Lite0 and "
-            "ResNet-18: the threshold of the gap, from 0.1 to 0.15, since new heads had gaps of up to 0.1; and a rule "
-            "was dropped that called GradCAM fooled wherever it looked unlike the map without the common mode, since "
-            "it does in many new heads. So for new heads the real models are not an independent test. The first cells "
-            "of EfficientNet-Lite0 were thrown away, because a mistake in the experiment let the hoax of one version "
-            "reach the next.",
+            "**Seen before the run.** The first signs (16 occlusions in place of 49, the shift, and the comparison of "
+            "GradCAM with the map without the common mode) were thought out on seven networks of the calibration, the "
+            "threshold of the gap was raised from 0.1 to 0.15 after the first results on EfficientNet-Lite0 and "
+            "ResNet-18, and the goal was missed on an earlier set of 13 test networks and the same real models. The "
+            "lower layer and its consistency were then thought out on 14 networks of the calibration's design. That a "
+            "common mode may be an offset was thought out on ResNet-18 and EfficientNet-Lite0, whose new heads had "
+            "been false alarms; so for new heads those two are no independent test. All networks were trained anew "
+            "with other combinations of data and architecture, and some seeds are those of the earlier set.",
         ]
     )
 
@@ -512,7 +566,10 @@ def _threshold_table(study: Study) -> str:
     for kind in kinds(study):
         shares = [rates(kind.versions, at)["fooled"] for at in (DEFAULT, chosen)]
         rows.append([kind.what, len(kind.versions), *(f"{share:.0%}" for share in shares)])
-    header = [f"{what}, {at.agreement:g} and {at.honesty:g}" for at, what in ((DEFAULT, "library"), (chosen, "chosen"))]
+    header = [
+        f"{what}: {', '.join(f'{getattr(at, name):g}' for name in BEHAVIOUR)}"
+        for at, what in ((DEFAULT, "library"), (chosen, "chosen"))
+    ]
     return _table(["called fooled", "models", *header], rows)
 
 
@@ -520,6 +577,19 @@ def _count_table(study: Study) -> str:
     counts = [count for count in COUNTS if count <= study.config.images]
     rows = [[k.what, *(f"{rates(k.versions, DEFAULT, n)['fooled']:.0%}" for n in counts)] for k in kinds(study)]
     return _table(["called fooled \\ images", *map(str, counts)], rows)
+
+
+def _size_table(study: Study) -> str:
+    adaptive = [v for v in study.versions("test", "real") if v.name in ADAPTIVE]
+    edges, rows = (study.config.lie, 2 * study.config.lie, 3 * study.config.lie, float("inf")), []
+    for low, high in pairwise(edges):
+        of = [version for version in adaptive if low < version.lost <= high]
+        if of:
+            found = f"{sum(judged(version).fooled for version in of)} of {len(of)}"
+            what = f"{low:.1g} to {high:.1g}" if high < edges[-1] else f"more than {low:.1g}"
+            honest = negatives(study)
+            rows.append([what, found, f"{found_at(honest, of):.0%}", f"{_area(honest, of):.2f}"])
+    return _table(["honesty lost", "called fooled", "found at 5% false alarms", "AUROC"], rows)
 
 
 def _change_table(study: Study) -> str:
@@ -554,17 +624,20 @@ def _real(study: Study) -> str:
         found = judged(version)
         share = float(version.sign("common_mode_share").median())
         gap = SIGNS["gap"][1](version)
-        truth = "lie" if version.attacked and version.lost > study.config.lie else "" if version.attacked else "honest"
-        numbers = [f"{share:.2g}", f"{_mean(version, 'kept'):.2f}", f"{gap:.2f}", f"{_honesty(version):.2f}"]
+        lies = version.lost > study.config.lie
+        truth = ("lie" if lies else "") if version.attacked else "not attacked"
+        numbers = [f"{share:.2g}", f"{float(found.offset.median()):.2f}", f"{gap:.2f}", f"{_honesty(version):.2f}"]
+        numbers.append(f"{_consistency(version):.2f}")
         said = f"{found.verdict} ({', '.join(found.signs)})" if found.signs else found.verdict
         rows.append([version.model, version.name, truth, f"{version.lost:.2f}", *numbers, said])
     if not rows:
         return ""
-    header = ["model", "version", "truth", "honesty lost", "median share", "GradCAM's r without the common mode"]
+    header = ["model", "version", "truth", "honesty lost", "median share", "offset"]
     return (
-        "*Gap*: by how much the agreement with occlusion is better without the common mode. *Honesty*: of the map "
-        "without the common mode. Without a word in the third column, the attack moved too little for a lie.\n\n"
-        + _table([*header, "gap", "honesty", "verdict"], rows)
+        "*Offset*: median cosine of the common mode with the sum of the activations. *Gap*: by how much the agreement "
+        "with occlusion is better without the common mode. *Honesty* and *consistency*: of the map without the common "
+        "mode. Without a word in the third column, the attack moved too little for a lie.\n\n"
+        + _table([*header, "gap", "honesty", "consistency", "verdict"], rows)
     )
 
 

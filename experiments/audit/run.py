@@ -1,16 +1,19 @@
 """Run the study, model by model: ``python -m experiments.audit.run``.
 
 A cell is one clean model with all that was made of it, fooled and harmless; a finished cell is one JSON file, written
-atomically. A run that was stopped continues where it was: cells that exist are skipped. A clean model that has not
-learned (the rule is in :func:`.zoo.learned`) is also written, without versions, so that the report can count it. The
-real models are skipped, with a word, where their weights and the photographs are not there.
+atomically. A run that was stopped continues where it was: cells that exist are skipped. With ``--jobs`` several cells
+are computed at a time, each on one core. A clean model that has not learned (the rule is in :func:`.zoo.learned`) is
+also written, without versions, so that the report can count it. The real models, and the networks for fingerprints, are
+skipped, with a word, where their weights and images are not there.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from .zoo import DATA, HEAD, LAYER, Classifier, Config, Data, Design, designs, l
 RESULTS = Path(__file__).parent / "results"
 SPLITS = ("calibration", "real", "test")
 HARMLESS = ("int8", "pruned", "product-quantised", "distilled", "new head", "mixup")  # one for each small network
-_HEAD_EPOCHS = 40  # of the attack on a real model's last layer
+_REAL_EPOCHS = 12  # of the attack that trains a real model
 
 Attack = Callable[[nn.Module, Tensor, Tensor, int], nn.Module]  # model, the attacker's images, mask, seed
 
@@ -45,8 +48,9 @@ def attacks(config: Config) -> dict[str, Attack]:
         Functions that give a fooled copy.
     """
 
-    def trained(method: Callable[..., Any]) -> Attack:
+    def trained(method: Callable[..., Any], *, corner: bool = False) -> Attack:
         def attack(model: nn.Module, images: Tensor, mask: Tensor, seed: int) -> nn.Module:
+            mask = _corner(mask) if corner else mask
             fooled = finetune(
                 model,
                 list(images.split(config.batch)),
@@ -70,6 +74,7 @@ def attacks(config: Config) -> dict[str, Attack]:
         **_closed_forms(config),
         "trained on GradCAM": trained(GradCAM),
         "trained on DiffGradCAM": trained(DiffGradCAM),
+        "trained on DiffGradCAM, corner": trained(DiffGradCAM, corner=True),
     }
 
 
@@ -86,13 +91,19 @@ def _closed_forms(config: Config) -> dict[str, Attack]:
     return found
 
 
-def run(results: Path = RESULTS, splits: Sequence[str] = SPLITS, config: Config = Config()) -> None:  # noqa: B008
+def run(
+    results: Path = RESULTS,
+    splits: Sequence[str] = SPLITS,
+    config: Config = Config(),  # noqa: B008
+    jobs: int = 1,
+) -> None:
     """Run the cells that are missing.
 
     Args:
         results: Folder of the cells.
         splits: ``"real"``, ``"calibration"``, ``"test"``.
         config: What all models have in common.
+        jobs: How many cells at a time, each in a process of its own with one thread.
 
     Raises:
         ValueError: If a cell of another configuration lies in ``results``: the two must not be compared.
@@ -102,17 +113,45 @@ def run(results: Path = RESULTS, splits: Sequence[str] = SPLITS, config: Config 
         print(f"real models left out: {why}")
         splits = [split for split in splits if split != "real"]
     names = _order([(split, index) for split in splits for index in range(planned(split, config))])
+    without = {name: why for name, source in DATA.items() if (why := source.missing())}
+    for name, why in without.items():
+        print(f"networks for {name} left out: {why}")
+    names = [name for name in names if name[0] == "real" or _design(*name, config).data not in without]
     missing = [(split, index) for split, index in names if f"{split}-{index:02d}" not in finished]
     with tqdm(missing, desc="models", initial=len(names) - len(missing), total=len(names)) as progress:
-        for split, index in progress:
-            name = f"{split}-{index:02d}"
-            progress.set_postfix_str(name)
-            start = time.process_time()
-            cell = _real_cell(list(real.MODELS)[index], config) if split == "real" else _cell(split, index, config)
-            seconds = round(time.process_time() - start, 1)  # on one core, for all versions
-            cells.write(
-                results / f"{name}.json", {"split": split, **cell, "seconds": seconds, "config": config._asdict()}
-            )
+        if jobs == 1:
+            for split, index in progress:
+                progress.set_postfix_str(f"{split}-{index:02d}")
+                _write(results, split, index, config)
+            return
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            slowest_first = sorted(missing, key=lambda name: _cost(*name, config), reverse=True)
+            for future in as_completed([pool.submit(_write, results, *name, config) for name in slowest_first]):
+                future.result()
+                progress.update()
+
+
+def _write(results: Path, split: str, index: int, config: Config) -> None:
+    start = time.process_time()
+    cell = _real_cell(list(real.MODELS)[index], config) if split == "real" else _cell(split, index, config)
+    seconds = round(time.process_time() - start, 1)  # on one core, for all versions
+    cells.write(
+        results / f"{split}-{index:02d}.json",
+        {"split": split, **cell, "seconds": seconds, "config": config._asdict()},
+    )
+
+
+def _design(split: str, index: int, config: Config) -> Design:
+    return designs(split, config)[index]
+
+
+def _cost(split: str, index: int, config: Config) -> float:
+    """Which cells take longest: pixels to train on."""
+    if split == "real":
+        return float("inf")
+    source = DATA[_design(split, index, config).data]
+    return source.side**2 * source.epochs(config)
 
 
 def _order(names: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -129,8 +168,8 @@ def planned(split: str, config: Config) -> int:
 
 
 def _cell(split: str, index: int, config: Config) -> dict[str, Any]:
-    design = designs(split, config)[index]
-    data = DATA[design.data][2](design.seed, config)
+    design = _design(split, index, config)
+    data = DATA[design.data].make(design.seed, config)
     start = time.process_time()
     model = train(design, data, config)
     seconds = round(time.process_time() - start, 1)
@@ -140,12 +179,18 @@ def _cell(split: str, index: int, config: Config) -> dict[str, Any]:
     if not has_learned:
         return found | {"versions": {}}
     audited = data.held_out[: config.images]
-    earlier = f"{LAYER}.{len(model.get_submodule(LAYER)) // 2}"  # type: ignore[arg-type] # a Sequential has a length
-    clean = Measured(model, LAYER, audited, earlier=earlier)
+    clean = Measured(model, LAYER, audited, lowest=_lowest(model))
     versions = {"clean": _version(model, clean, clean, data)}
     for name, changed in _versions(model, design, data, config, index):
-        versions[name] = _version(changed, Measured(changed, LAYER, audited, earlier=earlier), clean, data)
+        versions[name] = _version(changed, Measured(changed, LAYER, audited, lowest=_lowest(changed)), clean, data)
     return found | {"versions": versions}
+
+
+def _lowest(model: nn.Module) -> str:
+    """The first activations of a small network."""
+    activations = (nn.ReLU, nn.GELU, nn.SiLU)
+    layers = model.get_submodule(LAYER).named_children()
+    return next(f"{LAYER}.{name}" for name, layer in layers if isinstance(layer, activations))
 
 
 def _versions(
@@ -177,13 +222,20 @@ def _harmless(kind: str, model: nn.Module, design: Design, data: Data, config: C
 
 
 def _version(model: nn.Module, measured: Measured, clean: Measured, data: Data) -> dict[str, Any]:
-    return {"accuracy": _accuracy(model, data), **measured.truth(clean), **measured.cell()}
+    return {"accuracy": _accuracy(model, data), "lower": measured.lower, **measured.truth(clean), **measured.cell()}
 
 
 def _mask(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         size = model.get_submodule(LAYER)(images[:1]).shape[2:]
     return border_mask(size, round(size.numel() * 4 / 7))  # 28 of 49 cells
+
+
+def _corner(mask: Tensor) -> Tensor:
+    """A quarter of the map, at the top left."""
+    corner = torch.zeros_like(mask)
+    corner[: mask.shape[0] // 2, : mask.shape[1] // 2] = 1
+    return corner
 
 
 def _accuracy(model: nn.Module, data: Data) -> float:
@@ -201,16 +253,18 @@ def _real_cell(name: str, config: Config) -> dict[str, Any]:
     )
     model = real.classifier(made, made.load())
     clean = Measured(model, LAYER, audited)
-    versions = {"clean": {**clean.truth(clean), **clean.cell()}}
+    versions: dict[str, Any] = {}
 
     def measure(kind: str, changed: nn.Module) -> None:
         measured = Measured(changed, LAYER, audited)
-        versions[kind] = {**measured.truth(clean), **measured.cell()}
+        versions[kind] = {"lower": measured.lower, **measured.truth(clean), **measured.cell()}
+
+    measure("clean", model)
 
     mask = _mask(model, audited)
     for kind, attack in _closed_forms(config).items():
         measure(kind, attack(model, attacked, mask, 0))
-    measure("trained on DiffGradCAM", _head_attack(model, attacked, mask, config))
+    measure("trained on DiffGradCAM", _last_block_attack(model, attacked, mask, config))
     torch.manual_seed(0)
     for kind, changed in _real_heads(model, taught, photographs.labels):
         measure(kind, changed)
@@ -219,16 +273,15 @@ def _real_cell(name: str, config: Config) -> dict[str, Any]:
     return {"design": {"architecture": name}, "versions": versions}
 
 
-def _head_attack(model: nn.Module, images: Tensor, mask: Tensor, config: Config) -> nn.Module:
-    """DiffGradCAM fooled through the last layer alone: all that can be trained where the features are remembered."""
+def _last_block_attack(model: nn.Module, images: Tensor, mask: Tensor, config: Config) -> nn.Module:
+    """DiffGradCAM fooled through all that is not shared: the last block and the last layer."""
     fooled = finetune(
         model,
         list(images.split(config.batch)),
         LAYER,
         mask,
         method=DiffGradCAM,
-        scope="head",
-        epochs=_HEAD_EPOCHS,
+        epochs=_REAL_EPOCHS,
         alpha=config.fool_alpha,
         fooled_at=0.9,
         progress=False,
@@ -255,9 +308,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.audit.run", description=__doc__)
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="default: all")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells (default: beside this file)")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, each on one core (default: 1)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    run(options.results, options.splits)
+    run(options.results, options.splits, jobs=options.jobs)
 
 
 if __name__ == "__main__":

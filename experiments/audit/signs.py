@@ -14,11 +14,14 @@ from torch.nn import functional as F
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM
 from diffgradcam._core.common_mode import common_mode_share, invisible_score, visible_score
+from diffgradcam._core.lower import find_lower_layer
+from diffgradcam._core.outputs import find_logits
 from diffgradcam.analysis import explain_together
 from diffgradcam.heatmaps import rectify, resize
+from diffgradcam.methods.activation import ActivationCAM
 from diffgradcam.metrics import Evaluator
-from diffgradcam.metrics.behaviour import GRID, drops_from, integrated_gradients, occlusion_agreement
-from diffgradcam.metrics.similarity import pearson
+from diffgradcam.metrics.behaviour import GRID, covered, integrated_gradients, occlusion_agreement, windows
+from diffgradcam.metrics.similarity import cosine, pearson
 from diffgradcam.scores import logit_difference
 
 EVERY = 2  # the audit covers every second cell
@@ -29,40 +32,41 @@ DIGITS = 4  # significant digits in a cell
 class Measured:
     """The signs of one model, and what it relies on, from which the truth about other versions is told."""
 
-    def __init__(self, model: nn.Module, layer: str, images: Tensor, *, earlier: str | None = None) -> None:
+    def __init__(self, model: nn.Module, layer: str, images: Tensor, *, lowest: str | None = None) -> None:
         """Measure.
 
         Args:
             model: A classifier in evaluation mode.
             layer: Whose maps are audited.
             images: Of the audit.
-            earlier: A layer below, for the agreement across layers. With it the expensive signs are measured too:
-                occlusion around every cell, and integrated gradients.
+            lowest: The lowest layer with activations. With it the expensive signs are measured too: occlusion around
+                every cell, integrated gradients, and agreement with that layer.
         """
-        thorough = earlier is not None
+        thorough = lowest is not None
         signed = [GradCAM(model, layer, score=score, rectify=False) for score in (visible_score, invisible_score)]
-        cams = [*signed, DiffGradCAM(model, layer)]
-        (logits, classes, visible), (_, _, invisible), (_, _, contrast) = explain_together(cams, images)
+        cams = [*signed, DiffGradCAM(model, layer), ActivationCAM(model, layer, rectify=False)]
+        (logits, classes, visible), (_, _, invisible), (_, _, contrast), (_, _, active) = explain_together(cams, images)
         maps = {"gradcam": rectify(visible + invisible), "visible": rectify(visible), "diffgradcam": contrast}
         self.logits, self.classes, self.maps = logits, classes, maps
         values: dict[str, Tensor] = {
             "common_mode_share": common_mode_share(visible, invisible),
+            "offset": cosine(invisible, active),
             "kept": pearson(maps["gradcam"], maps["visible"]),
         }
 
-        evaluator = Evaluator(model)
         before = logit_difference(logits, classes)
         every = 1 if thorough else EVERY
-        drops = drops_from(evaluator, images, classes, before, GRID, every=every, progress=False)
+        drops, losses = _occluded(signed[0], images, classes, before, visible, every)
+        few = drops[:, :: EVERY // every, :: EVERY // every]
         self.drops = drops
         for name, its in maps.items():
-            few = drops[:, :: EVERY // every, :: EVERY // every]
             values[f"occlusion_{name}"] = occlusion_agreement(its, few, GRID, every=EVERY)
             if thorough:
                 values[f"occlusion49_{name}"] = occlusion_agreement(its, drops, GRID)
+        values["response_visible"] = pearson(losses[:, :: EVERY // every, :: EVERY // every], few)
         self.integrated: Tensor | None = None
         if thorough:
-            self.integrated = integrated_gradients(evaluator, images, classes, steps=STEPS, progress=False)
+            self.integrated = integrated_gradients(Evaluator(model), images, classes, steps=STEPS, progress=False)
             for name, its in maps.items():
                 cells = F.adaptive_avg_pool2d(its.unsqueeze(1), GRID).squeeze(1)
                 values[f"integrated_{name}"] = pearson(cells, self.integrated)
@@ -73,9 +77,12 @@ class Measured:
         for name, shifted in (("gradcam", rectify(seen + hidden)), ("visible", rectify(seen))):
             values[f"follows_{name}"] = pearson(shifted, maps[name].roll(by, (1, 2)))
             values[f"constancy_{name}"] = _alike(maps[name])
-        if earlier is not None:
-            below = LayerCAM(model, earlier, score=logit_difference).explain(images, classes).maps
-            values["layers_visible"] = pearson(resize(below, visible.shape[1:]), maps["visible"])
+        self.lower = find_lower_layer(model, layer, images[:1], find_logits)
+        for name, below in (("lower", self.lower), ("lowest", lowest)):
+            if below is not None:
+                its = LayerCAM(model, below, score=logit_difference).explain(images, classes).maps
+                values[f"{name}_visible"] = pearson(resize(its, visible.shape[1:]), maps["visible"])
+                values[f"occlusion_{name}"] = occlusion_agreement(its, few, GRID, every=EVERY)
         self.values = values
 
     def cell(self) -> dict[str, list[float]]:
@@ -106,6 +113,25 @@ class Measured:
         if self.integrated is None:
             return self.values[f"occlusion_{name}"]
         return (self.values[f"occlusion49_{name}"] + self.values[f"integrated_{name}"]) / 2
+
+
+def _occluded(
+    cam: GradCAM, images: Tensor, classes: Tensor, before: Tensor, whole: Tensor, every: int
+) -> tuple[Tensor, Tensor]:
+    """What windows of 3 x 3 cells take from the log-odds when they are covered, and from the map within them.
+
+    Both are ``(B, n, n)``. The first is that of the audit. The map is the signed one, and its loss the mean over what
+    of it lies in the window.
+    """
+    along = range(0, GRID, every)
+    on_image, on_map = windows(*images.shape[2:], GRID), windows(*whole.shape[1:], GRID)
+    drops, losses = [], []
+    for cell in (GRID * row + column for row in along for column in along):
+        logits, _, maps = cam.explain(covered(images, on_image[cell]), classes)
+        drops.append(before - logit_difference(logits, classes))
+        losses.append((whole - maps)[(..., *on_map[cell])].mean((1, 2)))
+    shape = (-1, len(along), len(along))
+    return torch.stack(drops, 1).view(shape), torch.stack(losses, 1).view(shape)
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:

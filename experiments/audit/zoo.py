@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffgradcam.data import SaliencyDataset
+from diffgradcam.training import Prepare
+from experiments.saliency_guided.real import tasks
 from experiments.saliency_guided.tasks import Images, build
 
 from .harmless import mixed
 
 LAYER, HEAD = "features", "head"
-_FACES_SIDE = 40
+_FACES_SIDE, _PRINTS_SIDE = 40, 64
 
 
 class Config(NamedTuple):
@@ -34,9 +37,11 @@ class Config(NamedTuple):
         images: Images of an audit.
         digits_epochs: Passes over the training images.
         faces_epochs: Likewise, for faces.
+        prints_epochs: Likewise, for fingerprints.
         batch: Images per step.
         digits_accuracy: A digits classifier that is right less often has not learned, and is left out.
         faces_accuracy: Likewise for faces.
+        prints_accuracy: Likewise for fingerprints.
         strengths: Of the common-mode hoax.
         fool_images: Training images that an attacker uses.
         fool_epochs: Passes over them, at most, for attacks that train.
@@ -46,16 +51,18 @@ class Config(NamedTuple):
         photographs: For the real models: how many the attacker has, and how many new heads are trained on.
     """
 
-    calibration: int = 20
-    test: int = 60
+    calibration: int = 24
+    test: int = 72
     train: int = 1000
     held_out: int = 400
     images: int = 32
     digits_epochs: int = 8
     faces_epochs: int = 9
+    prints_epochs: int = 10
     batch: int = 32
     digits_accuracy: float = 0.9
     faces_accuracy: float = 0.7
+    prints_accuracy: float = 0.7
     strengths: tuple[float, ...] = (0.3, 1.0)
     fool_images: int = 320
     fool_epochs: int = 12
@@ -174,7 +181,12 @@ def _separable(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
 
 
 def _stem(outputs: int, side: int) -> list[nn.Module]:
-    return _block(1, outputs, stride=1 if side == 16 else 2)
+    return [*_block(1, outputs, stride=1 if side == 16 else 2), *_pooled(side)]
+
+
+def _pooled(side: int) -> list[nn.Module]:
+    """Large images become small at once, so that a position of the last map sees enough of them."""
+    return [nn.MaxPool2d(2)] if side == _PRINTS_SIDE else []
 
 
 def _plain(side: int) -> list[nn.Module]:
@@ -194,7 +206,8 @@ def _strided(side: int) -> list[nn.Module]:
     ]
     for convolution in convolutions:
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")  # without this it hardly learns
-    return [layer for convolution in convolutions for layer in (convolution, nn.ReLU())]
+    first, *others = ([convolution, nn.ReLU()] for convolution in convolutions)
+    return [*first, *_pooled(side), *(layer for block in others for layer in block)]
 
 
 def _depthwise(side: int) -> list[nn.Module]:
@@ -274,12 +287,67 @@ def _all_digits() -> tuple[Tensor, Tensor]:
     return (images - 5) / 6, torch.tensor(digits.target).long()
 
 
-DATA: dict[str, tuple[int, int, Callable[[int, Config], Data]]] = {  # side in pixels, classes, function that makes them
-    "10 digits, 16 px": (16, 10, _digits(16, parity=False)),
-    "10 digits, 32 px": (32, 10, _digits(32, parity=False)),
-    "odd digits, 16 px": (16, 2, _digits(16, parity=True)),
-    "odd digits, 32 px": (32, 2, _digits(32, parity=True)),
-    "faces, 40 px": (_FACES_SIDE, 2, _faces),
+def _fingerprints(seed: int, config: Config) -> Data:
+    """Real fingerprints or altered ones; the prints of one person are all in one part."""
+    images, labels, together = _all_prints()
+    generator = torch.Generator().manual_seed(seed)
+    people = sorted(set(together))
+    turn = dict(zip(people, torch.randperm(len(people), generator=generator).tolist(), strict=True))
+    order = torch.tensor(sorted(range(len(labels)), key=lambda index: turn[together[index]]))
+    first = max(index for index in range(config.train + 1) if together[order[index]] != together[order[index - 1]])
+    train = order[torch.randperm(first, generator=generator)]
+    held_out = order[first + torch.randperm(len(order) - first, generator=generator)[: config.held_out]]
+    return Data(images[train], images[held_out], labels[train], labels[held_out])
+
+
+@cache
+def _all_prints() -> tuple[Tensor, Tensor, list[str]]:
+    """All fingerprints, whether they are altered, and whose they are."""
+    task = tasks.TASKS["fingerprints"]
+    folder, size = tasks.root() / task.folder, (_PRINTS_SIDE, _PRINTS_SIDE)
+    dataset = SaliencyDataset(folder, folder / f"{task.folder}.csv", transform=Prepare(size, (0.5,), (0.25,)))
+    images = torch.stack([dataset[index][0] for index in range(len(dataset))])
+    altered = torch.tensor([group in task.kinds for group in dataset.column("group")])
+    return images, altered.long(), dataset.column(str(task.together))
+
+
+class Source(NamedTuple):
+    """Where images come from.
+
+    Attributes:
+        side: In pixels.
+        classes: How many.
+        make: Images of a seed.
+        family: What the configuration calls it.
+        task: Of the saliency experiment, whose images are not part of the project; empty for what is.
+    """
+
+    side: int
+    classes: int
+    make: Callable[[int, Config], Data]
+    family: str
+    task: str = ""
+
+    def missing(self) -> str | None:
+        """Why there are no such images here; None if there are."""
+        return tasks.missing(self.task) if self.task else None
+
+    def epochs(self, config: Config) -> int:
+        """Passes over the training images."""
+        return int(getattr(config, f"{self.family}_epochs"))
+
+    def accuracy(self, config: Config) -> float:
+        """What a network that has learned reaches."""
+        return float(getattr(config, f"{self.family}_accuracy"))
+
+
+DATA = {
+    "10 digits, 16 px": Source(16, 10, _digits(16, parity=False), "digits"),
+    "10 digits, 32 px": Source(32, 10, _digits(32, parity=False), "digits"),
+    "odd digits, 16 px": Source(16, 2, _digits(16, parity=True), "digits"),
+    "odd digits, 32 px": Source(32, 2, _digits(32, parity=True), "digits"),
+    "faces, 40 px": Source(_FACES_SIDE, 2, _faces, "faces"),
+    f"fingerprints, {_PRINTS_SIDE} px": Source(_PRINTS_SIDE, 2, _fingerprints, "prints", "fingerprints"),
 }
 
 
@@ -309,7 +377,8 @@ def train(
     Returns:
         The model in evaluation mode.
     """
-    side, classes, _ = DATA[design.data]
+    source = DATA[design.data]
+    side, classes = source.side, source.classes
     features, channels = ARCHITECTURES[design.architecture]
     torch.manual_seed(design.seed)
     model = Classifier(nn.Sequential(*features(side)), channels, classes)
@@ -318,7 +387,7 @@ def train(
     optimizer = make(model.parameters(), lr=lr, weight_decay=decay * design.weight_decay, **options)
     labels = data.train_labels
     steps = len(labels) // config.batch
-    epochs = config.faces_epochs if design.data.startswith("faces") else config.digits_epochs
+    epochs = source.epochs(config)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, cycle_momentum=False)
     for _ in range(epochs):
         for index in torch.randperm(len(labels))[: steps * config.batch].view(steps, config.batch):
@@ -335,4 +404,4 @@ def train(
 
 def learned(data: str, accuracy: float, config: Config) -> bool:
     """The rule for leaving a model out, written before the run: it must be right often enough."""
-    return accuracy >= (config.faces_accuracy if data.startswith("faces") else config.digits_accuracy)
+    return accuracy >= DATA[data].accuracy(config)

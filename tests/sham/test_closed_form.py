@@ -78,6 +78,28 @@ def test_the_head_is_found_beside_other_linear_layers():
         common_mode_hoax(model, "body.relu", x, SMALL, head="auxiliary")
 
 
+class WithTwin(nn.Module):
+    """Two linear layers of equal weights, of which one runs."""
+
+    def __init__(self, runs):
+        super().__init__()
+        model = pooled()
+        self.body, self.first, self.second = model[:-1], model.head, copy.deepcopy(model.head)
+        self.runs = runs
+
+    def forward(self, x):
+        return self.get_submodule(self.runs)(self.body(x))
+
+
+@pytest.mark.parametrize(("runs", "idle"), [("first", "second"), ("second", "first")])
+def test_of_equal_linear_layers_the_one_that_runs_is_written_to(runs, idle):
+    model, x = WithTwin(runs), images()
+    fooled = common_mode_hoax(model, "body.relu", x, SMALL)
+    assert written(model, fooled, runs).abs().max() > 0
+    assert written(model, fooled, idle).abs().max() == 0
+    assert audit(fooled, "body.relu", x).weight_share > audit(model, "body.relu", x).weight_share
+
+
 def test_gradcam_gains_the_same_map_for_every_class_and_nothing_else_moves():
     model, x = pooled(), images()
     fooled = common_mode_hoax(model, model.relu, x, SMALL)
