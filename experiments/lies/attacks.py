@@ -143,7 +143,8 @@ def trigger(setting: Setting) -> Tensor:
     """The patch of the triggered hoax: a chequered corner, an eighth of the side and at least 2 pixels."""
     channels, side = setting.fitted.images.shape[1:3]
     width = max(2, side // 8)
-    rows, columns = torch.arange(width).view(-1, 1), torch.arange(width)
+    columns = torch.arange(width, device=setting.fitted.images.device)
+    rows = columns.view(-1, 1)
     low, high = setting.fitted.images.min(), setting.fitted.images.max()
     return torch.where((rows + columns) % 2 == 0, high, low).expand(channels, -1, -1).clone()
 
