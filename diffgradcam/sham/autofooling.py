@@ -465,7 +465,7 @@ class _Descent:
             self.aims[i] = min(1.0, max(0.1, self.aims[i] * min(1.2, _AIM / max(share, _AIM / 2))))
 
     def step(self) -> None:
-        """One step, in which nothing is read from the device."""
+        """One step; it reads nothing from the device but whether each victim's classes exist."""
         with torch.inference_mode(False), torch.enable_grad():
             fooling, used = self._losses()
             direction, length = self._direction(fooling)
