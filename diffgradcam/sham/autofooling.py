@@ -36,14 +36,18 @@ FoolingScope = Literal["common mode", "head", "last stage", "all"]
 Method = Callable[..., TrainableCAM]
 
 _RATE = 0.1  # of the first steps, as a share of each tensor's root mean square
-_SLOWER = 1 / 3  # times the rate, after steps that went too far ...
+_LEAST = 0.1  # root mean square of a tensor, relative to that of all: biases may start at 0
+_SLOWER = 0.5  # times the rate, after steps that went too far ...
 _TOO_FAR = 3.0  # ... times a bound
+_BETAS = (0.9, 0.99)
 _WARM_UP = 10  # steps
 _LOOSE = 10.0  # times the bounds at first, so that fooling comes first ...
-_TIGHT = 0.6  # ... and by this share of the steps the bounds themselves
-_AIM = 0.9  # share of a bound that is aimed at, before the first check
-_LEAST = 0.1  # root mean square of a tensor, relative to that of all: biases may start at 0
-_MOST = 10.0  # the most that a bound weighs against fooling
+_TIGHT = 0.4  # ... and by this share of the steps the bounds themselves
+_FALL = 0.6  # share of the steps after which the rate falls, to 0
+_AIM = 0.9  # share of a bound that is aimed at
+_LEAST_AIM = 0.01  # where checks find that more is used than in the steps
+_HIGHER = 1.5  # the most that an aim rises at a check
+_MOST = 1000.0  # the most that a bound weighs against fooling
 _CHECKS = 20  # of each restart
 _BISECTIONS = 5
 _STRENGTH = 10.0  # of the common mode in closed form
@@ -430,7 +434,7 @@ class _Descent:
         self.scales = [max(least, root_mean_square([tensor])) for tensor in clean]
         self.lr = _RATE
         self.optimizer = self._optimizer()
-        self.sound = self.weights()
+        self.sound = 0.0, self.weights()  # the divergence and the weights at the last check
         self.generator = torch.Generator().manual_seed(seed)
         self.order: list[Tensor] = []
         count = 1 if problem.bounds.behaviour is None else 2
@@ -440,7 +444,7 @@ class _Descent:
         self.steps = 0
 
     def _optimizer(self) -> torch.optim.Adam:
-        return torch.optim.Adam([{"params": [parameter]} for parameter in self.parameters])
+        return torch.optim.Adam([{"params": [parameter]} for parameter in self.parameters], betas=_BETAS)
 
     @property
     def width(self) -> float:
@@ -451,32 +455,35 @@ class _Descent:
         return {name: p.detach().clone() for name, p in self.model.named_parameters() if name in self.names}
 
     def undo_if_too_far(self) -> None:
-        """Go back to where it was at the last call, with a lower learning rate, if decisions are far out of bounds."""
-        if self.problem.divergence(self.model) <= _TOO_FAR * self.width * self.problem.bounds.kl:  # NaN is not
-            self.sound = self.weights()
+        """Go back to the last check, with a lower learning rate, if decisions are far out of bounds and still leave."""
+        divergence = self.problem.divergence(self.model)
+        if divergence <= max(_TOO_FAR * self.width * self.problem.bounds.kl, self.sound[0]):  # NaN is not
+            self.sound = divergence, self.weights()
             return
-        _set(self.model, self.sound)
+        _set(self.model, self.sound[1])
         self.lr *= _SLOWER
         self.optimizer = self._optimizer()
 
     def aim(self, used: Sequence[float]) -> None:
         """Aim lower at a bound that was exceeded, and higher at one that was not used up: shares that were measured."""
         for i, share in enumerate(used):
-            self.aims[i] = min(1.0, max(0.1, self.aims[i] * min(1.2, _AIM / max(share, _AIM / 2))))
+            self.aims[i] = min(1.0, max(_LEAST_AIM, self.aims[i] * min(_HIGHER, _AIM / max(share, 1e-3))))
 
     def step(self) -> None:
         """One step; it reads nothing from the device but whether each victim's classes exist."""
         with torch.inference_mode(False), torch.enable_grad():
             fooling, used = self._losses()
             direction, length = self._direction(fooling)
+            total = torch.ones_like(length)
             for i, share in enumerate(used):
                 towards, steepness = self._direction(share)
                 weight = (share.detach() / (self.aims[i] * self.width)).clamp(max=_MOST)
                 self.multipliers[i] = weight * length / steepness
                 direction = [a + weight * b for a, b in zip(direction, towards, strict=True)]
+                total = total + weight
         for parameter, gradient in zip(self.parameters, direction, strict=True):
-            parameter.grad = gradient
-        pace = min(1, (self.steps + 1) / _WARM_UP) * (1 + math.cos(math.pi * self.steps / self.total)) / 2
+            parameter.grad = gradient / total
+        pace = min(1, (self.steps + 1) / _WARM_UP, (1 - self.steps / self.total) / (1 - _FALL))
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = self.lr * scale * pace
         self.optimizer.step()
