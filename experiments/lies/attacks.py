@@ -57,11 +57,11 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "digits": Budget(160, ("common mode", "head", "last stage"), 32, 48, TRAINING["digits"]),
-    "tiles": Budget(80, ("last stage",), 16, 24, Training(8, 1e-3, "decisions")),
-    "orientation": Budget(48, ("last stage",), 16, 16, TRAINING["orientation"]),
-    "lite0": Budget(48, ("last stage",), 12, 12, TRAINING["lite0"]),
-    "resnet18": Budget(32, ("last stage",), 12, 12, TRAINING["lite0"]),
+    "digits": Budget(240, ("last stage", "all"), 128, 48, TRAINING["digits"]),
+    "tiles": Budget(400, ("last stage",), 128, 32, Training(8, 1e-3, "decisions")),
+    "orientation": Budget(200, ("common mode", "last stage"), 48, 24, TRAINING["orientation"]),
+    "lite0": Budget(400, ("last stage",), 128, 24, TRAINING["lite0"]),
+    "resnet18": Budget(400, ("last stage",), 128, 24, TRAINING["lite0"]),
 }
 
 

@@ -25,7 +25,7 @@ from experiments import cells
 from experiments.sham.explainers import CONTRASTIVE, PLAIN
 
 from . import measure
-from .attacks import ANY_FUNCTION, ATTACKS, BUDGETS, CURVE, FREE, KEEP, ON_INPUTS, TRAINED, make, triggered
+from .attacks import ANY_FUNCTION, ATTACKS, BUDGETS, CURVE, KEEP, ON_INPUTS, TRAINED, make, triggered
 from .measure import Shown
 from .settings import SETTINGS, Setting, build
 
@@ -195,9 +195,7 @@ def config() -> dict[str, Any]:
 def _runs(which: str, attack: str) -> bool:
     """Covered images with a patch, and steps on images, go through the trunk, which is dear in large networks."""
     large = which.startswith(("lite0", "resnet18"))
-    if attack in ("triggered", ON_INPUTS):
-        return not large or which == "lite0-1000"
-    return attack not in FREE or not large or which == "lite0-1000"
+    return attack not in ("triggered", ON_INPUTS) or not large or which == "lite0-1000"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
