@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,12 @@ from experiments.lies.attacks import KEEP, Budget
 from experiments.lies.settings import Part, Setting
 from experiments.sham.attacks import Training
 from experiments.sham.explainers import CONTRASTIVE, PLAIN, explainers
+from tests.pretend_device import DEVICE, pretend_device
+
+CPU = torch.device("cpu")
 
 
-def tiny(seed: int) -> Setting:
+def tiny(seed: int, _device: torch.device = CPU) -> Setting:
     """A setting that takes no time: an untrained network in two parts on noise."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -193,6 +197,35 @@ def test_a_run_goes_on_where_it_was(finished: Path, monkeypatch: pytest.MonkeyPa
     run.run(finished)
     assert made == ["spatial"]
     assert json.loads(lost.read_text())["held_out"] == before["held_out"]
+
+
+def numbers(found: object) -> list[float]:
+    """Those in what a cell holds; what was chosen, and the time, is left out."""
+    if isinstance(found, dict):
+        return [each for key, value in found.items() if key not in ("made", "seconds") for each in numbers(value)]
+    if isinstance(found, list):
+        return [each for value in found for each in numbers(value)]
+    return [float(found)] if isinstance(found, int | float) else []
+
+
+@pytest.mark.usefixtures("only_tiny")
+def test_on_a_device_cells_hold_the_same(finished: Path, tmp_path: Path) -> None:
+    with pretend_device():
+        run.run(tmp_path, device=str(DEVICE))
+    assert len(list(tmp_path.glob("*.json"))) == len(WANTED)
+    for path in tmp_path.glob("*.json"):
+        there, here = (json.loads((folder / path.name).read_text()) for folder in (tmp_path, finished))
+        assert there["device"] == "meta"
+        assert numbers(there) == pytest.approx(numbers(here), abs=0.01)
+
+
+def test_several_processes_share_the_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = []
+    monkeypatch.setattr(run, "ProcessPoolExecutor", lambda jobs, *_, **__: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(run, "_run_cell", lambda *args: made.append(args))
+    keys = [("digits", "wrapper", None, 0), ("tiles", "spatial", None, 1)]
+    run.run(tmp_path, keys, device="cuda", jobs=2)
+    assert sorted(made) == [(tmp_path, "cuda", key) for key in keys]
 
 
 def test_the_report_says_what_the_cells_hold(finished: Path, tmp_path: Path) -> None:

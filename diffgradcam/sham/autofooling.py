@@ -22,7 +22,6 @@ from diffgradcam._core.layers import LayerSpec
 from diffgradcam._core.wrappers import inner_model
 from diffgradcam.analysis.comparisons import explain_together
 from diffgradcam.heatmaps import minmax, rectify
-from diffgradcam.losses import cyborg_loss
 from diffgradcam.methods.gradient import GradCAM
 from diffgradcam.metrics.behaviour import GRID, Behaviour, behaviour_kept, covered, decisions_kept, windows
 from diffgradcam.metrics.behaviour import behaviour as behaviour_of
@@ -30,19 +29,29 @@ from diffgradcam.metrics.evaluator import Evaluator
 from diffgradcam.metrics.similarity import pearson
 from diffgradcam.scores import logit_difference
 
-from .finetuning import all_finite, root_mean_square, take_modes
+from .closed_form import common_mode_hoax
+from .finetuning import root_mean_square, take_modes
 
 FoolingScope = Literal["common mode", "head", "last stage", "all"]
 Method = Callable[..., TrainableCAM]
 
-_TRIAL = 50  # steps of each learning rate
-_CHECKS = 8  # of each restart
+_RATE = 0.1  # of the first steps, as a share of each tensor's root mean square
+_LEAST = 0.1  # root mean square of a tensor, relative to that of all: biases may start at 0
+_SLOWER = 0.5  # times the rate, after steps that went too far ...
+_TOO_FAR = 3.0  # ... times a bound
+_BETAS = (0.9, 0.99)
+_WARM_UP = 10  # steps
+_LOOSE = 10.0  # times the bounds at first, so that fooling comes first ...
+_TIGHT = 0.4  # ... and by this share of the steps the bounds themselves
+_FALL = 0.6  # share of the steps after which the rate falls, to 0
+_AIM = 0.9  # share of a bound that is aimed at
+_LEAST_AIM = 0.01  # where checks find that more is used than in the steps
+_HIGHER = 1.5  # the most that an aim rises at a check
+_MOST = 1000.0  # the most that a bound weighs against fooling
+_CHECKS = 20  # of each restart
 _BISECTIONS = 5
-_RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # shares of the weights' root mean square, tried in this order
-_LARGE_RATES = (1e-1, 3e-1, 1.0, 3.0)  # and these for the common mode, where no bound is in the way
+_STRENGTH = 10.0  # of the common mode in closed form
 _WINDOWS = 6  # covered in each step, to keep the behaviour
-_START = -6.0  # logarithm of the multipliers: at first the way may lead out of bounds
-_CLIMB = 12.0  # the most that it rises in a restart
 _STEPS_OF_GRADIENTS = 8
 
 
@@ -71,9 +80,9 @@ class Restart:
 
     Attributes:
         scope: What could change.
-        lr: The learning rate that was found, the first of the run.
+        lr: The learning rate that was found, relative to the root mean square of each tensor, before it falls to 0.
         steps: How many steps were taken.
-        decisions_multiplier: The multiplier of the bound on the divergence at the end, per ``keep``.
+        decisions_multiplier: The multiplier of the bound on the divergence in the last step, per ``keep``.
         behaviour_multiplier: That of the bound on behaviour; None without it.
         effect: Of the best model of this restart within the bounds, on the given images.
     """
@@ -131,11 +140,14 @@ def autofool(
     the clean model's stays within ``keep`` and, with ``behaviour``, what the model relies on stays what it was. So what
     it reaches is a *lie*: where only a model that relies on other things could show the hoax, it does not reach it.
 
-    It is a constrained optimisation: Adam descends on the weights and the multipliers of the two bounds ascend, so that
-    there is no weight to choose. For each scope it starts again from the clean weights, and the learning rate is the
-    best of a short search. At regular checks, a model that is out of bounds is pulled back on the line to the clean
-    weights until it is within; the best that was ever within bounds is the result. The bounds hold on the given images
-    (behaviour on ``judged`` of them); what became of them elsewhere is measured on ``held_out``.
+    It is a constrained optimisation without a weight to choose: in each step the gradients of fooling and of each bound
+    count at length 1, times the share of the bound that is used. So where the model comes to rest it is on the bound,
+    and nothing that fools more would stay on it. The bounds are ten times as wide at first and narrow, so that fooling
+    comes first. It starts from the common mode in closed form (:func:`common_mode_hoax`) where there is one and it
+    shows more of the hoax than the clean model; each further scope goes on from the best so far. Once the bounds have
+    narrowed, a model that is out of bounds at a check is pulled back on the line to the best so far; the best that was
+    ever within bounds is the result. The bounds hold on the given images (behaviour on ``judged`` of them); what became
+    of them elsewhere is measured on ``held_out``.
 
     Args:
         model: The clean model, a softmax classifier. It is left as it is; batch norm and dropout are in evaluation mode
@@ -155,9 +167,9 @@ def autofool(
         scopes: What may change, a restart for each: the head's ``"common mode"`` (one vector that is added to every
             class's row, which moves no probability), the ``"head"``, the ``"last stage"`` (from the last child with
             weights before the head, of the outermost module that has several, to the end), or ``"all"``.
-        steps: Of each restart. The search for the learning rate takes up to half as many more.
+        steps: Of each restart.
         seconds: Stop at the next check after so long; by default never.
-        batch_size: Images of a step.
+        batch_size: Images of a step. The larger, the less their noise keeps away from the bounds.
         head: The linear layer whose rows are the classes, or its name; by default the last one.
         seed: Of the order of the images and of what is covered.
         progress: Show a progress bar with divergence and fooledness.
@@ -189,21 +201,21 @@ def autofool(
     bounds = _Bounds(keep, behaviour_kept if behaviour else None, judged)
     problem = _Problem(make, clean, images.to(device), hoax.to(device), bounds, batch_size)
     deadline = math.inf if seconds is None else time.monotonic() + seconds
-    best, best_model, restarts = None, clean, []
+    found = _start(problem, head)
+    restarts: list[Restart] = []
     for scope in scopes:
         opened = _opened(clean, scope, head)
         with tqdm(total=steps, desc=scope, disable=not progress) as bar:
-            restart, fooled = _restart(problem, scope, opened, steps, seed, deadline, bar)
+            restart, better = _restart(problem, scope, opened, found, steps, seed, deadline, bar)
         restarts.append(restart)
-        if best is None or restart.effect.reached > best.effect.reached:
-            best, best_model = restart, fooled
+        found = better or found
         if time.monotonic() > deadline:
             break
-    assert best is not None  # there is at least one scope
+    best = max(restarts, key=lambda restart: restart.effect.reached)
     elsewhere = None
     if held_out is not None:
-        elsewhere = _Problem(make, clean, held_out.to(device), hoax.to(device), bounds, batch_size).measure(best_model)
-    result = copy_model(best_model)
+        elsewhere = _Problem(make, clean, held_out.to(device), hoax.to(device), bounds, batch_size).measure(found.model)
+    result = copy_model(found.model)
     take_modes(result, inner_model(model))
     return Autofooled(result, best, restarts, best.effect, elsewhere)
 
@@ -287,89 +299,106 @@ class _Problem:
             behaviour=None,
         )
 
-    def within(self, model: nn.Module, at_least: float) -> Effect | None:
-        """The effect, if it is within bounds and reaches more than that; the costly bound is looked at last."""
+    def divergence(self, model: nn.Module) -> float:
+        """Mean divergence from the clean model, in nats; NaN where a logit is not finite."""
+        with torch.no_grad():
+            parts = [self.output(model(chunk)) for chunk in self.images.split(8 * self.batch_size)]
+        return float(decisions_kept(self.logits, torch.cat(parts)).kl.mean())
+
+    def within(self, model: nn.Module, at_least: float) -> tuple[list[float], Effect | None]:
+        """The shares of the bounds that are used, and the effect if it is within them and reaches more than that.
+
+        The costly bound is looked at last, and only if the rest would do.
+        """
+        used = [self.divergence(model) / self.bounds.kl]
+        if not used[0] <= 1:  # NaN is not
+            return used, None
         effect = self.measure_maps(model)
-        if not effect.kl <= self.bounds.kl:  # NaN is not
-            return None
-        if self.relied_on is None or effect.reached <= at_least:
-            return effect
-        kept = self.kept(model, self.relied_on)
-        assert self.bounds.behaviour is not None
-        return replace(effect, behaviour=kept) if kept >= self.bounds.behaviour else None
+        if self.relied_on is None or self.bounds.behaviour is None or effect.reached <= at_least:
+            return used, effect
+        effect = replace(effect, behaviour=self.kept(model, self.relied_on))
+        assert effect.behaviour is not None
+        used.append((1 - effect.behaviour**2) / (1 - self.bounds.behaviour**2))
+        return used, effect if effect.behaviour >= self.bounds.behaviour else None
 
 
 _Weights = dict[str, Tensor]
+
+
+class _Found(NamedTuple):
+    """A model within bounds."""
+
+    model: nn.Module
+    effect: Effect
+
+
+def _start(problem: _Problem, head: nn.Module | str | None) -> _Found:
+    """The clean model, or its common mode in closed form where that shows more of the hoax."""
+    found = _Found(problem.clean, problem.measure(problem.clean))
+    layers = problem.make.layers
+    if len(layers) > 1:
+        return found
+    batches = problem.images.split(8 * problem.batch_size)
+    try:
+        common = common_mode_hoax(problem.clean, layers[0], batches, problem.hoax, head=head, strength=_STRENGTH)
+    except ValueError:  # the head is no linear layer of the pooled activations
+        return found
+    _, effect = problem.within(common, found.effect.reached)
+    return found if effect is None or effect.reached <= found.effect.reached else _Found(common, effect)
 
 
 def _restart(
     problem: _Problem,
     scope: FoolingScope,
     opened: _Opened,
+    start: _Found,
     steps: int,
     seed: int,
     deadline: float,
     bar: tqdm[None],
-) -> tuple[Restart, nn.Module]:
-    lr = _learning_rate(problem, opened, max(1, min(_TRIAL, steps // 8)), seed, deadline)
-    run = _Ascent(problem, opened, lr, steps, seed)
-    best, weights = problem.measure(run.model), run.weights()
-    for step in range(steps):
+) -> tuple[Restart, _Found | None]:
+    """A run from the best so far, and the best of it if it is better."""
+    run = _Descent(problem, opened, start.model, steps, seed)
+    best, weights = start.effect, run.weights()
+    for step in range(1, steps + 1):
         run.step()
         bar.update()
-        if (step + 1) % max(1, steps // _CHECKS) and step + 1 < steps:
+        if step % max(1, steps // _CHECKS) and step < steps:
             continue
-        found = _pulled_back(problem, run, best.reached)
-        if found is not None:
-            best, weights = found
+        run.undo_if_too_far()
+        if step >= _TIGHT * steps:
+            found = _pulled_back(problem, run, weights, best.reached)
+            if found is not None:
+                best, weights = found
         bar.set_postfix(kl=best.kl, fooled=best.reached, refresh=False)
-        if time.monotonic() > deadline or not run.sound:
+        if time.monotonic() > deadline:
             break
-    _set(run.model, weights)
+    multipliers = [float(multiplier) for multiplier in run.multipliers]
     restart = Restart(
         scope=scope,
-        lr=lr,
+        lr=run.lr,
         steps=run.steps,
-        decisions_multiplier=math.exp(run.decisions),
-        behaviour_multiplier=None if problem.relied_on is None else math.exp(run.behaviour),
+        decisions_multiplier=multipliers[0],
+        behaviour_multiplier=multipliers[1] if len(multipliers) > 1 else None,
         effect=best,
     )
-    return restart, run.model
+    if best is start.effect:
+        return restart, None
+    _set(run.model, weights)
+    return restart, _Found(run.model, best)
 
 
-def _learning_rate(problem: _Problem, opened: _Opened, steps: int, seed: int, deadline: float) -> float:
-    """The learning rate after a few steps of which the first multipliers' loss is least: from small, until it rises."""
-    scale = root_mean_square([p.detach() for name, p in problem.clean.named_parameters() if name in opened.names])
-    best, least = _RATES[0] * scale, math.inf
-    for share in (*_RATES, *_LARGE_RATES) if opened.common else _RATES:
-        run = _Ascent(problem, opened, share * scale, steps, seed)
-        for _ in range(steps):
-            run.step()
-            if time.monotonic() > deadline:
-                return best
-        if not run.sound:
-            break
-        effect = problem.measure_maps(run.model)
-        loss = -effect.reached + math.exp(_START) * effect.kl / problem.bounds.kl
-        if loss > least:
-            break
-        best, least = share * scale, loss
-    return best
-
-
-def _pulled_back(problem: _Problem, run: _Ascent, at_least: float) -> tuple[Effect, _Weights] | None:
-    """The model on the line to the clean weights that is farthest from them and within bounds, if it is better."""
+def _pulled_back(problem: _Problem, run: _Descent, best: _Weights, at_least: float) -> tuple[Effect, _Weights] | None:
+    """The model on the line to the best so far that is farthest from it and within bounds, if it is better."""
     end, probe = run.weights(), copy_model(run.model)
-
-    def at(share: float) -> _Weights:
-        return {name: torch.lerp(run.start[name], end[name], share) for name in end}
-
     low, high, found = 0.0, 1.0, None
     share = 1.0
     for _ in range(_BISECTIONS):
-        weights = at(share)
+        weights = {name: torch.lerp(best[name], end[name], share) for name in end}
         _set(probe, weights)
-        effect = problem.within(probe, at_least)
+        used, effect = problem.within(probe, at_least)
+        if share == 1:
+            run.aim(used)
         if effect is not None:
             low = share
             if effect.reached > at_least:
@@ -389,70 +418,106 @@ def _set(model: nn.Module, weights: _Weights) -> None:
             parameters[name].copy_(value)
 
 
-class _Ascent:
-    """Descent on the weights, ascent on the logarithms of the multipliers."""
+class _Descent:
+    """Steps along the gradients of fooling and of the bounds, each at length 1, times how much of a bound is used."""
 
-    def __init__(self, problem: _Problem, opened: _Opened, lr: float, steps: int, seed: int) -> None:
+    def __init__(self, problem: _Problem, opened: _Opened, start: nn.Module, steps: int, seed: int) -> None:
         self.problem = problem
-        self.model = copy_model(problem.clean)
+        self.model = copy_model(start)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in opened.names)
         self.names, self.common = opened
-        self.start = self.weights()
         self.victims = problem.make(self.model)
         self.parameters = [parameter for name, parameter in self.model.named_parameters() if name in self.names]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+        clean = [problem.clean.get_parameter(name).detach() for name in self.names]
+        least = _LEAST * root_mean_square(clean)
+        self.scales = [max(least, root_mean_square([tensor])) for tensor in clean]
+        self.lr = _RATE
+        self.optimizer = self._optimizer()
+        self.sound = 0.0, self.weights()  # the divergence and the weights at the last check
         self.generator = torch.Generator().manual_seed(seed)
         self.order: list[Tensor] = []
-        self.decisions = self.behaviour = _START
-        self.climb = _CLIMB / steps
+        count = 1 if problem.bounds.behaviour is None else 2
+        self.aims = [_AIM] * count  # shares of the bounds
+        self.multipliers = [torch.zeros(())] * count
+        self.total = steps
         self.steps = 0
-        self.sound = True
+
+    def _optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam([{"params": [parameter]} for parameter in self.parameters], betas=_BETAS)
+
+    @property
+    def width(self) -> float:
+        """Of the bounds now, relative to what they are."""
+        return float(_LOOSE ** max(0.0, 1 - self.steps / (_TIGHT * self.total)))
 
     def weights(self) -> _Weights:
         return {name: p.detach().clone() for name, p in self.model.named_parameters() if name in self.names}
 
+    def undo_if_too_far(self) -> None:
+        """Go back to the last check, with a lower learning rate, if decisions are far out of bounds and still leave."""
+        divergence = self.problem.divergence(self.model)
+        if divergence <= max(_TOO_FAR * self.width * self.problem.bounds.kl, self.sound[0]):  # NaN is not
+            self.sound = divergence, self.weights()
+            return
+        _set(self.model, self.sound[1])
+        self.lr *= _SLOWER
+        self.optimizer = self._optimizer()
+
+    def aim(self, used: Sequence[float]) -> None:
+        """Aim lower at a bound that was exceeded, and higher at one that was not used up: shares that were measured."""
+        for i, share in enumerate(used):
+            self.aims[i] = min(1.0, max(_LEAST_AIM, self.aims[i] * min(_HIGHER, _AIM / max(share, 1e-3))))
+
     def step(self) -> None:
-        if not self.sound:
-            return
-        problem = self.problem
-        index = self._batch().to(problem.images.device)
-        images, classes = problem.images[index], problem.classes[index]
+        """One step; it reads nothing from the device but whether each victim's classes exist."""
         with torch.inference_mode(False), torch.enable_grad():
-            with contextlib.ExitStack() as attached:
-                for victim in self.victims:
-                    attached.enter_context(victim)
-                logits = problem.output(self.model(images))
-                maps = torch.cat([victim.maps(logits, classes) for victim in self.victims])
-            hoax = problem.hoax.expand_as(maps)
-            fooling = 1 - (pearson(maps, hoax) + pearson(rectify(maps), hoax)).mean() / 2
-            if not self.common:
-                # r is what counts, but the squared error of the scaled map leads there faster.
-                fooling = fooling + cyborg_loss(maps, hoax) / problem.hoax.var()
-            kl = F.kl_div(
-                logits.log_softmax(1), problem.log_probabilities[index], log_target=True, reduction="batchmean"
-            )
-            over = kl / problem.bounds.kl
-            loss = fooling + math.exp(self.decisions) * over
-            moved = None
-            if problem.bounds.behaviour is not None:
-                allowed = 1 - problem.bounds.behaviour**2
-                moved = self._moved(images, classes, logits) / allowed
-                loss = loss + math.exp(self.behaviour) * moved
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        self.sound = all_finite(g for g in gradients if g is not None)
-        if not self.sound:
-            return
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            # Rows with the same gradient at every step move alike, with any optimiser that works element by element.
-            parameter.grad = gradient.mean(0).expand_as(gradient) if self.common and gradient is not None else gradient
+            fooling, used = self._losses()
+            direction, length = self._direction(fooling)
+            total = torch.ones_like(length)
+            for i, share in enumerate(used):
+                towards, steepness = self._direction(share)
+                weight = (share.detach() / (self.aims[i] * self.width)).clamp(max=_MOST)
+                self.multipliers[i] = weight * length / steepness
+                direction = [a + weight * b for a, b in zip(direction, towards, strict=True)]
+                total = total + weight
+        for parameter, gradient in zip(self.parameters, direction, strict=True):
+            parameter.grad = gradient / total
+        pace = min(1, (self.steps + 1) / _WARM_UP, (1 - self.steps / self.total) / (1 - _FALL))
+        for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
+            group["lr"] = self.lr * scale * pace
         self.optimizer.step()
-        self.schedule.step()
         self.steps += 1
-        self.decisions += self.climb * _rise(over)
-        if moved is not None:
-            self.behaviour += self.climb * _rise(moved)
+
+    def _direction(self, loss: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The gradient of length 1, in the scales of the weights, and its length before."""
+        gradients = torch.autograd.grad(
+            loss, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        if self.common:
+            # Rows with the same gradient at every step move alike, with any optimiser that works element by element.
+            gradients = [gradient.mean(0).expand_as(gradient) for gradient in gradients]
+        squares = [(g * scale).square().sum() for g, scale in zip(gradients, self.scales, strict=True)]
+        length = torch.stack(squares).sum().sqrt().clamp_min(torch.finfo(squares[0].dtype).tiny)
+        return [gradient / length for gradient in gradients], length
+
+    def _losses(self) -> tuple[Tensor, list[Tensor]]:
+        """How far the maps are from the hoax, and the share of each bound that is used, on a batch."""
+        problem = self.problem
+        index = self._batch()
+        images, classes = problem.images[index], problem.classes[index]
+        with contextlib.ExitStack() as attached:
+            for victim in self.victims:
+                attached.enter_context(victim)
+            logits = problem.output(self.model(images))
+            maps = torch.cat([victim.maps(logits, classes) for victim in self.victims])
+        hoax = problem.hoax.expand_as(maps)
+        fooling = 1 - (pearson(maps, hoax) + pearson(rectify(maps), hoax)).mean() / 2
+        kl = F.kl_div(logits.log_softmax(1), problem.log_probabilities[index], log_target=True, reduction="batchmean")
+        used = [kl / problem.bounds.kl]
+        if problem.bounds.behaviour is not None:
+            used.append(self._moved(images, classes, logits) / (1 - problem.bounds.behaviour**2))
+        return fooling, used
 
     def _moved(self, images: Tensor, classes: Tensor, logits: Tensor) -> Tensor:
         """How far the drops under occlusion are from the clean model's, relative to how much those vary."""
@@ -472,14 +537,9 @@ class _Ascent:
 
     def _batch(self) -> Tensor:
         if not self.order:
-            count = len(self.problem.images)
-            self.order = list(torch.split(torch.randperm(count, generator=self.generator), self.problem.batch_size))
+            order = torch.randperm(len(self.problem.images), generator=self.generator).to(self.problem.images.device)
+            self.order = list(torch.split(order, self.problem.batch_size))
         return self.order.pop()
-
-
-def _rise(over: Tensor) -> float:
-    """Whether a multiplier rises or falls, from -1 to 1: by how many times a bound is exceeded, as a logarithm."""
-    return max(-1.0, min(1.0, math.log(max(float(over.detach()), 1e-9))))
 
 
 class _Opened(NamedTuple):

@@ -57,11 +57,11 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "digits": Budget(160, ("common mode", "head", "last stage"), 32, 48, TRAINING["digits"]),
-    "tiles": Budget(80, ("last stage",), 16, 24, Training(8, 1e-3, "decisions")),
-    "orientation": Budget(48, ("last stage",), 16, 16, TRAINING["orientation"]),
-    "lite0": Budget(48, ("last stage",), 12, 12, TRAINING["lite0"]),
-    "resnet18": Budget(32, ("last stage",), 12, 12, TRAINING["lite0"]),
+    "digits": Budget(240, ("last stage", "all"), 128, 48, TRAINING["digits"]),
+    "tiles": Budget(400, ("last stage",), 128, 32, Training(8, 1e-3, "decisions")),
+    "orientation": Budget(200, ("common mode", "last stage"), 48, 24, TRAINING["orientation"]),
+    "lite0": Budget(400, ("last stage",), 128, 24, TRAINING["lite0"]),
+    "resnet18": Budget(400, ("last stage",), 128, 24, TRAINING["lite0"]),
 }
 
 
@@ -143,7 +143,8 @@ def trigger(setting: Setting) -> Tensor:
     """The patch of the triggered hoax: a chequered corner, an eighth of the side and at least 2 pixels."""
     channels, side = setting.fitted.images.shape[1:3]
     width = max(2, side // 8)
-    rows, columns = torch.arange(width).view(-1, 1), torch.arange(width)
+    columns = torch.arange(width, device=setting.fitted.images.device)
+    rows = columns.view(-1, 1)
     low, high = setting.fitted.images.min(), setting.fitted.images.max()
     return torch.where((rows + columns) % 2 == 0, high, low).expand(channels, -1, -1).clone()
 

@@ -209,7 +209,7 @@ def compare_perturbed(
 
 
 def _estimate(values: Tensor) -> Estimate:
-    array = values.detach().double().numpy()
+    array = values.detach().cpu().double().numpy()
     low, high = bootstrap([array], np.mean, 0.95, _RESAMPLES, "percentile", 0, batch=100)
     return Estimate(float(array.mean()), low, high, len(array))
 

@@ -12,6 +12,9 @@ import re
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from experiments import cells
 from experiments.sham.explainers import CONTRASTIVE, PLAIN
 
 from . import measure
-from .attacks import ANY_FUNCTION, ATTACKS, BUDGETS, CURVE, FREE, KEEP, ON_INPUTS, TRAINED, make, triggered
+from .attacks import ANY_FUNCTION, ATTACKS, BUDGETS, CURVE, KEEP, ON_INPUTS, TRAINED, make, triggered
 from .measure import Shown
 from .settings import SETTINGS, Setting, build
 
@@ -48,30 +51,57 @@ _FEW = ["GradCAM", "LayerCAM", "DiffGradCAM logsumexp"]  # the explainers whose 
 Key = tuple[str, str, float | None, int]  # setting, attack, bound, seed
 
 
-def run(results: Path = RESULTS, wanted: Sequence[Key] | None = None) -> None:
+def run(results: Path = RESULTS, wanted: Sequence[Key] | None = None, device: str = "cpu", jobs: int = 1) -> None:
     """Run the cells that are missing.
 
     Args:
         results: Folder of the cells.
         wanted: Which; by default all of :func:`plan`.
+        device: Where models run.
+        jobs: Processes, which may share a device.
 
     Raises:
         ValueError: If ``results`` has a cell of another configuration, because the two must not be compared.
     """
     finished = cells.names(results, config())
     missing = [key for key in (plan() if wanted is None else wanted) if name(*key) not in finished]
-    built: tuple[Any, ...] = ()
-    progress = tqdm(missing, desc="cells")
-    for key in progress:
-        which, attack, keep, seed = key
-        progress.set_postfix_str(f"{which}, {attack}, {keep}, seed {seed}")
-        if built[:2] != (which, seed):
-            setting = build(which, seed)
-            built = (which, seed, setting, _clean(setting))
-        start = time.process_time()
-        found = {"setting": which, "attack": attack, "keep": keep, "seed": seed, "config": config()}
-        found |= cell(built[2], built[3], *key)
-        cells.write(results / f"{name(*key)}.json", found | {"seconds": round(time.process_time() - start, 1)})
+    progress = tqdm(desc="cells", total=len(missing))
+    with progress:
+        if jobs == 1:
+            for key in missing:
+                progress.set_postfix_str(name(*key))
+                _run_cell(results, device, key)
+                progress.update()
+        else:
+            with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_prepare_process) as pool:
+                waiting = [pool.submit(_run_cell, results, device, key) for key in missing]
+                for each in waiting:
+                    each.result()
+                    progress.update()
+
+
+def _run_cell(results: Path, device: str, key: Key) -> None:
+    which, attack, keep, seed = key
+    setting, clean = _built(which, seed, device)
+    start = time.process_time()
+    found = {"setting": which, "attack": attack, "keep": keep, "seed": seed, "config": config(), "device": device}
+    found |= cell(setting, clean, *key)
+    cells.write(results / f"{name(*key)}.json", found | {"seconds": round(time.process_time() - start, 1)})
+
+
+@lru_cache(maxsize=2)  # the plan goes to and fro between settings, and the large ones are large
+def _built(which: str, seed: int, device: str) -> tuple[Setting, dict[str, Shown]]:
+    """A setting and what its clean model shows, by the name of the part."""
+    setting = build(which, seed, device)
+    return setting, {
+        part: measure.shown(setting, setting.tail, getattr(setting, part)) for part in ("fitted", "held_out")
+    }
+
+
+def _prepare_process() -> None:
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # divergences are measured down to 1e-6
+    warnings.filterwarnings("ignore", "Using a non-tuple sequence", UserWarning)  # of the converter from ONNX
 
 
 def cell(
@@ -165,13 +195,7 @@ def config() -> dict[str, Any]:
 def _runs(which: str, attack: str) -> bool:
     """Covered images with a patch, and steps on images, go through the trunk, which is dear in large networks."""
     large = which.startswith(("lite0", "resnet18"))
-    if attack in ("triggered", ON_INPUTS):
-        return not large or which == "lite0-1000"
-    return attack not in FREE or not large or which == "lite0-1000"
-
-
-def _clean(setting: Setting) -> dict[str, Shown]:
-    return {part: measure.shown(setting, setting.tail, getattr(setting, part)) for part in ("fitted", "held_out")}
+    return attack not in ("triggered", ON_INPUTS) or not large or which == "lite0-1000"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -180,10 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS), help="default: all")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds, from 0 (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells (default: beside this file)")
+    parser.add_argument("--device", default="cpu", help="where models run, such as cuda (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one core each (default: %(default)s)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "Using a non-tuple sequence", UserWarning)  # of the converter from ONNX
-    run(options.results, [key for key in plan() if key[0] in options.settings and key[3] < options.seeds])
+    _prepare_process()
+    wanted = [key for key in plan() if key[0] in options.settings and key[3] < options.seeds]
+    run(options.results, wanted, options.device, options.jobs)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ gets them. They lie in ``../shared`` beside it, or where ``DIFFGRADCAM_DATA`` an
 from __future__ import annotations
 
 import csv
+import fcntl
 import importlib.util
 import os
 import sys
@@ -60,6 +61,11 @@ class Part(NamedTuple):
     covered: Tensor
     labels: Tensor | None
 
+    def to(self, device: torch.device) -> Part:
+        """The same on a device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return Part(self.inputs.to(device), self.images.to(device), self.covered.to(device), labels)
+
 
 class Setting(NamedTuple):
     """A clean model and what an attack on it needs.
@@ -86,6 +92,13 @@ class Setting(NamedTuple):
     level: float
     accuracy: float | None
 
+    def to(self, device: torch.device) -> Setting:
+        """The same on a device; modules are moved, not copied."""
+        return self._replace(
+            trunk=self.trunk.to(device), tail=self.tail.to(device), mask=self.mask.to(device),
+            fitted=self.fitted.to(device), held_out=self.held_out.to(device),
+        )  # fmt: skip
+
     @property
     def attacked(self) -> sham.Setting:
         """The tail as a setting of the older experiment, whose attacks take one."""
@@ -97,17 +110,19 @@ class Setting(NamedTuple):
         return sham.Setting(self.tail, self.layer, self.mask, *batches, self.pooled_linear)
 
 
-def build(name: str, seed: int) -> Setting:
-    """Build a setting.
+def build(name: str, seed: int, device: str = "cpu") -> Setting:
+    """Build a setting. What is trained here is trained on the CPU, so that it is the same model for every device.
 
     Args:
         name: A key of :data:`SETTINGS`.
         seed: Chooses which images are held out, and everything random.
+        device: Where the trunk runs, and where everything is in the end.
 
     Returns:
         The setting.
     """
-    return SETTINGS[name](seed)
+    where = torch.device(device)
+    return SETTINGS[name](seed, where).to(where)
 
 
 def through(trunk: nn.Module, images: Tensor) -> Tensor:
@@ -118,12 +133,13 @@ def through(trunk: nn.Module, images: Tensor) -> Tensor:
         images: ``(N, ...)``.
 
     Returns:
-        What enters the tail, ``(N, C, h, w)``.
+        What enters the tail, ``(N, C, h, w)``, where the trunk is.
     """
     if isinstance(trunk, nn.Identity):
         return images
+    device = next(trunk.parameters()).device
     with torch.no_grad():
-        return torch.cat([trunk(batch) for batch in images.split(_BATCH)])
+        return torch.cat([trunk(batch.to(device)) for batch in images.split(_BATCH)])
 
 
 def cover(trunk: nn.Module, images: Tensor) -> Tensor:
@@ -157,26 +173,28 @@ def part(trunk: nn.Module, inputs: Tensor, images: Tensor, labels: Tensor | None
     return Part(inputs, images, hidden, labels)
 
 
-def _cached(name: str, make: Callable[[], Tensor]) -> Tensor:
+def _cached(name: str, make: Callable[[], Tensor | dict[str, Tensor]]) -> Any:
+    """What a file remembers, on the CPU. Of several processes one makes it and the others wait."""
     path = _CACHE / f"{name}.pt"
-    if not path.exists():
-        _CACHE.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            torch.save(make(), file)
-    loaded: Tensor = torch.load(path, weights_only=True)
-    return loaded
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            with atomic_file(path) as file:
+                torch.save(make(), file)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _accuracy(tail: nn.Module, some: Part) -> float:
     assert some.labels is not None
     with torch.no_grad():
-        return float((tail(some.inputs).argmax(1) == some.labels).double().mean())
+        return float((tail(some.inputs.cpu()).argmax(1) == some.labels).double().mean())
 
 
 # --- digits ----------------------------------------------------------------------------------------------------------
 
 
-def _digits(seed: int) -> Setting:
+def _digits(seed: int, _device: torch.device) -> Setting:
     old = sham.build("digits", seed)
     parts = []
     for batches in (old.fitted, old.held_out):
@@ -199,12 +217,17 @@ _TILES_SIDE = 96
 _TILES_EPOCHS = 24
 
 
-def _tiles(seed: int) -> Setting:
+def _tiles(seed: int, device: torch.device) -> Setting:
     images, labels = _read_tiles()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     # Tiles with a defect first: what a model relies on to call a tile free is nowhere in particular.
     chosen = [_defects_first(index, labels) for index in (order[:FITTED], order[FITTED:])]
-    trunk, tail = _train_tiles(images[chosen[0]], labels[chosen[0]], seed)
+    trunk, tail = _tile_halves()
+    whole = nn.Sequential(trunk, tail)
+    training = partial(_train_tiles, images[chosen[0]], labels[chosen[0]], seed)
+    whole.load_state_dict(_cached(f"tiles-{seed}", training))
+    whole.eval()
+    trunk.requires_grad_(False).to(device)
     parts = []
     for index in chosen:
         own = images[index]
@@ -230,20 +253,25 @@ def _defects_first(index: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([index[labels[index] != 0], index[labels[index] == 0]])
 
 
-def _train_tiles(images: Tensor, labels: Tensor, seed: int) -> tuple[nn.Module, nn.Module]:
+def _tile_halves() -> tuple[nn.Module, nn.Module]:
+    trunk = nn.Sequential(
+        *_block(1, 16, kernel=5, stride=2), *_block(16, 32), nn.MaxPool2d(2), *_block(32, 64), nn.MaxPool2d(2)
+    )
+    convolution, norm, relu = _block(64, 64)
+    tail = nn.Sequential(
+        OrderedDict(
+            conv=convolution, norm=norm, relu=relu, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),
+            head=nn.Linear(64, len(KINDS)),
+        )
+    )  # fmt: skip
+    return trunk, tail
+
+
+def _train_tiles(images: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
+    """The weights of the network of both halves."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk = nn.Sequential(
-            *_block(1, 16, kernel=5, stride=2), *_block(16, 32), nn.MaxPool2d(2), *_block(32, 64), nn.MaxPool2d(2)
-        )
-        convolution, norm, relu = _block(64, 64)
-        tail = nn.Sequential(
-            OrderedDict(
-                conv=convolution, norm=norm, relu=relu, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),
-                head=nn.Linear(64, len(KINDS)),
-            )
-        )  # fmt: skip
-        model = nn.Sequential(trunk, tail).train()
+        model = nn.Sequential(*_tile_halves()).train()
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions are faster so on a CPU
         optimizer = torch.optim.Adam(model.parameters(), 3e-3, weight_decay=1e-4)
         steps = len(labels) // 32
@@ -256,8 +284,7 @@ def _train_tiles(images: Tensor, labels: Tensor, seed: int) -> tuple[nn.Module, 
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return trunk.eval().requires_grad_(False), tail.eval()
+    return {name: values.contiguous() for name, values in model.state_dict().items()}
 
 
 def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -308,9 +335,9 @@ class _LiteTrunk(nn.Module):
         return x
 
 
-def _lite0(seed: int, classes: int) -> Setting:
+def _lite0(seed: int, device: torch.device, classes: int) -> Setting:
     model: Any = lite0()
-    trunk = _LiteTrunk(model).eval().requires_grad_(False)
+    trunk = _LiteTrunk(model).eval().requires_grad_(False).to(device)
     pixels, labels = _photographs()
     images = to_input(list(pixels.numpy()))
     known = labels if classes == 1000 else None  # with fewer classes, few photographs show any of them
@@ -359,9 +386,9 @@ class _ResNetTail(nn.Module):
         return logits
 
 
-def _resnet18(seed: int) -> Setting:
+def _resnet18(seed: int, device: torch.device) -> Setting:
     model = _resnet_weights()
-    trunk, tail = _ResNetTrunk(model).eval().requires_grad_(False), _ResNetTail(model).eval()
+    trunk, tail = _ResNetTrunk(model).eval().requires_grad_(False).to(device), _ResNetTail(model).eval()
     pixels, labels = _photographs()
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     images = ((pixels.float() / 255 - mean) / deviation).permute(0, 3, 1, 2).contiguous()
@@ -388,9 +415,10 @@ def _resnet_weights() -> nn.Module:
 # --- orientation of a page -------------------------------------------------------------------------------------------
 
 
-def _orientation(seed: int) -> Setting:
+def _orientation(seed: int, device: torch.device) -> Setting:
     old = sham.build("orientation", seed)
     trunk, tail = _halves(old.model)
+    trunk.to(device)
     parts = []
     for batches in (old.fitted, old.held_out):
         images, labels = _joined(batches)
@@ -425,7 +453,7 @@ def _halves(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     return graph.eval().requires_grad_(False), tail.eval()
 
 
-SETTINGS: dict[str, Callable[[int], Setting]] = {
+SETTINGS: dict[str, Callable[[int, torch.device], Setting]] = {
     "digits": _digits,
     "tiles": _tiles,
     "orientation": _orientation,
