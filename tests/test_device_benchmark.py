@@ -28,7 +28,7 @@ def test_it_runs_at_a_tiny_size(tmp_path, monkeypatch, capsys):
 def test_what_there_is_no_time_for_is_named():
     report = device.Bench("cpu", smoke=True, seconds=-1).run()
     assert report["rows"] == []
-    assert report["left_out"][-2:] == ["data set", "perturbation"]
+    assert {"data set", "perturbation"} < set(report["left_out"])
     assert "No time was left for: ResNet-18, float32" in device.as_markdown(report)
 
 
