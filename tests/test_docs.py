@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffgradcam
-from benchmarks import recording
+from benchmarks import device, recording
 from benchmarks.torchvision_shim import define_missing_operators
 
 from .conftest import import_peer
@@ -236,6 +236,38 @@ def test_quoted_figures_are_those_of_the_results() -> None:
 def test_the_table_of_the_recorders_is_that_of_the_benchmark() -> None:
     report = json.loads((ROOT / "benchmarks" / "results" / "recording.json").read_text())
     assert recording.as_markdown(report) in (DOCS / "design" / "recording.md").read_text()
+
+
+def test_the_table_of_the_gpu_is_that_of_the_benchmark() -> None:
+    results = ROOT / "benchmarks" / "results"
+    report, again = (json.loads((results / f"{name}.json").read_text()) for name in ("device", "device_again"))
+    page = (DOCS / "gpu.md").read_text()
+    assert device.as_markdown(report) in page
+
+    def both(model: str, batch: int, work: str, library: str = "diffgradcam") -> list[float]:
+        rows = [
+            row["values"][library]
+            for found in (report, again)
+            for row in found["rows"]
+            if (row["model"], row["batch"], row["work"], row["precision"]) == (model, batch, work, "float32")
+        ]
+        assert len(rows) == 2
+        return sorted(rows)
+
+    words = " ".join(page.split())
+    one = {name: both("ResNet-50", 1, "one map", name) for name in ("diffgradcam", "torch-cam", "pytorch-grad-cam")}
+    assert [round(value, 1) for values in one.values() for value in values] == [1.4, 1.4, 1.5, 1.6, 3.0, 3.6]
+    assert "takes 1.4 times a bare forward pass (torch-cam 1.5 to 1.6, pytorch-grad-cam 3.0 to 3.6)" in words
+    for model, batch, work, text in (
+        ("ConvNeXt-T", 32, "one map", "a map costs {:.2f} to {:.2f}"),
+        ("ResNet-50", 32, "training step, two maps", "costs {:.2f} to {:.2f} for ResNet-50"),
+        ("ConvNeXt-T", 32, "training step, two maps", "{:.2f} to {:.2f} for ConvNeXt-T"),
+    ):
+        assert text.format(*both(model, batch, work)) in words
+    low, high = both("ResNet-50", 32, "data set")
+    assert f"reached {1 / high:.2f} and {1 / low:.2f}" in words
+    rows = report["rows"] + again["rows"]
+    assert all(row["values"]["diffgradcam"] == min(row["values"].values()) for row in rows)  # no library was faster
 
 
 def test_the_table_of_the_trainers_is_that_of_the_benchmark() -> None:
