@@ -38,15 +38,14 @@ Method = Callable[..., TrainableCAM]
 _RATE = 0.1  # of the first steps, as a share of each tensor's root mean square
 _LEAST = 0.1  # root mean square of a tensor, relative to that of all: biases may start at 0
 _SLOWER = 0.5  # times the rate, after steps that went too far ...
-_TOO_FAR = 3.0  # ... times a bound
+_TOO_FAR = 6.0  # ... times a bound
 _BETAS = (0.9, 0.99)
 _WARM_UP = 10  # steps
 _LOOSE = 10.0  # times the bounds at first, so that fooling comes first ...
-_TIGHT = 0.4  # ... and by this share of the steps the bounds themselves
-_FALL = 0.6  # share of the steps after which the rate falls, to 0
+_TIGHT = 0.4  # ... and by this share of the steps the bounds themselves; then the rate falls, to 0
 _AIM = 0.9  # share of a bound that is aimed at
-_LEAST_AIM = 0.01  # where checks find that more is used than in the steps
-_HIGHER = 1.5  # the most that an aim rises at a check
+_LEAST_AIM = 0.05  # where checks find that more is used than in the steps
+_HIGHER = 3.0  # the most that an aim rises at a check
 _MOST = 1000.0  # the most that a bound weighs against fooling
 _CHECKS = 20  # of each restart
 _BISECTIONS = 5
@@ -302,7 +301,7 @@ class _Problem:
     def divergence(self, model: nn.Module) -> float:
         """Mean divergence from the clean model, in nats; NaN where a logit is not finite."""
         with torch.no_grad():
-            parts = [self.output(model(chunk)) for chunk in self.images.split(8 * self.batch_size)]
+            parts = [self.output(model(chunk)) for chunk in torch.split(self.images, 8 * self.batch_size)]
         return float(decisions_kept(self.logits, torch.cat(parts)).kl.mean())
 
     def within(self, model: nn.Module, at_least: float) -> tuple[list[float], Effect | None]:
@@ -338,7 +337,7 @@ def _start(problem: _Problem, head: nn.Module | str | None) -> _Found:
     layers = problem.make.layers
     if len(layers) > 1:
         return found
-    batches = problem.images.split(8 * problem.batch_size)
+    batches = torch.split(problem.images, 8 * problem.batch_size)
     try:
         common = common_mode_hoax(problem.clean, layers[0], batches, problem.hoax, head=head, strength=_STRENGTH)
     except ValueError:  # the head is no linear layer of the pooled activations
@@ -483,7 +482,7 @@ class _Descent:
                 total = total + weight
         for parameter, gradient in zip(self.parameters, direction, strict=True):
             parameter.grad = gradient / total
-        pace = min(1, (self.steps + 1) / _WARM_UP, (1 - self.steps / self.total) / (1 - _FALL))
+        pace = min(1, (self.steps + 1) / _WARM_UP, (1 - self.steps / self.total) / (1 - _TIGHT))
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = self.lr * scale * pace
         self.optimizer.step()
@@ -491,7 +490,7 @@ class _Descent:
 
     def _direction(self, loss: Tensor) -> tuple[list[Tensor], Tensor]:
         """The gradient of length 1, in the scales of the weights, and its length before."""
-        gradients = torch.autograd.grad(
+        gradients: Sequence[Tensor] = torch.autograd.grad(
             loss, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         if self.common:
