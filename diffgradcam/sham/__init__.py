@@ -1,6 +1,7 @@
 """Passive fooling: models that decide as before and show another map, to measure which explainers are fooled."""
 
-from .autofooling import Autofooled, Effect, Restart, autofool
+from ._problem import Effect
+from .autofooling import Autofooled, Restart, autofool
 from .closed_form import common_mode_hoax, spatial_hoax
 from .finetuning import Epoch, Finetuned, finetune
 from .input_scalar import CornerScalar, Scalar, TriggeredScalar, add_patch, input_scalar_wrapper, triggered_hoax

@@ -8,7 +8,7 @@ from torch import nn
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, ScoreCAM
 from diffgradcam.metrics import Evaluator, behaviour, behaviour_kept, decisions_kept
 from diffgradcam.metrics.similarity import pearson
-from diffgradcam.sham import autofool, autofooling, border_mask, common_mode_hoax, finetune
+from diffgradcam.sham import _descent, _problem, autofool, autofooling, border_mask, common_mode_hoax, finetune
 from tests.models import SIZE, deep, images, pooled
 from tests.sham.digits import LAYER, MASK, data, kept_and_reached, trained
 from tests.test_waits import Waits
@@ -93,7 +93,7 @@ def test_it_starts_from_the_closed_form_and_each_scope_goes_on_from_the_best():
 def test_a_rate_that_goes_too_far_falls_and_what_it_did_is_undone(monkeypatch):
     clean, x = trained(), data()[0][:96]
     options = {"keep": 0.02, "behaviour": False, "scopes": ["last stage"], "steps": 60}
-    monkeypatch.setattr(autofooling, "_RATE", 30.0)
+    monkeypatch.setattr(_descent, "_RATE", 30.0)
     found = run(clean, x, LAYER, MASK, DiffGradCAM, **options)
     assert 1e-3 < found.best.lr < 1
     before = kept_and_reached(clean, clean, x, method=DiffGradCAM)[1]
@@ -104,9 +104,9 @@ def test_a_rate_that_goes_too_far_falls_and_what_it_did_is_undone(monkeypatch):
 @pytest.mark.parametrize("bound", [False, True])
 def test_a_step_waits_for_the_device_once_a_victim(bound):
     clean, x = trained(), data()[0][:64]
-    bounds = autofooling._Bounds(0.01, 0.9 if bound else None, 8)
-    problem = autofooling._Problem(autofooling._Maker([GradCAM, DiffGradCAM], [LAYER]), clean, x, MASK, bounds, 32)
-    run = autofooling._Descent(problem, autofooling._opened(clean, "last stage", None), clean, 8, 0)
+    bounds = _problem.Bounds(0.01, 0.9 if bound else None, 8)
+    problem = _problem.Problem(_problem.Maker([GradCAM, DiffGradCAM], [LAYER]), clean, x, MASK, bounds, 32)
+    run = _descent.Descent(problem, autofooling._opened(clean, "last stage", None), clean, 8, 0)
     with Waits() as waits:
         for _ in range(3):
             run.step()

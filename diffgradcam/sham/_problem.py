@@ -1,0 +1,142 @@
+"""What an attack has to reach, and what it may cost: measured on some images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from diffgradcam._core.base import TrainableCAM
+from diffgradcam._core.checks import check_mask_size
+from diffgradcam._core.layers import LayerSpec
+from diffgradcam.analysis.comparisons import explain_together
+from diffgradcam.heatmaps import minmax, rectify
+from diffgradcam.metrics.behaviour import Behaviour, behaviour_kept, decisions_kept
+from diffgradcam.metrics.behaviour import behaviour as behaviour_of
+from diffgradcam.metrics.evaluator import Evaluator
+from diffgradcam.metrics.similarity import pearson
+
+_STEPS_OF_GRADIENTS = 8
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an attack did on some images: means over them.
+
+    Attributes:
+        kl: Divergence of the probabilities from the clean model's, in nats.
+        agreement: Share of images that both models decide alike.
+        kept: Pearson's r of the map with the clean model's.
+        reached: Pearson's r of the map with the hoax.
+        behaviour: r of what the model relies on with what the clean model relies on; None where it was not measured.
+    """
+
+    kl: float
+    agreement: float
+    kept: float
+    reached: float
+    behaviour: float | None
+
+
+@dataclass(frozen=True)
+class Maker:
+    methods: list[Callable[..., TrainableCAM]]
+    layers: list[LayerSpec]
+
+    def __call__(self, model: nn.Module) -> list[TrainableCAM]:
+        cams = [method(model, self.layers, rectify=False) for method in self.methods]
+        for cam in cams:
+            if not isinstance(cam, TrainableCAM):
+                raise TypeError(f"method made {type(cam).__name__}; expected a trainable CAM class, such as GradCAM")
+        return cams
+
+
+@dataclass(frozen=True)
+class Bounds:
+    kl: float
+    behaviour: float | None
+    judged: int
+
+
+class Problem:
+    """Some images, what the clean model shows on them, and what is compared with it."""
+
+    def __init__(
+        self, make: Maker, clean: nn.Module, images: Tensor, hoax: Tensor, bounds: Bounds, batch_size: int
+    ) -> None:
+        self.make = make
+        self.clean = clean
+        self.images = images
+        self.bounds = bounds
+        self.batch_size = batch_size
+        self.output = make(clean)[0].output
+        self.logits, self.maps = self.shown(clean, None)
+        self.classes = self.logits.argmax(1)
+        check_mask_size(hoax, self.maps.shape[2:], "the maps")
+        self.hoax = minmax(hoax.to(self.maps.dtype).unsqueeze(0)).squeeze(0)
+        self.log_probabilities = self.logits.log_softmax(1)
+        self.relied_on = None if bounds.behaviour is None else self.behaviour(clean)
+
+    def shown(self, model: nn.Module, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits of all images, and signed maps of each victim, ``(M, N, *S)``."""
+        cams = self.make(model)
+        size = 8 * self.batch_size
+        given = [None] * len(self.images) if classes is None else torch.split(classes, size)
+        parts = [
+            explain_together(cams, chunk, own)
+            for chunk, own in zip(torch.split(self.images, size), given, strict=False)
+        ]
+        logits = torch.cat([part[0].logits for part in parts])
+        return logits, torch.stack([torch.cat([part[i].maps for part in parts]) for i in range(len(cams))])
+
+    def behaviour(self, model: nn.Module) -> Behaviour:
+        """What a model relies on, in the first images."""
+        evaluator = Evaluator(model, output=self.output, batch_size=8 * self.batch_size)
+        few = slice(self.bounds.judged)
+        return behaviour_of(evaluator, self.images[few], self.classes[few], steps=_STEPS_OF_GRADIENTS, progress=False)
+
+    def measure(self, model: nn.Module) -> Effect:
+        """The effect of an attack on all images."""
+        effect = self.measure_maps(model)
+        return effect if self.relied_on is None else replace(effect, behaviour=self.kept(model, self.relied_on))
+
+    def kept(self, model: nn.Module, relied_on: Behaviour) -> float:
+        """Mean r of what a model relies on with that."""
+        return float(behaviour_kept(relied_on, self.behaviour(model)).both.mean())
+
+    def measure_maps(self, model: nn.Module) -> Effect:
+        """The effect of an attack on all images, without the costly behaviour."""
+        logits, maps = self.shown(model, self.classes)
+        decisions = decisions_kept(self.logits, logits)
+        shown, before = (rectify(each.flatten(0, 1)) for each in (maps, self.maps))
+        return Effect(
+            kl=float(decisions.kl.mean()),
+            agreement=float(decisions.agreement.double().mean()),
+            kept=float(pearson(shown, before).mean()),
+            reached=float(pearson(shown, self.hoax.expand_as(shown)).mean()),
+            behaviour=None,
+        )
+
+    def divergence(self, model: nn.Module) -> float:
+        """Mean divergence from the clean model, in nats; NaN where a logit is not finite."""
+        with torch.no_grad():
+            parts = [self.output(model(chunk)) for chunk in torch.split(self.images, 8 * self.batch_size)]
+        return float(decisions_kept(self.logits, torch.cat(parts)).kl.mean())
+
+    def within(self, model: nn.Module, at_least: float) -> tuple[list[float], Effect | None]:
+        """The shares of the bounds that are used, and the effect if it is within them and reaches more than that.
+
+        The costly bound is looked at last, and only if the rest would do.
+        """
+        used = [self.divergence(model) / self.bounds.kl]
+        if not used[0] <= 1:  # NaN is not
+            return used, None
+        effect = self.measure_maps(model)
+        if self.relied_on is None or self.bounds.behaviour is None or effect.reached <= at_least:
+            return used, effect
+        effect = replace(effect, behaviour=self.kept(model, self.relied_on))
+        assert effect.behaviour is not None
+        used.append((1 - effect.behaviour**2) / (1 - self.bounds.behaviour**2))
+        return used, effect if effect.behaviour >= self.bounds.behaviour else None
