@@ -161,9 +161,10 @@ def answer(results: Results) -> list[str]:
         f"{shared['lie']} of {shared.total()} runs); no DiffGradCAM loses more than {least:.4f}, nor behind a trigger. "
         "A wrapper moves none of their maps either; its large scalar rounds the log-odds, so that their measured "
         f"honesty moves by up to {shared_loss(results, ('wrapper',)):.2f}.",
-        f"**DiffGradCAM can be made to lie too, by an attack that is aimed at it**: within {KEEP:g} nats, its "
-        f"honesty goes {span(results, f'autofool on {DIFF}', DIFF)}; the verdict is a lie in {lies} of {judged} runs, "
-        f"a change in {changes}. Features that are moved before the pooling cost no decision at all, and every "
+        f"**An attack that is aimed at DiffGradCAM makes it lie in {lies} of {judged} runs**, and in {changes} the "
+        f"model changes: within {KEEP:g} nats, its honesty goes, on images that the attack saw, "
+        f"{span(results, f'autofool on {DIFF}', DIFF, 'fitted')}; on others, "
+        f"{span(results, f'autofool on {DIFF}', DIFF)}. Features that are moved before the pooling cost no decision at all, and every "
         f"DiffGradCAM then lies in {spatial['lie']} of {spatial.total()} cases.",
         f"**A map that moved is not yet a lie**: of {moved} maps that trained weights have moved, over all "
         f"explainers, {weights['lie']} lie, {weights['change']} follow a model that changed, and {weights['unclear']} "
@@ -331,7 +332,8 @@ def _method() -> str:
         "the map has followed; each compared with the end of a 95% interval over the images, so *unclear* is frequent "
         "where images are few. A constant map, which shows nothing, counts as r = 0. The thresholds were there before. "
         "One attack was changed after a look at the results: `autofool`, since attacks that were set by hand beat it "
-        "in half of the pairs."
+        "in half of the pairs. Its cells on *cuda* are of a state between the two, whose learning rate fell earlier: "
+        "the time on a GPU was over before the last change."
     )
 
 
