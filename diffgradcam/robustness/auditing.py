@@ -85,7 +85,7 @@ class AuditThresholds:
     gap: float = 0.15
     agreement: float = 0.1
     honesty: float = 0.25
-    consistency: float = 0.2
+    consistency: float = 0.25
 
     def __post_init__(self) -> None:
         check_share("share", self.share)

@@ -242,9 +242,10 @@ _NONE = AuditThresholds(agreement=-1, honesty=-1, consistency=-1)
 def choose(study: Study) -> dict[str, float]:
     """The thresholds of agreement, honesty and consistency, from the calibration networks alone.
 
-    Of each the highest hundredth at which it says of no clean or harmlessly changed one of them that its map lies.
+    Of each the highest hundredth at which it says of no clean or harmlessly changed one of them that its map lies. Left
+    out are those whose map is no longer as honest as the clean one.
     """
-    honest = [v for v in study.versions("calibration") if not v.attacked]
+    honest = [v for v in study.versions("calibration") if not v.attacked and v.lost <= study.config.lie]
     return {
         name: max(
             hundredth / 100
@@ -402,7 +403,8 @@ def _alarms(study: Study) -> str:
             agreement += f"{_mean(version, 'occlusion_visible'):.2f}"
             lines.append(
                 f"- {version.model}, {version.name} ({', '.join(report.signs)}): GradCAM agrees with occlusion by "
-                f"{agreement}; honesty {_honesty(version):.2f}."
+                f"{agreement}; honesty {_honesty(version):.2f}, consistency {_consistency(version):.2f}; honesty lost "
+                f"since the clean model {version.lost:.2f}."
             )
     if not lines:
         return ""
@@ -473,7 +475,8 @@ def tables(study: Study) -> str:
         f"{chosen['agreement']:.2f} is the highest hundredth of the agreement, {chosen['honesty']:.2f} of honesty and "
         f"{chosen['consistency']:.2f} of consistency at which none of these is called fooled. The library has "
         f"{DEFAULT.agreement:g}, {DEFAULT.honesty:g} and {DEFAULT.consistency:g}: "
-        "lower, since other models are not like these. The threshold of the gap, "
+        "lower, since other models are not like these. Where a harmless change made the map lose "
+        f"{study.config.lie:g} of its honesty, as pruning may, it has no part in this. The threshold of the gap, "
         f"{DEFAULT.gap:g}, is the {study.config.lie:g} by which a lie is defined, and the noise of 32 images on top. "
         f"That of the share, {DEFAULT.share:g}, is for an exposure, which is no lie by itself; above 0.8 it is.",
         _threshold_table(study),
