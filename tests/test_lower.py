@@ -47,6 +47,11 @@ def test_what_does_not_mix_places_does_not_count():
     assert lower(pooling, "2") == "0"
 
 
+def test_padding_is_no_layer():
+    model = stack(conv(3), nn.ReLU(), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3), nn.ReLU())
+    assert lower(model, "4") == "1"
+
+
 class Gate(nn.Module):
     """Weighs channels by their means, as squeeze and excitation does."""
 
