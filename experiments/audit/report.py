@@ -388,9 +388,19 @@ def _answer(study: Study) -> list[str]:
         f"**The goal for such adaptive lies was an AUROC of {WANTED:g} and {WANTED_FOUND:.0%} found at {ALLOWED:.0%} "
         f"false alarms: it reaches {reached(must_not)}**, or {reached(small)} against the small networks alone. One "
         "model shows only how honest its map is, not how honest it was. A clean map that never said much of what its "
-        "model relies on looks like a good one that was made worse. [The larger the lie, the more are "
-        "found](audit_tables.md#by-the-size-of-the-lie).",
+        f"model relies on looks like a good one that was made worse{_spread(study, adaptive)}. [The larger the lie, "
+        "the more are found](audit_tables.md#by-the-size-of-the-lie).",
     ]
+
+
+def _spread(study: Study, adaptive: Sequence[Version]) -> str:
+    """How far honest maps differ, and how far a lie moves one."""
+    low, high = np.quantile([_consistency(version) for version in negatives(study)], (0.05, 0.95))
+    clean = {version.model: _consistency(version) for version in negatives(study) if version.name == "clean"}
+    lost = [clean[version.model] - _consistency(version) for version in adaptive]
+    return f": the consistency of nine honest maps in ten is {low:.2f} to {high:.2f}, and such a lie takes " + (
+        f"{np.median(lost):.2f} from it (median)"
+    )
 
 
 def _alarms(study: Study) -> str:
@@ -433,15 +443,18 @@ def _spoilt(study: Study) -> str:
         "**GradCAM is false, and nobody attacked.** A last layer that Adam trained briefly, from its initialisation, "
         "can have so large a common mode that GradCAM contradicts what the model does. The map is false whatever the "
         "cause, but nobody chose it: the common mode is the sum of the activations, negated. The audit says so, and "
-        f"calls it exposed. Of the {_offsets(study)} that the closed form made of the same models and the small "
-        "networks, none is such an offset.\n\n" + "\n".join(lines)
+        f"calls it exposed. {_offsets(study)}\n\n" + "\n".join(lines)
     )
 
 
 def _offsets(study: Study) -> str:
-    hoaxes = [v for v in study.versions(*SPLITS) if v.name.startswith("common mode")]
-    largest = max(abs(float(judged(version).offset.median())) for version in hoaxes)
-    return f"{len(hoaxes)} hoaxes (largest cosine {largest:.2f})"
+    reports = [judged(v) for v in study.versions(*SPLITS) if v.name.startswith("common mode")]
+    largest = max(abs(float(report.offset.median())) for report in reports)
+    count = sum(report.is_offset for report in reports)
+    return (
+        f"Of the {len(reports)} hoaxes that the closed form made of all models, {count or 'none'} is such an offset "
+        f"(largest cosine {largest:.2f})."
+    )
 
 
 def _area(honest: Sequence[Version], lies: Sequence[Version]) -> float:
