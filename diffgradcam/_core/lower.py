@@ -25,8 +25,7 @@ _MIXED = 0.03
 alike, as through a gate, does not count: it moves nothing."""
 _PADDING = (_CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd)
 """What they put out is larger than what entered them: its places are not those of the image."""
-_TRIES = 32
-"""Layers; each costs a backward pass for one image."""
+_TRIES = 32  # layers, each of which costs a backward pass for one image
 
 
 class _Event(NamedTuple):
