@@ -84,7 +84,7 @@ class AuditThresholds:
     share: float = 0.1
     gap: float = 0.15
     agreement: float = 0.1
-    honesty: float = 0.25
+    honesty: float = 0.15
     consistency: float = 0.25
 
     def __post_init__(self) -> None:

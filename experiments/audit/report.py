@@ -473,6 +473,8 @@ def _lead_table(study: Study) -> str:
 def tables(study: Study) -> str:
     """The page of all tables."""
     chosen = choose(study)
+    spoilt = [v for v in study.versions("calibration") if not v.attacked and v.lost > study.config.lie]
+    fooled = sum(judged(version).fooled for version in spoilt)
     parts = [
         "# Audit: all tables",
         "The answer and the set-up are in [Does the audit tell clean checkpoints from fooled ones?](audit.md). "
@@ -488,8 +490,9 @@ def tables(study: Study) -> str:
         f"{chosen['agreement']:.2f} is the highest hundredth of the agreement, {chosen['honesty']:.2f} of honesty and "
         f"{chosen['consistency']:.2f} of consistency at which none of these is called fooled. The library has "
         f"{DEFAULT.agreement:g}, {DEFAULT.honesty:g} and {DEFAULT.consistency:g}: "
-        "lower, since other models are not like these. Where a harmless change made the map lose "
-        f"{study.config.lie:g} of its honesty, as pruning may, it has no part in this. The threshold of the gap, "
+        "lower, since other models are not like these. Where a harmless change made the map lose more than "
+        f"{study.config.lie:g} of its honesty ({len(spoilt)} of them, {fooled} called fooled), it has no part in this. "
+        "The threshold of the gap, "
         f"{DEFAULT.gap:g}, is the {study.config.lie:g} by which a lie is defined, and the noise of 32 images on top. "
         f"That of the share, {DEFAULT.share:g}, is for an exposure, which is no lie by itself; above 0.8 it is.",
         _threshold_table(study),
@@ -553,7 +556,10 @@ def _setup(study: Study) -> str:
             "lower layer and its consistency were then thought out on 14 networks of the calibration's design. That a "
             "common mode may be an offset was thought out on ResNet-18 and EfficientNet-Lite0, whose new heads had "
             "been false alarms; so for new heads those two are no independent test. All networks were trained anew "
-            "with other combinations of data and architecture, and some seeds are those of the earlier set.",
+            "with other combinations of data and architecture, and some seeds are those of the earlier set. **Decided "
+            "later**: the threshold of honesty, from 0.25 to 0.15, when all calibration networks were there and asked "
+            "for it. The test networks had been looked at by then; on them it takes away one false alarm, and finds "
+            "fewer of the adaptive lies.",
         ]
     )
 
