@@ -483,8 +483,8 @@ def tables(study: Study) -> str:
         "AUROC of each sign alone, lies of the test networks against their clean and harmlessly changed versions. The "
         "audit has the gap, the agreement with 16 occlusions, following and the next lower layer.",
         _sign_table(study),
-        "![The two signs of every version: the gap, which tells lies of the common mode, and honesty, which tells the "
-        "others](audit_signs.png)",
+        "![The two signs of every version: the gap, which tells lies of the common mode, and consistency, which tells "
+        "the others](audit_signs.png)",
         "## The threshold",
         f"On {len(study.learned('calibration'))} calibration networks, each clean and with one harmless change, "
         f"{chosen['agreement']:.2f} is the highest hundredth of the agreement, {chosen['honesty']:.2f} of honesty and "
@@ -700,23 +700,29 @@ def draw_answer(study: Study, path: Path) -> None:
     plt.close(figure)
 
 
+def _shaped(version: Version) -> bool:
+    """Whether there is an exposure that is no mere offset."""
+    report = judged(version)
+    return report.exposed and not report.is_offset
+
+
 def draw_signs(study: Study, path: Path) -> None:
-    """The gap and the honesty of every version, with the thresholds."""
+    """The gap and the consistency of every version, with the thresholds."""
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(8.5, 5), layout="constrained")
     for number, kind in enumerate(kinds(study)):
         lies = kind.what.startswith("lie: ")
-        gaps = [max(0.0, SIGNS["gap"][1](v)) if judged(v).exposed else 0.0 for v in kind.versions]
+        gaps = [max(0.0, SIGNS["gap"][1](v)) if _shaped(v) else 0.0 for v in kind.versions]
         marker = "x" if lies else "." if kind.what.startswith("no lie") else "o"
         size = 36 if lies else 30
         colour = ("C0", "C9", "C2", "C8", "C3", "C1", "C4", "C6", "k", "0.7")[number]
-        honesty = [_honesty(v) for v in kind.versions]
-        axis.scatter(honesty, gaps, s=size, c=colour, marker=marker, label=kind.what, alpha=0.8)
-    axis.axvline(DEFAULT.honesty, color="0.6", linestyle=":")
+        consistency = [_consistency(v) for v in kind.versions]
+        axis.scatter(consistency, gaps, s=size, c=colour, marker=marker, label=kind.what, alpha=0.8)
+    axis.axvline(DEFAULT.consistency, color="0.6", linestyle=":")
     axis.axhline(DEFAULT.gap, color="0.6", linestyle=":")
-    axis.set_xlabel("honesty without the common mode\n(a lie left of the line, or where the agreement alone is low)")
-    axis.set_ylabel("gap, 0 where not exposed (a lie above the line)")
+    axis.set_xlabel("consistency without the common mode\n(a lie left of the line, or where honesty is low)")
+    axis.set_ylabel("gap, 0 where not exposed, or by an offset\n(a lie above the line)")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
