@@ -76,7 +76,10 @@ def find_lower_layer(
     with outside_inference_mode(), torch.enable_grad(), eagerly(list(model.modules())):
         pixels = normal(image.detach()).clone().requires_grad_(image.is_floating_point())
         with _Watcher([*targets, *names], targets=len(targets)) as watcher:
-            logits = output(model(pixels.clone()))  # a copy: the first layer may work in place
+            try:
+                logits = output(model(pixels.clone()))  # a copy: the first layer may work in place
+            except RuntimeError:  # it runs, but not so that autograd can follow
+                return None
         if watcher.target is None or not logits.requires_grad:
             return None
         starts = {edge.node for edge in watcher.starts}
