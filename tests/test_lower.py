@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffgradcam import layer_input
+from diffgradcam import audit, layer_input
 from diffgradcam._core.lower import find_lower_layer
 from diffgradcam._core.outputs import find_logits
 from diffgradcam.tokens import tokens_to_grid
@@ -45,6 +45,11 @@ def test_what_does_not_mix_places_does_not_count():
     assert lower(model, "6") == "1"
     pooling = stack(conv(3), nn.AvgPool2d(3, 1, 1), nn.Tanh())
     assert lower(pooling, "2") == "0"
+
+
+def test_padding_is_no_layer():
+    model = stack(conv(3), nn.ReLU(), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3), nn.ReLU())
+    assert lower(model, "4") == "1"
 
 
 class Gate(nn.Module):
@@ -149,6 +154,23 @@ class Sign(nn.Module):
 
 def test_what_has_no_gradient_has_no_lower_layer():
     assert lower(stack(conv(3), nn.ReLU(), conv(), Sign()), "3") is None
+
+
+class InPlace(nn.Module):
+    """Changes a view in place, which autograd forbids."""
+
+    def forward(self, x):
+        first, second = x.chunk(2, 1)
+        first.add_(1)
+        return torch.cat([second, first], 1)
+
+
+def test_a_model_that_autograd_cannot_follow_has_no_lower_layer():
+    model = stack(conv(3), nn.ReLU(), conv(), InPlace(), nn.ReLU())
+    assert lower(model, "4") is None
+    report = audit(model, "4", torch.randn(2, 3, 12, 12), progress=False)
+    assert report.lower_layer is None
+    assert report.honesty is not None
 
 
 def test_tokens():

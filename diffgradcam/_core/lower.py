@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
 from .axes import grid_of
 from .layers import Layer, LayerSpec, find_layers
@@ -22,8 +23,9 @@ from .wrappers import eagerly
 _MIXED = 0.03
 """How much the gradient of one place must depend on another, of how much it depends on any. What comes from all places
 alike, as through a gate, does not count: it moves nothing."""
-_TRIES = 32
-"""Layers; each costs a backward pass for one image."""
+_PADDING = (_CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd)
+"""What they put out is larger than what entered them: its places are not those of the image."""
+_TRIES = 32  # layers, each of which costs a backward pass for one image
 
 
 class _Event(NamedTuple):
@@ -70,11 +72,14 @@ def find_lower_layer(
     """
     targets = find_layers(model, target_layers)
     names = [Layer(module, False, None, "all", name) for name, module in model.named_modules() if name]
-    names = [layer for layer in names if not isinstance(layer.module, torch.jit.ScriptModule)]
+    names = [layer for layer in names if not isinstance(layer.module, (torch.jit.ScriptModule, *_PADDING))]
     with outside_inference_mode(), torch.enable_grad(), eagerly(list(model.modules())):
         pixels = normal(image.detach()).clone().requires_grad_(image.is_floating_point())
         with _Watcher([*targets, *names], targets=len(targets)) as watcher:
-            logits = output(model(pixels.clone()))  # a copy: the first layer may work in place
+            try:
+                logits = output(model(pixels.clone()))  # a copy: the first layer may work in place
+            except RuntimeError:  # it runs, but not so that autograd can follow
+                return None
         if watcher.target is None or not logits.requires_grad:
             return None
         starts = {edge.node for edge in watcher.starts}

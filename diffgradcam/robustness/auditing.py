@@ -84,8 +84,8 @@ class AuditThresholds:
     share: float = 0.1
     gap: float = 0.15
     agreement: float = 0.1
-    honesty: float = 0.25
-    consistency: float = 0.2
+    honesty: float = 0.15
+    consistency: float = 0.25
 
     def __post_init__(self) -> None:
         check_share("share", self.share)

@@ -242,9 +242,10 @@ _NONE = AuditThresholds(agreement=-1, honesty=-1, consistency=-1)
 def choose(study: Study) -> dict[str, float]:
     """The thresholds of agreement, honesty and consistency, from the calibration networks alone.
 
-    Of each the highest hundredth at which it says of no clean or harmlessly changed one of them that its map lies.
+    Of each the highest hundredth at which it says of no clean or harmlessly changed one of them that its map lies. Left
+    out are those whose map is no longer as honest as the clean one.
     """
-    honest = [v for v in study.versions("calibration") if not v.attacked]
+    honest = [v for v in study.versions("calibration") if not v.attacked and v.lost <= study.config.lie]
     return {
         name: max(
             hundredth / 100
@@ -387,9 +388,19 @@ def _answer(study: Study) -> list[str]:
         f"**The goal for such adaptive lies was an AUROC of {WANTED:g} and {WANTED_FOUND:.0%} found at {ALLOWED:.0%} "
         f"false alarms: it reaches {reached(must_not)}**, or {reached(small)} against the small networks alone. One "
         "model shows only how honest its map is, not how honest it was. A clean map that never said much of what its "
-        "model relies on looks like a good one that was made worse. [The larger the lie, the more are "
-        "found](audit_tables.md#by-the-size-of-the-lie).",
+        f"model relies on looks like a good one that was made worse{_spread(study, adaptive)}. [The larger the lie, "
+        "the more are found](audit_tables.md#by-the-size-of-the-lie).",
     ]
+
+
+def _spread(study: Study, adaptive: Sequence[Version]) -> str:
+    """How far honest maps differ, and how far a lie moves one."""
+    low, high = np.quantile([_consistency(version) for version in negatives(study)], (0.05, 0.95))
+    clean = {version.model: _consistency(version) for version in negatives(study) if version.name == "clean"}
+    lost = [clean[version.model] - _consistency(version) for version in adaptive]
+    return f": the consistency of nine honest maps in ten is {low:.2f} to {high:.2f}, and such a lie takes " + (
+        f"{np.median(lost):.2f} from it (median)"
+    )
 
 
 def _alarms(study: Study) -> str:
@@ -402,7 +413,8 @@ def _alarms(study: Study) -> str:
             agreement += f"{_mean(version, 'occlusion_visible'):.2f}"
             lines.append(
                 f"- {version.model}, {version.name} ({', '.join(report.signs)}): GradCAM agrees with occlusion by "
-                f"{agreement}; honesty {_honesty(version):.2f}."
+                f"{agreement}; honesty {_honesty(version):.2f}, consistency {_consistency(version):.2f}; honesty lost "
+                f"since the clean model {version.lost:.2f}."
             )
     if not lines:
         return ""
@@ -431,15 +443,18 @@ def _spoilt(study: Study) -> str:
         "**GradCAM is false, and nobody attacked.** A last layer that Adam trained briefly, from its initialisation, "
         "can have so large a common mode that GradCAM contradicts what the model does. The map is false whatever the "
         "cause, but nobody chose it: the common mode is the sum of the activations, negated. The audit says so, and "
-        f"calls it exposed. Of the {_offsets(study)} that the closed form made of the same models and the small "
-        "networks, none is such an offset.\n\n" + "\n".join(lines)
+        f"calls it exposed. {_offsets(study)}\n\n" + "\n".join(lines)
     )
 
 
 def _offsets(study: Study) -> str:
-    hoaxes = [v for v in study.versions(*SPLITS) if v.name.startswith("common mode")]
-    largest = max(abs(float(judged(version).offset.median())) for version in hoaxes)
-    return f"{len(hoaxes)} hoaxes (largest cosine {largest:.2f})"
+    reports = [judged(v) for v in study.versions(*SPLITS) if v.name.startswith("common mode")]
+    largest = max(abs(float(report.offset.median())) for report in reports)
+    count = sum(report.is_offset for report in reports)
+    return (
+        f"Of the {len(reports)} hoaxes that the closed form made of all models, {count or 'none'} is such an offset "
+        f"(largest cosine {largest:.2f})."
+    )
 
 
 def _area(honest: Sequence[Version], lies: Sequence[Version]) -> float:
@@ -458,6 +473,8 @@ def _lead_table(study: Study) -> str:
 def tables(study: Study) -> str:
     """The page of all tables."""
     chosen = choose(study)
+    spoilt = [v for v in study.versions("calibration") if not v.attacked and v.lost > study.config.lie]
+    fooled = sum(judged(version).fooled for version in spoilt)
     parts = [
         "# Audit: all tables",
         "The answer and the set-up are in [Does the audit tell clean checkpoints from fooled ones?](audit.md). "
@@ -466,14 +483,16 @@ def tables(study: Study) -> str:
         "AUROC of each sign alone, lies of the test networks against their clean and harmlessly changed versions. The "
         "audit has the gap, the agreement with 16 occlusions, following and the next lower layer.",
         _sign_table(study),
-        "![The two signs of every version: the gap, which tells lies of the common mode, and honesty, which tells the "
-        "others](audit_signs.png)",
+        "![The two signs of every version: the gap, which tells lies of the common mode, and consistency, which tells "
+        "the others](audit_signs.png)",
         "## The threshold",
         f"On {len(study.learned('calibration'))} calibration networks, each clean and with one harmless change, "
         f"{chosen['agreement']:.2f} is the highest hundredth of the agreement, {chosen['honesty']:.2f} of honesty and "
         f"{chosen['consistency']:.2f} of consistency at which none of these is called fooled. The library has "
         f"{DEFAULT.agreement:g}, {DEFAULT.honesty:g} and {DEFAULT.consistency:g}: "
-        "lower, since other models are not like these. The threshold of the gap, "
+        "lower, since other models are not like these. Where a harmless change made the map lose more than "
+        f"{study.config.lie:g} of its honesty ({len(spoilt)} of them, {fooled} called fooled), it has no part in this. "
+        "The threshold of the gap, "
         f"{DEFAULT.gap:g}, is the {study.config.lie:g} by which a lie is defined, and the noise of 32 images on top. "
         f"That of the share, {DEFAULT.share:g}, is for an exposure, which is no lie by itself; above 0.8 it is.",
         _threshold_table(study),
@@ -537,7 +556,10 @@ def _setup(study: Study) -> str:
             "lower layer and its consistency were then thought out on 14 networks of the calibration's design. That a "
             "common mode may be an offset was thought out on ResNet-18 and EfficientNet-Lite0, whose new heads had "
             "been false alarms; so for new heads those two are no independent test. All networks were trained anew "
-            "with other combinations of data and architecture, and some seeds are those of the earlier set.",
+            "with other combinations of data and architecture, and some seeds are those of the earlier set. **Decided "
+            "later**: the threshold of honesty, from 0.25 to 0.15, when all calibration networks were there and asked "
+            "for it. The test networks had been looked at by then; on them it takes away one false alarm, and finds "
+            "fewer of the adaptive lies.",
         ]
     )
 
@@ -678,23 +700,29 @@ def draw_answer(study: Study, path: Path) -> None:
     plt.close(figure)
 
 
+def _shaped(version: Version) -> bool:
+    """Whether there is an exposure that is no mere offset."""
+    report = judged(version)
+    return report.exposed and not report.is_offset
+
+
 def draw_signs(study: Study, path: Path) -> None:
-    """The gap and the honesty of every version, with the thresholds."""
+    """The gap and the consistency of every version, with the thresholds."""
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(8.5, 5), layout="constrained")
     for number, kind in enumerate(kinds(study)):
         lies = kind.what.startswith("lie: ")
-        gaps = [max(0.0, SIGNS["gap"][1](v)) if judged(v).exposed else 0.0 for v in kind.versions]
+        gaps = [max(0.0, SIGNS["gap"][1](v)) if _shaped(v) else 0.0 for v in kind.versions]
         marker = "x" if lies else "." if kind.what.startswith("no lie") else "o"
         size = 36 if lies else 30
         colour = ("C0", "C9", "C2", "C8", "C3", "C1", "C4", "C6", "k", "0.7")[number]
-        honesty = [_honesty(v) for v in kind.versions]
-        axis.scatter(honesty, gaps, s=size, c=colour, marker=marker, label=kind.what, alpha=0.8)
-    axis.axvline(DEFAULT.honesty, color="0.6", linestyle=":")
+        consistency = [_consistency(v) for v in kind.versions]
+        axis.scatter(consistency, gaps, s=size, c=colour, marker=marker, label=kind.what, alpha=0.8)
+    axis.axvline(DEFAULT.consistency, color="0.6", linestyle=":")
     axis.axhline(DEFAULT.gap, color="0.6", linestyle=":")
-    axis.set_xlabel("honesty without the common mode\n(a lie left of the line, or where the agreement alone is low)")
-    axis.set_ylabel("gap, 0 where not exposed (a lie above the line)")
+    axis.set_xlabel("consistency without the common mode\n(a lie left of the line, or where honesty is low)")
+    axis.set_ylabel("gap, 0 where not exposed, or by an offset\n(a lie above the line)")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

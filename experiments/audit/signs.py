@@ -82,7 +82,6 @@ class Measured:
             if below is not None:
                 its = LayerCAM(model, below, score=logit_difference).explain(images, classes).maps
                 values[f"{name}_visible"] = pearson(resize(its, visible.shape[1:]), maps["visible"])
-                values[f"occlusion_{name}"] = occlusion_agreement(its, few, GRID, every=EVERY)
         self.values = values
 
     def cell(self) -> dict[str, list[float]]:
