@@ -559,7 +559,8 @@ def _setup(study: Study) -> str:
             "with other combinations of data and architecture, and some seeds are those of the earlier set. **Decided "
             "later**: the threshold of honesty, from 0.25 to 0.15, when all calibration networks were there and asked "
             "for it. The test networks had been looked at by then; on them it takes away one false alarm, and finds "
-            "fewer of the adaptive lies.",
+            "28 adaptive lies instead of 34. The line beyond which a common mode is an offset, from a cosine of 0.95 "
+            "to 0.99, when an attack on a toy of the documentation reached 0.97.",
         ]
     )
 
