@@ -164,7 +164,8 @@ def answer(results: Results) -> list[str]:
         f"**An attack that is aimed at DiffGradCAM makes it lie in {lies} of {judged} runs**, and in {changes} the "
         f"model changes: within {KEEP:g} nats, its honesty goes, on images that the attack saw, "
         f"{span(results, f'autofool on {DIFF}', DIFF, 'fitted')}; on others, "
-        f"{span(results, f'autofool on {DIFF}', DIFF)}. Features that are moved before the pooling cost no decision at all, and every "
+        f"{span(results, f'autofool on {DIFF}', DIFF)}. "
+        "Features that are moved before the pooling cost no decision at all, and every "
         f"DiffGradCAM then lies in {spatial['lie']} of {spatial.total()} cases.",
         f"**A map that moved is not yet a lie**: of {moved} maps that trained weights have moved, over all "
         f"explainers, {weights['lie']} lie, {weights['change']} follow a model that changed, and {weights['unclear']} "
