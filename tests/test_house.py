@@ -50,7 +50,7 @@ LATE = {
     ("visualize.pages", "jinja2"): "only a page needs it",
     ("robustness.benchmark_result", "matplotlib.figure"): "takes longer than the rest of the package",
     ("robustness.benchmark_result", "visualize.sheets"): "matplotlib, as above",
-    ("analysis.regions", "visualize.overlays"): "draws regions, and so knows them",
+    ("analysis.regions", "visualize.overlays"): "matplotlib, as above",
 }
 # Where the pure functions leave the graph: what is chosen there is a step, which has no derivative.
 DETACHED = {

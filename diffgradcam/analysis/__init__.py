@@ -1,9 +1,10 @@
 """What people do with maps: compare classes and methods, find regions and concepts, show edges."""
 
+from .._core.region import Region
 from .comparisons import PairExplanation, explain_pairs, explain_together
 from .concepts import Concepts, DeepFeatureFactorization, Factorization, factorize
 from .guided import GuidedBackpropReLUModel, guided_gradcam, guided_gradients
-from .regions import Region, Regions, important_features
+from .regions import Regions, important_features
 
 __all__ = [
     "Concepts",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -15,37 +15,13 @@ from .._core.class_names import GivenClassNames, as_class_names
 from .._core.display import Panel, Sheet, Shown, Table, counted, printed, renderer, size_text
 from .._core.layers import LayerSpec
 from .._core.outputs import find_logits
+from .._core.region import Region
 from ..methods.contrastive import TrueFalseCAM
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..visualize.arrays import ImageLike
-
-
-class Region(NamedTuple):
-    """A connected part of an image in which the two maps diverge.
-
-    Attributes:
-        share: Share of the whole divergence (the sum of its magnitude over the image) that lies here, in [0, 1].
-        sign: 1 where the region speaks for the true class, -1 where it speaks for the false class.
-        box: Top, left, bottom, right, in pixels; the last two are exclusive, so that ``image[top:bottom, left:right]``
-            is the box.
-        centroid: Row and column of the centre of the divergence in the region, in pixels.
-        mask: Which pixels belong to it, ``(H, W)``, bool.
-    """
-
-    share: float
-    sign: int
-    box: tuple[int, int, int, int]
-    centroid: tuple[float, float]
-    mask: Tensor
-
-    def __repr__(self) -> str:
-        """Without the mask."""
-        row, column = self.centroid
-        where = f"box={self.box}, centroid=({row:.1f}, {column:.1f})"
-        return f"Region(share={self.share:.3f}, sign={self.sign:+d}, {where}, mask of {size_text(self.mask.shape)})"
 
 
 class Regions(Shown, list[Region]):
@@ -103,7 +79,7 @@ class Regions(Shown, list[Region]):
         return renderer().figure(self._sheet(image))
 
     def _sheet(self, image: ImageLike | None = None) -> Sheet:
-        from ..visualize.overlays import draw_regions  # which knows this module
+        from ..visualize.overlays import draw_regions  # imports matplotlib
 
         ground = np.full((*self.size, 3), 0.5) if image is None else image
         true, false = self._labels()

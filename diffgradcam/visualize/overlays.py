@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .._core.checks import check_share
-from ..analysis.regions import Region
+from .._core.region import Region
 from .arrays import Array, ColormapLike, ImageLike, MapLike, as_bytes, as_image, as_map, colours, grey
 
 _REST = {"dark": lambda image: 0.25 * image, "grey": grey}
