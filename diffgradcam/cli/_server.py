@@ -271,7 +271,10 @@ def _refusal(headers: Headers) -> str | None:
         name = None
     if name not in _NAMES:
         return f"this page is at {' or '.join(_NAMES)}, and nowhere else"
-    # Browsers say who asks. A link to the page may be followed; anything else is asked by the page itself.
+    # Browsers say who asks: old ones, where it is a script of another page; others, always. A link to the page may be
+    # followed; anything else is asked by the page itself.
+    if headers.get("origin", f"http://{host}") != f"http://{host}":
+        return "asked by another page"
     opened = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not opened:
         return "asked by another page"

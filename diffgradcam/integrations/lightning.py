@@ -97,12 +97,9 @@ class SaliencyGuidance(Callback):
     def _guided(self, module: LightningModule, step: functools.partial[Any], batch: Any) -> Any:
         cam, outputs = self._guidance.cam, []
         model = inner_model(cam.model)
-        handle = model.register_forward_hook(lambda _module, _args, output: outputs.append(output))
-        try:
-            with twice_differentiable():
-                result = step()
-        finally:
-            handle.remove()
+        # One statement: between two, Ctrl-C could come and leave the hook.
+        with model.register_forward_hook(lambda *called: outputs.append(called[-1])), twice_differentiable():
+            result = step()
         loss = result["loss"] if isinstance(result, Mapping) else result
         if loss is None:  # the step is to be left out
             return result
