@@ -18,7 +18,7 @@ from .._core.errors import NotTraceable
 from .._core.explanation import Explanation
 from .._core.optional import import_optional
 from .._core.persistence import atomic_file
-from .protobuf import refuse_other_files
+from ._protobuf import refuse_other_files
 from .tracing import ModelWithMaps
 
 OUTPUTS = ("logits", "classes", "maps")
@@ -50,12 +50,13 @@ def write_onnx(
         The SHA-256 of the file, in hexadecimal digits.
 
     Raises:
-        TypeError: If ``module`` is of another kind.
+        TypeError: If ``module`` is of another kind, or JSON cannot hold the facts.
         RuntimeError: If ONNX has no operator for a part of it, as for the eigenvectors of EigenCAM.
         ImportError: If onnx, onnxscript or onnxruntime is not installed.
     """
     if not isinstance(module, ModelWithMaps):
         raise TypeError(f"module is {type(module).__name__}; expected what with_maps() returned")
+    known = _known(module, class_names, facts)
     import_optional("onnx", "write_onnx")
     operators = import_optional("onnxscript", "write_onnx").opset18
     tensor = next(module.parameters(), torch.empty(0))
@@ -82,10 +83,7 @@ def write_onnx(
             "with another method or layer"
         ) from error
     assert program is not None  # only the old exporter returns nothing
-    known = {"explains": module.explains, **(facts or {})}
-    if names := as_class_names(class_names):
-        known["class_names"] = dict(names)
-    program.model.metadata_props[_KEY] = json.dumps(known)
+    program.model.metadata_props[_KEY] = known
     return _write(Path(file), program.model_proto.SerializeToString())
 
 
@@ -147,7 +145,7 @@ class OnnxExplainer:
         """
         if not isinstance(images, Tensor) or images.dtype != self._dtype:
             given = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"images are {given}; expected a tensor of {self._dtype}; convert it: images.to(...)")
+            raise TypeError(f"images are {given}; expected a tensor of {self._dtype}, which the file takes")
         if tuple(images.shape[1:]) != self.size or not len(images):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; expected (B, {', '.join(map(str, self.size))}), the size "
@@ -177,6 +175,18 @@ def _sort(operators: Any) -> Callable[..., Any]:
         return operators.TopK(tensor, length, axis=dim, largest=int(descending))
 
     return sort
+
+
+def _known(module: ModelWithMaps, class_names: GivenClassNames | None, facts: Mapping[str, Any] | None) -> str:
+    known = {"explains": module.explains, **(facts or {})}
+    if names := as_class_names(class_names):
+        known["class_names"] = dict(names)
+    try:
+        return json.dumps(known, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"facts hold what JSON cannot ({error}); expected texts, numbers, lists and dictionaries"
+        ) from error
 
 
 def _write(path: Path, data: bytes) -> str:
