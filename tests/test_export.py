@@ -213,13 +213,19 @@ class TestRefused:
             (None, IMAGES, "cam is NoneType; expected a CAM"),
             (GradCAM(models.pooled(), "relu"), IMAGES.long(), "torch.int64, .*expected a floating-point tensor"),
             (GradCAM(models.pooled(), "relu"), [1], "example_images are list"),
+            (
+                GradCAM(models.pooled(), "relu"),
+                IMAGES[:0],
+                r"\(0, 3, 6, 5\); expected a floating-point tensor of images",
+            ),
+            (GradCAM(models.pooled(), "relu"), IMAGES[0, 0, 0], r"\(5,\); expected a floating-point tensor of images"),
         ],
     )
     def test_wrong_kinds(self, cam, images, message):
         with pytest.raises(TypeError, match=message):
             with_maps(cam, images)
 
-    @pytest.mark.parametrize("classes", [1.5, [0.5], [[0, 1]]])
+    @pytest.mark.parametrize("classes", [1.5, [0.5], [[0, 1]], None, [None], {}, ["all"], [True], object(), [10**30]])
     def test_classes_of_another_kind(self, classes):
         with pytest.raises(TypeError, match="expected 'argmax', 'all', 'top5' or another number, a class, or a list"):
             with_maps(GradCAM(models.pooled(), "relu"), IMAGES, classes)

@@ -337,6 +337,16 @@ def test_a_size_that_is_not_certain_names_the_image():
         Inputs(("a",), {}).spatial_size(2)
 
 
+def test_the_image_is_the_first_tensor_that_can_be_one():
+    ids, row, images = torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 5), torch.zeros(2, 3, 4)
+    assert Inputs((ids, row, {"x": [images]}), {}).image is images
+    assert Inputs((ids, row), {}).image is row
+    assert Inputs((ids, "a"), {}).image is ids
+    assert Inputs(("a",), {}).image is None
+    with pytest.raises(TypeError, match="image='name' is NoneType; expected a tensor"):
+        Inputs((images,), {"name": "a"}, "name")
+
+
 @pytest.mark.parametrize("again", ["raises", "has other logits", "has more logits", "is no tensor"])
 def test_a_model_that_says_nothing_about_single_images(again):
     """Whatever it does for one image alone, no other argument is taken for one with a row for each image."""
