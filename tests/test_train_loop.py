@@ -1,10 +1,8 @@
 """The loop of ``diffgradcam.training``: the plain one for cross-entropy; the same after a kill and in parallel."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,37 +188,6 @@ def test_a_training_that_stopped_between_epochs_ends_with_the_same_numbers(tmp_p
     assert same(weights(whole), weights(again))
     assert whole.history == again.history
     assert whole.selected == again.selected
-
-
-def trained_elsewhere(path):
-    """What the subprocess of the next test runs."""
-    torch.set_num_threads(1)
-    fitted = run(replace(FAST, epochs=40, augment="affine"), Path(path) / "state.safetensors")
-    write_checkpoint(Path(path) / "done.safetensors", fitted.model.state_dict(), {"history": fitted.history})
-
-
-def test_a_training_that_is_killed_at_any_time_ends_with_the_same_numbers(tmp_path):
-    command = [sys.executable, "-c", f"from tests.test_train_loop import *; trained_elsewhere({str(tmp_path)!r})"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    state, kills = tmp_path / "state.safetensors", 0
-    for wanted in (3, None):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment)
-        while process.poll() is None:
-            epochs = len(read_checkpoint(state).about["history"]) if state.is_file() else 0
-            if wanted is not None and epochs >= wanted:
-                process.send_signal(signal.SIGKILL)
-                kills += process.wait() == -signal.SIGKILL
-                break
-            time.sleep(0.002)
-    assert process.returncode == 0
-    assert kills >= 1
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    whole = run(replace(FAST, epochs=40, augment="affine"))
-    torch.set_num_threads(threads)
-    done = read_checkpoint(tmp_path / "done.safetensors")
-    assert same(done.tensors, whole.model.state_dict())
-    assert done.about["history"] == [list(epoch) for epoch in whole.history]
 
 
 PARALLEL = Settings(

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "asked",
     [
-        {"training": 8, "end": 79, "export": 0},
+        {"training": 6, "end": 157, "export": 0},
         pytest.param({"training": 400, "end": 1, "command": 60}, marks=pytest.mark.siege),
     ],
     ids=["a few", "many"],
@@ -36,9 +36,9 @@ def test_killed_anywhere(tmp_path, asked):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts["training"]["lines"] >= 3
+    assert counts["training"]["lines"] >= 2
     assert counts["training"]["times"] >= 2
-    assert counts["end"]["lines"] >= 10
+    assert counts["end"]["lines"] >= 5
     if "export" in asked:
         assert counts["export"]["old"] > 10
         assert counts["export"]["new"] > 5
