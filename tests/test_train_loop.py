@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from diffgradcam import GradCAM
 from diffgradcam.losses import CyborgLoss, SaliencyGuidedLoss
@@ -336,6 +337,15 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tmp_path):
         run(replace(FAST, epochs=2), tmp_path / "state.safetensors")
 
 
+def test_checkpoints_need_a_package(tmp_path, monkeypatch):
+    for name in ("safetensors", "safetensors.torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"^a checkpoint needs safetensors"):
+        write_checkpoint(tmp_path / "x.safetensors", {}, {})
+    with pytest.raises(ImportError, match=r"^a checkpoint needs safetensors"):
+        read_checkpoint(tmp_path / "x.safetensors")
+
+
 def test_files_that_are_no_checkpoints(tmp_path):
     from safetensors.torch import save_file
 
@@ -446,7 +456,8 @@ def test_labels_are_read_without_images():
 
 
 @pytest.mark.parametrize("progress", [False, True])
-def test_a_bar_is_shown_only_if_it_is_wanted(capfd, progress):
+def test_a_bar_is_shown_only_if_it_is_wanted(capfd, progress, monkeypatch):
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)  # no thread that outlives the bar
     run(replace(FAST, epochs=1, seed=7), progress=progress)
     shown = capfd.readouterr().err
     assert ("contrast, seed 7: 100%" in shown) == progress
