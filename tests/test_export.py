@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -320,6 +321,16 @@ class TestParts:
         assert names
         assert names <= {name for name, _ in module.named_buffers()}
         assert not names & {name for name, _ in module.named_parameters()}
+
+    def test_the_exporter_looks_for_what_it_needs_by_its_own_name(self, monkeypatch, tmp_path):
+        module = with_maps(GradCAM(models.pooled(), "relu"), IMAGES)
+        monkeypatch.setitem(sys.modules, "onnxscript", None)
+        monkeypatch.setitem(sys.modules, "onnx", None)
+        with pytest.raises(ImportError, match=r"^write_onnx needs onnx, which is not installed"):
+            write_onnx(module, tmp_path / "m.onnx")
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(ImportError, match=r"^OnnxExplainer needs onnxruntime, which is not installed"):
+            OnnxExplainer(tmp_path / "m.onnx")
 
     @pytest.mark.parametrize("wrong", range(3))
     def test_what_differs_from_explain_is_named(self, wrong):

@@ -331,6 +331,12 @@ def test_what_cannot_be_trained():
         )  # fmt: skip
 
 
+def test_a_batch_that_processes_cannot_share(monkeypatch):
+    monkeypatch.setattr(loop, "place", lambda: (0, 3))
+    with pytest.raises(ValueError, match="a batch of 16 for 3 processes: expected a multiple of them"):
+        run()
+
+
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tmp_path):
     run(replace(FAST, epochs=1), tmp_path / "state.safetensors")
     with pytest.raises(ValueError, match=r"was made with .*'epochs': 1.* but this training has .*'epochs': 2"):
