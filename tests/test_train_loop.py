@@ -488,3 +488,52 @@ def test_tokens_are_brought_to_a_grid_while_training():
     grid = trained(tokens_to_grid)
     turned = trained(lambda tokens: tokens_to_grid(tokens).flip(3))
     assert grid.history[0].saliency != turned.history[0].saliency
+
+
+def test_each_epoch_and_each_process_has_an_augmentation_of_its_own(monkeypatch):
+    seeds, original = [], loop.augmented
+
+    def noted(images, saliency, how, generator):
+        seeds.append(generator.initial_seed())
+        return original(images, saliency, how, generator)
+
+    monkeypatch.setattr(loop, "augmented", noted)
+    run()
+    assert seeds == [loop._mixed(0, epoch, "augmentation 0") for epoch in range(3) for _ in range(3)]
+    assert len({loop._mixed(0, epoch, f"augmentation {rank}") for epoch in range(3) for rank in range(3)}) == 9
+
+
+def test_the_order_of_images_is_that_of_the_seed_and_the_epoch():
+    data = InMemory(torch.arange(8.0).view(8, 1, 1, 1), torch.zeros(8, dtype=torch.long))
+
+    def order(seed, epoch, rank=0, world=1):
+        batches = loop._batches(data, Settings(batch_size=4, seed=seed), epoch, rank, world, 0)
+        return [batch.image.flatten().int().tolist() for batch in batches]
+
+    whole = torch.randperm(8, generator=torch.Generator().manual_seed(loop._mixed(5, 2, "order"))).tolist()
+    assert order(5, 2) == [whole[:4], whole[4:]]
+    assert [order(5, 2, rank, 2) for rank in (0, 1)] == [[whole[rank:4:2], whole[4 + rank :: 2]] for rank in (0, 1)]
+    assert order(5, 2) != order(5, 3)
+    assert order(5, 2) != order(6, 2)
+
+
+@pytest.mark.parametrize(("loss", "times"), [("ce", 0), ("contrast", 3)])
+def test_attention_runs_unfused_where_maps_are_trained(monkeypatch, loss, times):
+    entered, original = [], loop.twice_differentiable
+    monkeypatch.setattr(loop, "twice_differentiable", lambda: entered.append(1) or original())
+    run(replace(FAST, loss=loss))
+    assert len(entered) == times
+
+
+@pytest.mark.parametrize("blur", [False, True])
+def test_human_maps_are_blurred_if_it_is_wanted(blur):
+    found = loop._criterion(Settings(loss="cyborg", blur=blur, class_weights=False), squares(4), torch.device("cpu"))
+    assert found.blur == ((0.1, 2.0) if blur else None)
+
+
+def test_the_bar_of_a_training_that_goes_on_begins_where_it_was(capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
+    for _ in range(2):
+        capfd.readouterr()
+        run(replace(FAST, epochs=1), tmp_path / "state.safetensors", progress=True)
+    assert " 3/3 [" in capfd.readouterr().err

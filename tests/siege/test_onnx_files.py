@@ -214,6 +214,22 @@ def test_any_bytes_are_refused_in_words(examples):
     check()
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x0b\x00", "^a field goes on beyond its message$"),  # of a type that there is no more
+        (b"\x3a\x05\x00", "^a field goes on beyond its message$"),
+        (b"\x09" + b"\x00" * 7, "^a field goes on beyond its message$"),
+        (b"\x80" * 10 + b"\x00", "^a number does not end$"),
+        (b"\x08\x80", "^a number does not end$"),
+    ],
+)
+def test_damaged_messages(data, message):
+    with pytest.raises(ValueError, match=message):
+        refuse_other_files(data)
+    refuse_other_files(b"\x09" + b"\x00" * 8 + b"\x0d" + b"\x00" * 4 + b"\x80" * 9 + b"\x00\x05")
+
+
 TEXTS = ["", "[]", "5", "null", "{", '"a"', "[" * 5000, '{"class_names": 5}', "\ufeff{}", "NaN"]
 NAMES = [[1, 2], {"x": "a"}, {"0": 5}, {"-1": "a"}, "abc", 7, {"0": None}, {"9" * 5000: "a"}]
 
