@@ -537,3 +537,8 @@ def test_the_bar_of_a_training_that_goes_on_begins_where_it_was(capfd, monkeypat
         capfd.readouterr()
         run(replace(FAST, epochs=1), tmp_path / "state.safetensors", progress=True)
     assert " 3/3 [" in capfd.readouterr().err
+
+
+def test_gradients_are_scaled_on_a_gpu_alone(tmp_path):
+    run(replace(FAST, epochs=1, amp=True), tmp_path / "state.safetensors")
+    assert read_checkpoint(tmp_path / "state.safetensors").about["scaler"] == {}
