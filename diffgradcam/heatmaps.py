@@ -6,7 +6,9 @@ so that zero maps and constant maps have finite values and finite gradients.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -85,8 +87,9 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 
     Raises:
         ValueError: If ``size`` has another number of dimensions than the maps, or they have more than three.
+        TypeError: If ``size`` is no sequence of whole numbers.
     """
-    size = tuple(size)
+    size = _whole_numbers(size)
     spatial = tuple(maps.shape[1:])
     if len(size) != len(spatial) or len(size) not in _INTERPOLATION:
         raise ValueError(
@@ -102,6 +105,16 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
         )
     resized: Tensor = F.interpolate(maps.unsqueeze(1), size, mode=_INTERPOLATION[len(size)], align_corners=False)
     return resized.squeeze(1)
+
+
+def _whole_numbers(size: Sequence[int]) -> tuple[int, ...]:
+    try:
+        lengths = tuple(size)
+    except TypeError:
+        lengths = (None,)  # type: ignore[assignment] # refused below
+    if any(isinstance(length, bool) or not isinstance(length, Integral | torch.SymInt) for length in lengths):
+        raise TypeError(f"size is {reprlib.repr(size)}; expected a whole number for each dimension, such as (224, 224)")
+    return lengths
 
 
 def channel_sum(channels: Tensor) -> Tensor:

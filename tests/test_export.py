@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ from diffgradcam import (
     heatmaps,
     layer_input,
 )
-from diffgradcam.export import ModelWithMaps, OnnxExplainer, with_maps, write_onnx
+from diffgradcam.export import ModelWithMaps, OnnxExplainer, tracing, with_maps, write_onnx
 from diffgradcam.export.operators import DECOMPOSITIONS
 from diffgradcam.metrics.similarity import pearson
 from diffgradcam.tokens import tokens_to_grid
@@ -212,13 +214,19 @@ class TestRefused:
             (None, IMAGES, "cam is NoneType; expected a CAM"),
             (GradCAM(models.pooled(), "relu"), IMAGES.long(), "torch.int64, .*expected a floating-point tensor"),
             (GradCAM(models.pooled(), "relu"), [1], "example_images are list"),
+            (
+                GradCAM(models.pooled(), "relu"),
+                IMAGES[:0],
+                r"\(0, 3, 6, 5\); expected a floating-point tensor of images",
+            ),
+            (GradCAM(models.pooled(), "relu"), IMAGES[0, 0, 0], r"\(5,\); expected a floating-point tensor of images"),
         ],
     )
     def test_wrong_kinds(self, cam, images, message):
         with pytest.raises(TypeError, match=message):
             with_maps(cam, images)
 
-    @pytest.mark.parametrize("classes", [1.5, [0.5], [[0, 1]]])
+    @pytest.mark.parametrize("classes", [1.5, [0.5], [[0, 1]], None, [None], {}, ["all"], [True], object(), [10**30]])
     def test_classes_of_another_kind(self, classes):
         with pytest.raises(TypeError, match="expected 'argmax', 'all', 'top5' or another number, a class, or a list"):
             with_maps(GradCAM(models.pooled(), "relu"), IMAGES, classes)
@@ -260,6 +268,8 @@ class TestOperators:
             nn.AvgPool2d(3, stride=2, padding=1),
             nn.AvgPool2d(2, ceil_mode=True, divisor_override=3),
             nn.AvgPool3d(2),
+            nn.AvgPool2d((2, 4), stride=3, ceil_mode=True),
+            nn.AvgPool2d(2, stride=2, padding=1, count_include_pad=True),
             nn.MaxPool2d(3, stride=2, padding=1),
             nn.MaxPool3d(2, stride=1),
         ],
@@ -277,11 +287,125 @@ class TestOperators:
         assert not [node for node in graph.graph.nodes if "backward" in str(node.target)]
         torch.testing.assert_close(graph(images), gradient(images), rtol=1e-5, atol=1e-5)
 
-    def test_windows_of_different_sizes_stay(self):
-        pool = nn.AvgPool2d(2, ceil_mode=True)
-        images = torch.randn(1, 2, 5, 5, requires_grad=True)
+    @pytest.mark.parametrize(
+        ("pool", "side"),
+        [
+            (nn.AvgPool2d(2, ceil_mode=True), 5),
+            (nn.AvgPool2d(3, stride=3, padding=1, ceil_mode=True), 8),
+            (nn.AvgPool2d(2, padding=1, count_include_pad=False), 6),
+        ],
+    )
+    def test_windows_of_different_sizes_stay(self, pool, side):
+        images = torch.randn(1, 2, side, side, requires_grad=True)
         graph = make_fx(lambda x: torch.autograd.grad(pool(x).square().sum(), x)[0], DECOMPOSITIONS)(images)
         assert [node for node in graph.graph.nodes if "avg_pool2d_backward" in str(node.target)]
+
+
+class TestParts:
+    """What is behind ``with_maps`` and ``write_onnx``, by itself."""
+
+    @pytest.mark.parametrize("size", [1, (1, 1), [1, 1], (2, 1), (1, 2), (None, 1), 2])
+    @pytest.mark.parametrize("shape", [(2, 3, 6, 5), (3, 6, 5)])
+    def test_pooling_to_one_position_is_a_mean(self, size, shape):
+        images = torch.randn(*shape)
+        expected = nn.functional.adaptive_avg_pool2d(images, size)
+        with tracing._PlainPooling():
+            torch.testing.assert_close(nn.functional.adaptive_avg_pool2d(images, size), expected)
+            torch.testing.assert_close(nn.functional.adaptive_avg_pool2d(images, output_size=size), expected)
+            torch.testing.assert_close(nn.functional.relu(images), images.relu())
+
+    def test_buffers_stay_buffers(self):
+        model = small()
+        module = with_maps(GradCAM(model, "3"), torch.rand(1, 3, 16, 16))
+        names = {f"computation.model.{name}" for name, value in model.named_buffers() if value.is_floating_point()}
+        assert names
+        assert names <= {name for name, _ in module.named_buffers()}
+        assert not names & {name for name, _ in module.named_parameters()}
+
+    def test_the_exporter_looks_for_what_it_needs_by_its_own_name(self, monkeypatch, tmp_path):
+        module = with_maps(GradCAM(models.pooled(), "relu"), IMAGES)
+        monkeypatch.setitem(sys.modules, "onnxscript", None)
+        monkeypatch.setitem(sys.modules, "onnx", None)
+        with pytest.raises(ImportError, match=r"^write_onnx needs onnx, which is not installed"):
+            write_onnx(module, tmp_path / "m.onnx")
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(ImportError, match=r"^OnnxExplainer needs onnxruntime, which is not installed"):
+            OnnxExplainer(tmp_path / "m.onnx")
+
+    @pytest.mark.parametrize("wrong", range(3))
+    def test_what_differs_from_explain_is_named(self, wrong):
+        cam = GradCAM(models.pooled(), "relu")
+        expected = cam.explain(IMAGES)
+        found = [value + (number == wrong) for number, value in enumerate(expected)]
+        name = ("logits", "classes", "maps")[wrong]
+        with pytest.raises(RuntimeError, match=f"GradCAM of Sequential cannot be one graph: its {name} of the example"):
+            tracing._compare(cam, lambda _: found, IMAGES, expected)
+        tracing._compare(cam, lambda _: list(expected), IMAGES, expected)
+
+    def test_other_errors_are_told_by_their_first_line(self):
+        assert tracing._short(KeyError("\n  a\nb")) == r"KeyError: '\n  a\nb'"
+        assert tracing._short(ValueError("\n  a  \nb")) == "ValueError: a"
+        assert tracing._short(ValueError()) == "ValueError: no message"
+
+    def test_what_is_asked_of_the_exporter_and_what_the_file_says(self, monkeypatch, tmp_path):
+        pytest.importorskip("onnxscript", reason="ONNX files need the extra onnx")
+        asked = {}
+        program = SimpleNamespace(model=SimpleNamespace(metadata_props={}))
+        program.model_proto = SimpleNamespace(SerializeToString=lambda: b"a file")
+        monkeypatch.setattr(torch.onnx, "export", lambda *args, **given: asked.update(given, args=args) or program)
+        model = nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()  # without any weight
+        module = with_maps(GradCAM(model, "0"), IMAGES)
+        digest = write_onnx(module, tmp_path / "m.onnx", class_names={1: "b"}, facts={"size": 5})
+        assert digest == hashlib.sha256(b"a file").hexdigest()
+        (own, (example,)), names = asked["args"], asked["input_names"]
+        assert (own, example.shape, example.dtype) == (module, (2, 3, 6, 5), torch.float64)
+        assert (names, tuple(asked["output_names"])) == (["images"], ("logits", "classes", "maps"))
+        assert (asked["dynamo"], asked["external_data"], asked["verbose"]) == (True, False, False)
+        assert [*asked["dynamic_shapes"]["images"]] == [0]
+        facts = json.loads(program.model.metadata_props["diffgradcam"])
+        assert facts == {"explains": module.explains, "size": 5, "class_names": {"1": "b"}}
+        write_onnx(module, tmp_path / "m.onnx")
+        assert json.loads(program.model.metadata_props["diffgradcam"]) == {"explains": module.explains}
+        with pytest.raises(TypeError, match=r"facts hold what JSON cannot \(.*\); expected texts, numbers, lists"):
+            write_onnx(module, tmp_path / "m.onnx", facts={"a": {1}})
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            (
+                "x\nNo decompositions for <OpOverload(op='aten.a', overload='b')>",
+                "ONNX has no operator for aten.a; run",
+            ),
+            ("one\n\nthe last line\n", "cannot be an ONNX file: the last line; run the module itself"),
+        ],
+    )
+    def test_what_the_exporter_refuses(self, monkeypatch, tmp_path, text, told):
+        pytest.importorskip("onnxscript", reason="ONNX files need the extra onnx")
+
+        def fail(*_, **__):
+            raise torch.onnx.OnnxExporterError(text)
+
+        monkeypatch.setattr(torch.onnx, "export", fail)
+        with pytest.raises(RuntimeError, match=told):
+            write_onnx(with_maps(GradCAM(models.pooled(), "relu"), IMAGES), tmp_path / "m.onnx")
+        assert not os.listdir(tmp_path)
+
+    def test_options_go_to_the_runtime(self, monkeypatch, tmp_path):
+        runtime, seen = pytest.importorskip("onnxruntime"), []
+
+        def session(_, **options):
+            seen.append(options)
+            raise RuntimeError("no  session\nhere")
+
+        monkeypatch.setattr(runtime, "InferenceSession", session)
+        (tmp_path / "m.onnx").write_bytes(b"")
+        for options in ({}, {"providers": ["Other"]}):
+            with pytest.raises(ValueError, match=r"m\.onnx cannot be read as an ONNX model: no session here"):
+                OnnxExplainer(tmp_path / "m.onnx", **options)
+        assert seen == [{"providers": ["CPUExecutionProvider"]}, {"providers": ["Other"]}]
+        (tmp_path / "m.onnx.sha256").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"but m\.onnx\.sha256 says nothing; export the model again"):
+            OnnxExplainer(tmp_path / "m.onnx")
 
 
 class TestModule:

@@ -20,6 +20,7 @@ from diffgradcam import (
     TrueFalseCAM,
     layer_input,
 )
+from diffgradcam._core.inputs import Inputs, following_rows
 from diffgradcam.scores import Counterfactual
 from diffgradcam.utils.model_targets import ClassifierOutputTarget, RawScoresOutputTarget
 from tests import models
@@ -315,6 +316,66 @@ def test_methods_without_gradients_need_no_graph(name, mode):
     with torch.no_grad():
         maps = METHODS[name](model, "backbone").explain(IMAGES, 1).maps
     exact(maps, METHODS[name](plain, "backbone").explain(IMAGES, 1).maps)
+
+
+def test_inputs_are_brought_to_a_device_together_with_the_image():
+    inputs = Inputs(({"image": IMAGES, "name": "a"},), {"mask": IMAGES[:, 0]})
+    moved = inputs.to(torch.device("meta"))
+    assert moved.image is moved.args[0]["image"]
+    assert (moved.image.device.type, moved.kwargs["mask"].device.type) == ("meta", "meta")
+    assert moved.args[0]["name"] == "a"
+    assert inputs.image.device.type == "cpu"
+    assert inputs.to(torch.device("cpu")).image is inputs.image
+
+
+def test_a_size_that_is_not_certain_names_the_image():
+    with pytest.raises(
+        ValueError, match=r"have 2 dimensions, and the image is shape \(3, 4\), not .* size=\(224, 224\)"
+    ):
+        Inputs((torch.zeros(3, 4),), {}).spatial_size(2)
+    with pytest.raises(ValueError, match="and the image is NoneType, not"):
+        Inputs(("a",), {}).spatial_size(2)
+
+
+def test_the_image_is_the_first_tensor_that_can_be_one():
+    ids, row, images = torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 5), torch.zeros(2, 3, 4)
+    assert Inputs((ids, row, {"x": [images]}), {}).image is images
+    assert Inputs((ids, row), {}).image is row
+    assert Inputs((ids, "a"), {}).image is ids
+    assert Inputs(("a",), {}).image is None
+    with pytest.raises(TypeError, match="image='name' is NoneType; expected a tensor"):
+        Inputs((images,), {"name": "a"}, "name")
+
+
+@pytest.mark.parametrize("again", ["raises", "has other logits", "has more logits", "is no tensor"])
+def test_a_model_that_says_nothing_about_single_images(again):
+    """Whatever it does for one image alone, no other argument is taken for one with a row for each image."""
+    logits = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+    def run(_):
+        if again == "raises":
+            raise ArithmeticError("only two at once")
+        return {"has other logits": logits[1:] + 1, "has more logits": logits, "is no tensor": None}[again]
+
+    inputs = Inputs((torch.zeros(2, 3, 4, 4), torch.zeros(2)), {})
+    with pytest.raises(ValueError, match=r"other arguments, of shape \(2,\), have as many rows as there are images"):
+        following_rows(inputs, logits, run)
+
+
+def test_of_several_candidates_those_follow_that_give_the_same_logits():
+    images, follows, stays = (
+        torch.zeros(2, 3, 4, 4),
+        torch.tensor([[1.0], [2.0]]),
+        torch.tensor([[5.0, 0.0], [0.0, 7.0]]),
+    )
+
+    def run(inputs):
+        _, row, both = inputs.args
+        return row * both.sum()
+
+    inputs = Inputs((images, follows, stays), {})
+    assert [each is follows for each in following_rows(inputs, run(inputs), run)] == [True]
+    assert following_rows(Inputs((images,), {}), torch.zeros(2, 1), run) == ()
 
 
 def test_gradients_cannot_start_in_inference_mode():

@@ -424,7 +424,9 @@ def test_a_checkpoint_of_train_runs_no_file_that_it_names(tmp_path):
     hoax.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{MODEL}")
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     (tmp_path / "data.csv").write_text("image,label\na.png,0\na.png,1\n")
-    told = {key: [] for key in ("layer", "classes", "size", "mean", "std", "together", "seen")}
+    seen = {key: [] for key in ("names", "together", "groups")}
+    told = {"layer": "0", "classes": ["0", "1"], "size": [16, 16], "mean": [0.5], "std": [0.5], "seen": seen}
+    told["together"] = None
     write_checkpoint(tmp_path / "x.safetensors", {}, {"model": f"{hoax}:make", **told})
     arguments = ["evaluate", str(tmp_path / "x.safetensors"), str(tmp_path / "data.csv")]
     result = click_testing.CliRunner().invoke(main, arguments)

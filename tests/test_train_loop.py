@@ -1,10 +1,8 @@
 """The loop of ``diffgradcam.training``: the plain one for cross-entropy; the same after a kill and in parallel."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +11,11 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from diffgradcam import GradCAM
 from diffgradcam.losses import CyborgLoss, SaliencyGuidedLoss
+from diffgradcam.tokens import tokens_to_grid
 from diffgradcam.training import (
     InMemory,
     Prepare,
@@ -25,6 +25,7 @@ from diffgradcam.training import (
     augmented,
     evaluate_model,
     fit,
+    loop,
     predict,
     read_checkpoint,
     with_classes,
@@ -170,8 +171,6 @@ def test_the_best_epoch_is_kept_and_the_first_of_equals():
 def test_a_training_that_stopped_between_epochs_ends_with_the_same_numbers(tmp_path, optimizer, monkeypatch):
     settings = replace(FAST, optimizer=optimizer, augment="affine", blur=True)
     whole = run(settings)
-    from diffgradcam.training import loop
-
     original, scored = loop._score, []
 
     def killed(*arguments):
@@ -190,37 +189,6 @@ def test_a_training_that_stopped_between_epochs_ends_with_the_same_numbers(tmp_p
     assert same(weights(whole), weights(again))
     assert whole.history == again.history
     assert whole.selected == again.selected
-
-
-def trained_elsewhere(path):
-    """What the subprocess of the next test runs."""
-    torch.set_num_threads(1)
-    fitted = run(replace(FAST, epochs=40, augment="affine"), Path(path) / "state.safetensors")
-    write_checkpoint(Path(path) / "done.safetensors", fitted.model.state_dict(), {"history": fitted.history})
-
-
-def test_a_training_that_is_killed_at_any_time_ends_with_the_same_numbers(tmp_path):
-    command = [sys.executable, "-c", f"from tests.test_train_loop import *; trained_elsewhere({str(tmp_path)!r})"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    state, kills = tmp_path / "state.safetensors", 0
-    for wanted in (3, None):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment)
-        while process.poll() is None:
-            epochs = len(read_checkpoint(state).about["history"]) if state.is_file() else 0
-            if wanted is not None and epochs >= wanted:
-                process.send_signal(signal.SIGKILL)
-                kills += process.wait() == -signal.SIGKILL
-                break
-            time.sleep(0.002)
-    assert process.returncode == 0
-    assert kills >= 1
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    whole = run(replace(FAST, epochs=40, augment="affine"))
-    torch.set_num_threads(threads)
-    done = read_checkpoint(tmp_path / "done.safetensors")
-    assert same(done.tensors, whole.model.state_dict())
-    assert done.about["history"] == [list(epoch) for epoch in whole.history]
 
 
 PARALLEL = Settings(
@@ -363,10 +331,25 @@ def test_what_cannot_be_trained():
         )  # fmt: skip
 
 
+def test_a_batch_that_processes_cannot_share(monkeypatch):
+    monkeypatch.setattr(loop, "place", lambda: (0, 3))
+    with pytest.raises(ValueError, match="a batch of 16 for 3 processes: expected a multiple of them"):
+        run()
+
+
 def test_a_checkpoint_of_other_settings_is_not_gone_on_with(tmp_path):
     run(replace(FAST, epochs=1), tmp_path / "state.safetensors")
     with pytest.raises(ValueError, match=r"was made with .*'epochs': 1.* but this training has .*'epochs': 2"):
         run(replace(FAST, epochs=2), tmp_path / "state.safetensors")
+
+
+def test_checkpoints_need_a_package(tmp_path, monkeypatch):
+    for name in ("safetensors", "safetensors.torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"^a checkpoint needs safetensors"):
+        write_checkpoint(tmp_path / "x.safetensors", {}, {})
+    with pytest.raises(ImportError, match=r"^a checkpoint needs safetensors"):
+        read_checkpoint(tmp_path / "x.safetensors")
 
 
 def test_files_that_are_no_checkpoints(tmp_path):
@@ -379,3 +362,183 @@ def test_files_that_are_no_checkpoints(tmp_path):
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="has no settings of a training in it"):
         read_checkpoint(path)
+
+
+def test_a_finished_training_that_is_started_again_has_the_best_weights(tmp_path):
+    settings = replace(FAST, epochs=6)
+    first = run(settings, tmp_path / "state.safetensors")
+    assert first.selected < 6
+    again = run(settings, tmp_path / "state.safetensors")
+    assert same(weights(first), weights(again))
+    assert (again.selected, again.history) == (first.selected, first.history)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t, a: (t | {"model.fc.weight": torch.zeros(3, 6)}, a),
+            r"'fc.weight' are torch.float32, \(3, 6\); expected",
+        ),
+        (
+            lambda t, a: (t | {"best.fc.bias": torch.zeros(2).double()}, a),
+            r"torch.float64, \(2,\); expected torch.float32",
+        ),
+        (
+            lambda t, a: ({k: v for k, v in t.items() if k != "best.fc.bias"}, a),
+            "'fc.bias' are missing; expected torch",
+        ),
+        (lambda t, a: (t | {"model.more": torch.zeros(1)}, a), r"'more' are torch.float32, \(1,\); expected missing"),
+        (
+            lambda t, a: (t | {"optimizer.0.exp_avg": torch.zeros(2)}, a),
+            "the state '0.exp_avg' of the optimizer is torch",
+        ),
+        (
+            lambda t, a: ({k: v for k, v in t.items() if k != "optimizer.0.exp_avg"}, a),
+            "has other parts for some weights",
+        ),
+        (lambda t, a: (t, a | {"history": [[1, "2", 3, 4, 5]]}), "its history holds something else than numbers"),
+        (lambda t, a: (t, a | {"selected": 0}), "it selects epoch 0 of 1"),
+        (lambda t, a: (t, a | {"selected": 2}), "it selects epoch 2 of 1"),
+        (
+            lambda t, a: (t, {k: v for k, v in a.items() if k != "groups"}),
+            "cannot be gone on with .'groups'.; delete it",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_not_gone_on_with(tmp_path, change, message):
+    path = tmp_path / "state.safetensors"
+    run(replace(FAST, epochs=1), path)
+    stored = read_checkpoint(path)
+    write_checkpoint(path, *change(stored.tensors, stored.about))
+    with pytest.raises(ValueError, match=message):
+        run(replace(FAST, epochs=1), path)
+
+
+def test_tensors_that_share_their_memory_are_written_whole(tmp_path):
+    tensor = torch.arange(6.0).view(2, 3)
+    write_checkpoint(tmp_path / "x.safetensors", {"a": tensor, "b": tensor.T, "c": tensor[1:]}, {"d": 1})
+    stored = read_checkpoint(tmp_path / "x.safetensors")
+    assert same(stored.tensors, {"a": tensor, "b": tensor.T, "c": tensor[1:]})
+    assert stored.about == {"d": 1}
+    assert not stored.part("a")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_the_optimizer_is_the_one_of_the_settings(name):
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    model = tiny()
+    model.fc.bias.requires_grad_(False)
+    found = loop._optimizer(model, Settings(optimizer=name, learning_rate=0.3, weight_decay=0.2, momentum=0.7))
+    assert type(found) is kind
+    (group,) = found.param_groups
+    assert (group["lr"], group["weight_decay"], group.get("momentum", 0.7)) == (0.3, 0.2, 0.7)
+    assert [id(each) for each in group["params"]] == [id(each) for each in model.parameters() if each.requires_grad]
+
+
+def test_class_weights_are_those_of_the_labels_and_only_if_they_are_wanted():
+    labels = torch.tensor([0, 0, 0, 1])
+    data = InMemory(torch.zeros(4, 1, 2, 2), labels)
+    logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    given = torch.tensor([0, 1])
+    each = F.cross_entropy(logits, given, reduction="none")
+    for wanted, weight in ((False, torch.ones(2)), (True, torch.tensor([4 / 6, 4 / 2]))):
+        criterion = loop._criterion(Settings(loss="ce", class_weights=wanted), data, torch.device("cpu"))
+        assert float(criterion(logits, given)) == pytest.approx(float((each * weight).sum() / weight.sum()))
+        guided = loop._criterion(Settings(loss="cyborg", class_weights=wanted), data, torch.device("cpu"))
+        found = guided.class_weights
+        assert found is None if not wanted else torch.allclose(found, weight)
+
+
+def test_labels_are_read_without_images():
+    class NoImages(InMemory):
+        def __getitem__(self, index):
+            raise AssertionError("an image was read")
+
+    data = NoImages(torch.zeros(4, 1, 2, 2), torch.tensor([3, 1, 2, 0]))
+    assert loop.labels_of(data).tolist() == [3, 1, 2, 0]
+    assert loop.labels_of(torch.utils.data.Subset(data, [2, 0])).tolist() == [2, 3]
+    assert loop.labels_of(list(InMemory(torch.zeros(2, 1, 2, 2), torch.tensor([5, 4])))).tolist() == [5, 4]
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_is_shown_only_if_it_is_wanted(capfd, progress, monkeypatch):
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)  # no thread that outlives the bar
+    run(replace(FAST, epochs=1, seed=7), progress=progress)
+    shown = capfd.readouterr().err
+    assert ("contrast, seed 7: 100%" in shown) == progress
+    assert progress or not shown
+
+
+def test_tokens_are_brought_to_a_grid_while_training():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mix, self.head = nn.Conv2d(1, 6, 4, 4), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.mix(self.embed(x).flatten(2).transpose(1, 2)).relu().mean(1))
+
+    def trained(transform):
+        torch.manual_seed(0)
+        return fit(
+            Tokens(), squares(), replace(FAST, epochs=1, select="last"), layer="mix", reshape_transform=transform
+        )
+
+    grid = trained(tokens_to_grid)
+    turned = trained(lambda tokens: tokens_to_grid(tokens).flip(3))
+    assert grid.history[0].saliency != turned.history[0].saliency
+
+
+def test_each_epoch_and_each_process_has_an_augmentation_of_its_own(monkeypatch):
+    seeds, original = [], loop.augmented
+
+    def noted(images, saliency, how, generator):
+        seeds.append(generator.initial_seed())
+        return original(images, saliency, how, generator)
+
+    monkeypatch.setattr(loop, "augmented", noted)
+    run()
+    assert seeds == [loop._mixed(0, epoch, "augmentation 0") for epoch in range(3) for _ in range(3)]
+    assert len({loop._mixed(0, epoch, f"augmentation {rank}") for epoch in range(3) for rank in range(3)}) == 9
+
+
+def test_the_order_of_images_is_that_of_the_seed_and_the_epoch():
+    data = InMemory(torch.arange(8.0).view(8, 1, 1, 1), torch.zeros(8, dtype=torch.long))
+
+    def order(seed, epoch, rank=0, world=1):
+        batches = loop._batches(data, Settings(batch_size=4, seed=seed), epoch, rank, world, 0)
+        return [batch.image.flatten().int().tolist() for batch in batches]
+
+    whole = torch.randperm(8, generator=torch.Generator().manual_seed(loop._mixed(5, 2, "order"))).tolist()
+    assert order(5, 2) == [whole[:4], whole[4:]]
+    assert [order(5, 2, rank, 2) for rank in (0, 1)] == [[whole[rank:4:2], whole[4 + rank :: 2]] for rank in (0, 1)]
+    assert order(5, 2) != order(5, 3)
+    assert order(5, 2) != order(6, 2)
+
+
+@pytest.mark.parametrize(("loss", "times"), [("ce", 0), ("contrast", 3)])
+def test_attention_runs_unfused_where_maps_are_trained(monkeypatch, loss, times):
+    entered, original = [], loop.twice_differentiable
+    monkeypatch.setattr(loop, "twice_differentiable", lambda: entered.append(1) or original())
+    run(replace(FAST, loss=loss))
+    assert len(entered) == times
+
+
+@pytest.mark.parametrize("blur", [False, True])
+def test_human_maps_are_blurred_if_it_is_wanted(blur):
+    found = loop._criterion(Settings(loss="cyborg", blur=blur, class_weights=False), squares(4), torch.device("cpu"))
+    assert found.blur == ((0.1, 2.0) if blur else None)
+
+
+def test_the_bar_of_a_training_that_goes_on_begins_where_it_was(capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
+    for _ in range(2):
+        capfd.readouterr()
+        run(replace(FAST, epochs=1), tmp_path / "state.safetensors", progress=True)
+    assert " 3/3 [" in capfd.readouterr().err
+
+
+def test_gradients_are_scaled_on_a_gpu_alone(tmp_path):
+    run(replace(FAST, epochs=1, amp=True), tmp_path / "state.safetensors")
+    assert read_checkpoint(tmp_path / "state.safetensors").about["scaler"] == {}

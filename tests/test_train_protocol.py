@@ -123,5 +123,14 @@ def test_bad_splits():
         split(LABELS, GROUPS, hold_out="replay")
     with pytest.raises(ValueError, match="has no image of class 1"):
         split([0] * 10 + [1], [""] * 11)
+    with pytest.raises(ValueError, match=r"no group 'mask': expected one of none$"):
+        split([0, 1] * 9, [""] * 18, hold_out="mask")
+    with pytest.raises(ValueError, match=r"no group 'mask': expected one of live, print$"):
+        split([0, 1] * 9, ["", "print", "live"] * 6, hold_out="mask")
+    two = [0] * 9 + [1] * 9 + [2, 3]  # of the last two classes there is one image each, and they stay together
+    with pytest.raises(ValueError, match=r"^\w+ has no image of class 2, 3: expected more images, or fewer"):
+        split(two, [""] * 20, [""] * 18 + ["one"] * 2, validation=0.3, test=0.3)
+    with pytest.raises(ValueError, match="the closed test has no image of class 1: expected more images, or fewer"):
+        split([0] * 40 + [1] * 2, [""] * 42, validation=0.0, test=0.1)
     with pytest.raises(ValueError, match="every image of the held-out group 'mask' is kept together"):
         split(LABELS, GROUPS, ["one"] * 30 + [""] * 50 + ["one"] * 20, hold_out="mask", test=0.1, validation=0.1)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from diffgradcam import AblationCAM, GradCAM, layer_input
 from diffgradcam._core import forward as forward_module
+from diffgradcam._core import upper
 from tests import models
 from tests.methods import exact
 from tests.untouched import untouched
@@ -161,6 +162,111 @@ class SharedBelow(nn.Module):
 @pytest.mark.parametrize("run", range(5))
 def test_runs_inside_what_is_left_out_are_counted(run, monkeypatch):
     exact(*both(monkeypatch, models.seeded(SharedBelow), "act", run=run))
+
+
+class Turned(nn.Module):
+    """Returns positions before images, and a word."""
+
+    def forward(self, x):
+        return x.transpose(0, 1), "turned"
+
+
+class Total(nn.Module):
+    """Returns one number for all images."""
+
+    def forward(self, x):
+        return (x.detach() * 0).sum()
+
+
+class Mixed(nn.Module):
+    """Returns a row for each image; what runs within it does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.turned, self.total = Turned(), Total()
+
+    def forward(self, x):
+        turned, word = self.turned(x)
+        assert word == "turned"
+        return turned.transpose(0, 1) + self.total(x)
+
+
+class AllSorts(nn.Module):
+    """Below the layer, modules that are called by keyword, and that return all sorts of things."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mixed, self.turned, self.total = nn.Conv2d(3, 6, 1), Mixed(), Turned(), Total()
+        self.features, self.head = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.mixed(self.stem(input=x))
+        turned, _ = self.turned(x)
+        return self.head(self.features(turned.transpose(0, 1) + self.total(x)).tanh().mean((2, 3)))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What ran from the layer on."""
+    found = []
+
+    class Watched(forward_module.FromLayer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            found.append(self)
+
+    monkeypatch.setattr(forward_module, "FromLayer", Watched)
+    return found
+
+
+REMEMBERED = {
+    # Of the other two the first result differs: the control flow looks at the values of all rows at once.
+    **{name: (Network, *LAYERS[name]) for name in LAYERS if name not in ("past the skip connection", "the last run")},
+    **{f"run {run} of a shared one": (SharedBelow, "act", {"run": run}) for run in range(5)},
+    "all sorts": (AllSorts, "features", {}),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERED)
+def test_nothing_had_to_run_as_a_whole(name, made):
+    build, layer, options = REMEMBERED[name]
+    ablated(models.seeded(build), layer, **options)
+    assert made
+    for each in made:
+        assert each._remembered is not None
+        assert each._compared
+
+
+def test_only_what_has_a_row_for_each_image_is_remembered(made):
+    ablated(models.seeded(AllSorts), "features")
+    # The calls, from 0: the model, stem, mixed and the two within, turned, total, features.
+    assert sorted(made[0]._remembered._done) == [1, 2, 7]
+    assert made[0]._remembered._done[2].calls == 3
+
+
+def test_replicas_have_hooks_and_a_forward_of_their_own():
+    seen, model = [], KnowsItself().double()
+    replicas = upper._replicate(
+        model, lambda module, forward, args, kwargs: seen.append(module) or forward(*args, **kwargs)
+    )
+    assert torch.equal(replicas[model](models.images()), model(models.images()))
+    assert seen[0] is replicas[model]
+    assert replicas[model.inner.stem] in seen
+    assert (replicas[model].calls, model.calls) == (1, 1)
+    replicas[model.inner.stem].register_forward_hook(lambda *_: None)
+    assert not model.inner.stem._forward_hooks
+    with pytest.raises(RuntimeError, match="compiled modules cannot be replicated"):
+        upper._replicate(nn.Sequential(torch.compile(nn.ReLU(), backend="eager")), None)
+
+
+def test_values_are_the_same_up_to_a_share_of_the_largest():
+    for scale in (1e-4, 1.0, 1e4):
+        values = scale * torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+        share = scale * torch.finfo(torch.float64).eps ** 0.5
+        assert upper.same_values(values + 0.9 * share, values)
+        assert not upper.same_values(values + 1.1 * share, values)
+    assert not upper.same_values(torch.zeros(2), torch.zeros(3))
+    assert upper.same_values(torch.zeros(0), torch.zeros(0))
 
 
 def test_what_lies_below_runs_a_few_times_only():

@@ -54,9 +54,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model: Any module, also one that is being trained.
     """
     training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
         for module in training:

@@ -85,7 +85,8 @@ def find_layers(model: nn.Module, target_layers: LayerSpec | Sequence[LayerSpec]
     """
     if not isinstance(target_layers, LayerSpec | Sequence):
         raise TypeError(_not_a_layer(target_layers))
-    if run is not None and run not in _RUNS and (not isinstance(run, int) or isinstance(run, bool)):
+    number = isinstance(run, int) and not isinstance(run, bool)
+    if not (run is None or number or (isinstance(run, str) and run in _RUNS)):
         raise ValueError(f"run is {run!r}; expected 'first', 'last', 'all', the number of a run, or None")
     targets = [target_layers] if isinstance(target_layers, LayerSpec) else list(target_layers)
     if not targets:

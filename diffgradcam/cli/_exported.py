@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,15 +57,21 @@ def read_exported(file: Path) -> Exported:
     explainer = OnnxExplainer(file)
     facts = explainer.facts
     try:
-        preparation = _preparation(facts["preparation"])
+        preparation = _preparation(facts["preparation"], explainer.size)
         loaded = LoadedModel(str(facts["model"]), nn.Module(), preparation, explainer.class_names, facts["untrained"])
         return Exported(explainer, Subject(loaded, [], [str(facts["layer"])], None, ()), str(facts["method"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{file} does not say how its images are prepared; expected a file of 'diffgradcam export'"
+            f"{file} does not say how its images are prepared ({error}); expected a file of 'diffgradcam export'"
         ) from error
 
 
-def _preparation(facts: Mapping[str, Any]) -> Preparation:
+def _preparation(facts: Mapping[str, Any], size: tuple[int, ...]) -> Preparation:
     mean, std = (tuple(map(float, facts[name])) for name in ("mean", "std"))
-    return Preparation(int(facts["size"]), mean, std, float(facts["crop"]))
+    preparation = Preparation(int(facts["size"]), mean, std, float(facts["crop"]))
+    side = preparation.size
+    if size != (len(mean), side, side) or len(mean) not in (1, 3) or len(std) != len(mean):
+        raise ValueError(f"images are prepared as {preparation}, but the model takes {size}")
+    if not 0 < preparation.crop <= 1 or not all(map(math.isfinite, (*mean, *std))) or 0 in std:
+        raise ValueError(f"images cannot be prepared as {preparation}")
+    return preparation

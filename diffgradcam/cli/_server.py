@@ -11,6 +11,7 @@ import _thread
 import asyncio
 import contextlib
 import queue
+import re
 import secrets
 import socket
 import sys
@@ -19,7 +20,6 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import anyio
 import uvicorn
@@ -40,6 +40,7 @@ from ._viewer import MOST_IMAGES, Viewer
 
 HOST = "127.0.0.1"
 _NAMES = (HOST, "localhost")  # what this machine calls itself; any other is that of a page that points its name here
+_OURS = re.compile(rf"({'|'.join(map(re.escape, _NAMES))})(:[0-9]+)?", re.IGNORECASE)
 _PATIENCE = 0.2  # seconds after which to ask whether somebody still waits
 _POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
@@ -265,13 +266,12 @@ class _Guard:
 def _refusal(headers: Headers) -> str | None:
     """Why a request is refused, or None."""
     host = headers.get("host", "")
-    try:
-        name = urlsplit(f"//{host}").hostname
-    except ValueError:
-        name = None
-    if name not in _NAMES:
+    if not _OURS.fullmatch(host):
         return f"this page is at {' or '.join(_NAMES)}, and nowhere else"
-    # Browsers say who asks. A link to the page may be followed; anything else is asked by the page itself.
+    # Browsers say who asks: old ones, where it is a script of another page; others, always. A link to the page may be
+    # followed; anything else is asked by the page itself.
+    if headers.get("origin", f"http://{host}") != f"http://{host}":
+        return "asked by another page"
     opened = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not opened:
         return "asked by another page"

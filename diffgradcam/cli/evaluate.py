@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from ._output import Result, result_command
 from ._subject import say
 from ._trainable import build_model, data_options, read_data, table
 
-_TOLD = ("model", "layer", "classes", "size", "mean", "std", "together", "seen")
+_SEEN = ("names", "together", "groups")
+_LARGEST_SIDE = 4096  # of images, in pixels
 
 
 @click.command(
@@ -45,10 +47,12 @@ def evaluate(
     APCER, BPCER, ACER and APCER at BPCER = 1%, and how well maps match people's, with 95% intervals over the images.
     """
     from ..training import evaluate_model, read_checkpoint
+    from ..training.checkpoint import check_weights
     from ..training.runs import as_dict, unseen
 
     stored = read_checkpoint(checkpoint)
     about = stored.about
+    _check(about, checkpoint)
     name = model or _safe_name(about, checkpoint)
     built = build_model(
         name, layer=about["layer"], size=about["size"][0], mean=tuple(about["mean"]), std=tuple(about["std"]),
@@ -56,11 +60,12 @@ def evaluate(
     )  # fmt: skip
     network = built.make(0)
     try:
-        network.load_state_dict(stored.tensors)
-    except RuntimeError as error:
+        check_weights(stored.tensors, network.state_dict())
+    except ValueError as error:
         raise ValueError(
-            f"the weights in {checkpoint} are not those of {name}: name its factory with --model"
+            f"the weights in {checkpoint} are not those of {name} ({error}): name its factory with --model"
         ) from error
+    network.load_state_dict(stored.tensors)
     place = torch.device(device)
     network.to(place).eval()
     own = about["classes"]
@@ -86,14 +91,48 @@ def evaluate(
     return Result(result, "\n".join(lines))
 
 
+def _check(about: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse what 'diffgradcam train' does not write, before a size or a list of it is used."""
+    wrong = [key for key, right in _TOLD.items() if key not in about or not right(about[key])]
+    if wrong:
+        raise ValueError(
+            f"{checkpoint} does not say {', '.join(wrong)}: expected a file that 'diffgradcam train' wrote"
+        )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_size(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2 or value[0] != value[1]:
+        return False
+    return type(value[0]) is int and 1 <= value[0] <= _LARGEST_SIDE
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) in (1, 3) and all(type(each) in (int, float) for each in value)
+
+
+_TOLD: dict[str, Callable[[Any], bool]] = {
+    "model": _is_text,
+    "layer": _is_text,
+    "classes": lambda value: _are_texts(value) and len(value) == 2,
+    "size": _is_size,
+    "mean": _are_numbers,
+    "std": _are_numbers,
+    "together": lambda value: value is None or _is_text(value),
+    "seen": lambda value: isinstance(value, dict) and all(_are_texts(value.get(key)) for key in _SEEN),
+}
+
+
 def _safe_name(about: dict[str, Any], checkpoint: Path) -> str:
     """The model that a checkpoint names, unless building it would run a file that the user did not name."""
-    missing = [key for key in _TOLD if key not in about]
-    if missing:
-        raise ValueError(
-            f"{checkpoint} does not say {', '.join(missing)}: expected a file that 'diffgradcam train' wrote"
-        )
-    name = str(about["model"])
+    name: str = about["model"]
     if ".py:" in name:
         raise ValueError(
             f"{checkpoint} is of the model {name}, and a file is run only where you name it: add --model {name} if you "

@@ -13,6 +13,7 @@ import click
 import torch
 from torch import distributed
 
+from .._core.persistence import atomic_file
 from ..losses import ClassChoice
 from ._options import EXISTING_FILE, FOLDER, numbers
 from ._output import Result, result_command
@@ -194,7 +195,8 @@ def train(
             "mean": {part: means([r[part] for r in results.values() if r[part]]) for part in ("closed", "open")},
         }  # fmt: skip
         if main:
-            (out / "metrics.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+            with atomic_file(out / "metrics.json") as file:
+                file.write(json.dumps(found, indent=1).encode())
             _write_report(out, built, data, classes, runs[0], validation, test, place, settings)
         else:
             raise click.exceptions.Exit(0)  # the first process says it
@@ -256,5 +258,6 @@ def _write_report(
         facts={"model": built.name, "layer": built.layer_name, "loss": settings.loss, "run": run.folder,
                "images": "of the tests, never trained on"},
     )  # fmt: skip
-    (out / "report.html").write_text(page, encoding="utf-8")
+    with atomic_file(out / "report.html") as file:
+        file.write(page.encode())
     say(f"report: {shown(out / 'report.html')}")

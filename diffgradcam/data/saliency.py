@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv as csv_format
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ _LARGEST = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 _READABLE = f"expected {', '.join(FORMATS)}, of at most {MOST_PIXELS:,} pixels"
 _MOST_NAMED = 10  # bad rows in one message
+_LONGEST_NUMBER = 100  # digits of a label; Python refuses to read numbers of thousands
 _COLOUR_TOLERANCE = 0.1  # JPEG alone makes the channels of a grey image differ by less
 
 
@@ -77,8 +79,8 @@ class SaliencyDataset(Dataset[SaliencyItem]):
 
     Raises:
         FileNotFoundError: If the CSV does not exist, or an image or map that a row names.
-        ValueError: If the CSV lacks a column or has no rows, or a row's label, path, file or map size is wrong; when an
-            item is read, if its pixels can't be. The message names the row.
+        ValueError: If the CSV is no text in UTF-8, lacks a column, has one twice or has no rows, or a row's label,
+            path, file or map size is wrong; when an item is read, if its pixels can't be. The message names the row.
         TypeError: When an item is read, if the transform does not return two tensors.
 
     Example:
@@ -264,9 +266,19 @@ class _Row(NamedTuple):
 
 
 def _read_rows(csv: Path) -> list[_Row]:
-    with csv.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets put a mark before the first column
-        lines = [[cell.strip() for cell in cells] for cells in csv_format.reader(file)]
+    try:
+        # -sig: spreadsheets put a mark before the first column.
+        with csv.open(newline="", encoding="utf-8-sig") as file:
+            lines = [[cell.strip() for cell in cells] for cells in csv_format.reader(file)]
+    except (UnicodeDecodeError, csv_format.Error) as error:
+        raise ValueError(
+            f"{csv.name} cannot be read as a CSV ({error}); expected text in UTF-8, separated by commas; spreadsheets "
+            "save it as 'CSV UTF-8'"
+        ) from error
     columns = lines[0] if lines else []
+    twice = [name for name, count in Counter(filter(None, columns)).items() if count > 1]
+    if twice:
+        raise ValueError(f"{csv.name} has several columns {', '.join(map(repr, twice))}; expected each name once")
     if not set(_REQUIRED) <= set(columns):
         raise ValueError(
             f"{csv.name} has the columns {columns}; expected a header with {', '.join(_REQUIRED)} and, optionally, "
@@ -311,8 +323,8 @@ def _raise_all(errors: Sequence[Exception]) -> None:
 
 def _sorted_classes(labels: Sequence[str]) -> list[str]:
     names = set(labels)
-    if all(name.isdecimal() for name in names):
-        return sorted(names, key=int)
+    if all(name.isdecimal() and len(name) <= _LONGEST_NUMBER for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 

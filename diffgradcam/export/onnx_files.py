@@ -18,10 +18,12 @@ from .._core.errors import NotTraceable
 from .._core.explanation import Explanation
 from .._core.optional import import_optional
 from .._core.persistence import atomic_file
+from ._protobuf import refuse_other_files
 from .tracing import ModelWithMaps
 
 OUTPUTS = ("logits", "classes", "maps")
 _KEY = "diffgradcam"  # of our facts among the file's metadata
+_TYPES = {"tensor(float)": torch.float32, "tensor(double)": torch.float64, "tensor(float16)": torch.float16}
 _UNKNOWN = re.compile(r"No (?:ONNX function|decompositions?)[^<]*<OpOverload\(op='([^']+)'")
 
 
@@ -48,12 +50,13 @@ def write_onnx(
         The SHA-256 of the file, in hexadecimal digits.
 
     Raises:
-        TypeError: If ``module`` is of another kind.
+        TypeError: If ``module`` is of another kind, or JSON cannot hold the facts.
         RuntimeError: If ONNX has no operator for a part of it, as for the eigenvectors of EigenCAM.
         ImportError: If onnx, onnxscript or onnxruntime is not installed.
     """
     if not isinstance(module, ModelWithMaps):
         raise TypeError(f"module is {type(module).__name__}; expected what with_maps() returned")
+    known = _known(module, class_names, facts)
     import_optional("onnx", "write_onnx")
     operators = import_optional("onnxscript", "write_onnx").opset18
     tensor = next(module.parameters(), torch.empty(0))
@@ -80,18 +83,8 @@ def write_onnx(
             "with another method or layer"
         ) from error
     assert program is not None  # only the old exporter returns nothing
-    known = {"explains": module.explains, **(facts or {})}
-    if names := as_class_names(class_names):
-        known["class_names"] = dict(names)
-    program.model.metadata_props[_KEY] = json.dumps(known)
-    data = program.model_proto.SerializeToString()
-    digest = hashlib.sha256(data).hexdigest()
-    path = Path(file)
-    with atomic_file(path) as stream:
-        stream.write(data)
-    with atomic_file(_checksum_file(path)) as stream:
-        stream.write(f"{digest}  {path.name}\n".encode())
-    return digest
+    program.model.metadata_props[_KEY] = known
+    return _write(Path(file), program.model_proto.SerializeToString())
 
 
 class OnnxExplainer:
@@ -107,26 +100,31 @@ class OnnxExplainer:
         size: The shape of one image.
 
     Raises:
-        ValueError: If the checksum is another one, or the file is no model with maps.
+        ValueError: If the checksum is another one, the file keeps weights in other files, or it is no model with maps.
         ImportError: If onnxruntime is not installed.
     """
 
     def __init__(self, file: Path | str, **options: Any) -> None:
         runtime = import_optional("onnxruntime", "OnnxExplainer")
         path = Path(file)
-        _verify(path)
+        data = _verified(path)
         options.setdefault("providers", ["CPUExecutionProvider"])
         try:
-            self._session = runtime.InferenceSession(str(path), **options)
+            refuse_other_files(data)
+            self._session = runtime.InferenceSession(data, **options)
         except Exception as error:  # a class of its own for each kind of damage
             raise ValueError(f"{path} cannot be read as an ONNX model: {' '.join(str(error).split())}") from error
         if tuple(output.name for output in self._session.get_outputs()) != OUTPUTS:
             raise ValueError(
                 f"{path} has no maps; expected a file of write_onnx() or of the command diffgradcam export"
             )
-        (image,) = self._session.get_inputs()
-        self.size: tuple[int, ...] = tuple(image.shape[1:])
-        self.facts: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map.get(_KEY, "{}"))
+        inputs = self._session.get_inputs()
+        if [image.name for image in inputs] != ["images"] or inputs[0].type not in _TYPES:
+            given = ", ".join(f"{image.name}, {image.type}" for image in inputs)
+            raise ValueError(f"{path} takes {given}; expected images alone, as a file of write_onnx() does")
+        self._dtype = _TYPES[inputs[0].type]
+        self.size: tuple[int, ...] = tuple(inputs[0].shape[1:])
+        self.facts = _facts(self._session.get_modelmeta().custom_metadata_map.get(_KEY, "{}"), path)
         try:
             self.class_names = ClassNames.from_json(self.facts.get("class_names"))
         except (TypeError, ValueError) as error:
@@ -142,15 +140,31 @@ class OnnxExplainer:
             As :meth:`diffgradcam.BaseCAM.explain`, on the CPU.
 
         Raises:
-            ValueError: If the images are of another size.
+            TypeError: If the images are of another type of numbers.
+            ValueError: If the images are of another size, or the names in the file are not those of the classes.
         """
-        if tuple(images.shape[1:]) != self.size:
+        if not isinstance(images, Tensor) or images.dtype != self._dtype:
+            given = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"images are {given}; expected a tensor of {self._dtype}, which the file takes")
+        if tuple(images.shape[1:]) != self.size or not len(images):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; expected (B, {', '.join(map(str, self.size))}), the size "
                 "that the file was made for; resize them"
             )
         outputs = self._session.run(OUTPUTS, {"images": images.detach().cpu().numpy()})
-        return Explanation(*map(torch.from_numpy, outputs), class_names=self.class_names)
+        found = Explanation(*map(torch.from_numpy, outputs), class_names=self.class_names)
+        self.class_names.check(found.logits)
+        return found
+
+
+def _facts(text: str, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} has metadata that cannot be read; expected a file of write_onnx()")
+    return found
 
 
 def _sort(operators: Any) -> Callable[..., Any]:
@@ -163,20 +177,46 @@ def _sort(operators: Any) -> Callable[..., Any]:
     return sort
 
 
+def _known(module: ModelWithMaps, class_names: GivenClassNames | None, facts: Mapping[str, Any] | None) -> str:
+    known = {"explains": module.explains, **(facts or {})}
+    if names := as_class_names(class_names):
+        known["class_names"] = dict(names)
+    try:
+        return json.dumps(known, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"facts hold what JSON cannot ({error}); expected texts, numbers, lists and dictionaries"
+        ) from error
+
+
+def _write(path: Path, data: bytes) -> str:
+    """Write a file and its checksum. Killed at any time, it leaves no file beside the checksum of another one."""
+    digest = hashlib.sha256(data).hexdigest()
+    sidecar = _checksum_file(path)
+    with atomic_file(path) as stream:
+        stream.write(data)
+        sidecar.unlink(missing_ok=True)
+    with atomic_file(sidecar) as stream:
+        stream.write(f"{digest}  {path.name}\n".encode())
+    return digest
+
+
 def _checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _verify(path: Path) -> None:
+def _verified(path: Path) -> bytes:
     sidecar = _checksum_file(path)
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}")
+    data = path.read_bytes()
     if not sidecar.is_file():
-        return
+        return data
     expected = sidecar.read_text("utf-8", "replace").split()[:1]
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = hashlib.sha256(data).hexdigest()
     if expected != [found]:
         raise ValueError(
             f"{path} is not what was exported: its SHA-256 is {found}, but {sidecar.name} says "
             f"{expected[0] if expected else 'nothing'}; export the model again"
         )
+    return data

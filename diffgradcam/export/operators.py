@@ -30,6 +30,18 @@ def _convolution_backward(
         zeros = [0] * len(stride)
         found = _aten.convolution(gradient, weight, None, stride, padding, dilation, False, zeros, groups)
         return found, None, None
+    return _input_gradient(gradient, images, weight, stride, padding, dilation, groups), None, None
+
+
+def _input_gradient(
+    gradient: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
     # Of the inputs that give outputs of this size, the size of this one.
     missing = [
         size - ((short - 1) * step - 2 * pad + spread * (kernel - 1) + 1)
@@ -37,8 +49,8 @@ def _convolution_backward(
             images.shape[2:], gradient.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True
         )
     ]
-    found = _aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups)
-    return found, None, None
+    found: Tensor = _aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups)
+    return found
 
 
 def _max_pool_backward(
@@ -73,9 +85,7 @@ def _average_pool_backward(
         return NotImplemented
     channels = images.shape[1]
     weight = gradient.new_full((channels, 1, *kernel), 1 / (divisor or prod(kernel)))
-    ones, zeros = [1 for _ in dims], [0 for _ in dims]
-    mask = (True, False, False)
-    return _convolution_backward(gradient, images, weight, None, steps, padding, ones, False, zeros, channels, mask)[0]
+    return _input_gradient(gradient, images, weight, steps, padding, [1 for _ in dims], channels)
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {

@@ -140,17 +140,23 @@ def _check(cam: object, images: object, classes: FixedClasses) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2 or not images.numel():
         what = f"{images.dtype}, {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"example_images are {what}; expected a floating-point tensor of images, (B, C, H, W)")
-    if not isinstance(classes, str | int):
-        index = torch.as_tensor(classes)
-        if index.ndim != 1 or index.is_floating_point():
-            raise TypeError(
-                f"classes is {classes!r}; expected 'argmax', 'all', 'top5' or another number, a class, or a list of "
-                "classes, the same for every image"
-            )
+    if not isinstance(classes, str | int) and not _are_classes(classes):
+        raise TypeError(
+            f"classes is {classes!r}; expected 'argmax', 'all', 'top5' or another number, a class, or a list of "
+            "classes, the same for every image"
+        )
     if in_training(cam.model):
         raise ValueError(
             "the model is in training mode, in which it depends on the batch and on chance; call model.eval() first"
         )
+
+
+def _are_classes(classes: Sequence[int]) -> bool:
+    try:
+        index = torch.as_tensor(classes)
+    except (TypeError, ValueError, RuntimeError):  # of no kind that a tensor has
+        return False
+    return index.ndim == 1 and not index.is_floating_point() and index.dtype != torch.bool
 
 
 def _asked(classes: FixedClasses, images: Tensor) -> Any:

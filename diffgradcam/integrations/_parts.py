@@ -194,6 +194,34 @@ class Audits:
         return self.reports[epoch].fooled
 
 
+class AuditedEpochs:
+    """What the callbacks ``AuditEachEpoch`` share: their arguments, and the reports.
+
+    Args:
+        cam: As :class:`Audits`.
+        images: Likewise.
+        on_fooled: Likewise.
+        first_epoch: Likewise.
+        **options: Likewise.
+    """
+
+    def __init__(
+        self,
+        cam: BaseCAM,
+        images: Tensor,
+        *,
+        on_fooled: OnFooled = "warn",
+        first_epoch: int = 1,
+        **options: Any,
+    ) -> None:
+        self._audits = Audits(cam, images, on_fooled, first_epoch, options)
+
+    @property
+    def reports(self) -> dict[int, AuditReport]:
+        """The reports by epoch, from 1, in the first process; without epochs after which no audit could be made."""
+        return self._audits.reports
+
+
 def _described(batch: Any) -> str:
     if isinstance(batch, Mapping):
         return f"a dictionary with {', '.join(map(repr, batch))}"

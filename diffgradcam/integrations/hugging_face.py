@@ -15,11 +15,10 @@ from .._core.base import BaseCAM, TrainableCAM
 from .._core.optional import import_optional
 from .._core.outputs import Classes
 from ..losses import ClassChoice, SaliencyGuidedLoss
-from ..robustness import AuditReport
 from ..training import twice_differentiable
 from ..training.watching import sender
 from ..visualize.arrays import ImageLike
-from ._parts import Audits, Guidance, MapsEvery, OnFooled
+from ._parts import AuditedEpochs, Guidance, MapsEvery
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -179,7 +178,7 @@ class MapLogger(TrainerCallback):
         self._maps.log([writer for writer in found if writer is not None], state.global_step)
 
 
-class AuditEachEpoch(TrainerCallback):
+class AuditEachEpoch(AuditedEpochs, TrainerCallback):
     """Audit the model at the end of each epoch of training, and warn or stop if it is fooled.
 
     See :func:`~diffgradcam.training.audit_in_training`.
@@ -198,22 +197,6 @@ class AuditEachEpoch(TrainerCallback):
     Warns:
         UserWarning: If the model is fooled; it has the report. Also if the model cannot be audited.
     """
-
-    def __init__(
-        self,
-        cam: BaseCAM,
-        images: Tensor,
-        *,
-        on_fooled: OnFooled = "warn",
-        first_epoch: int = 1,
-        **options: Any,
-    ) -> None:
-        self._audits = Audits(cam, images, on_fooled, first_epoch, options)
-
-    @property
-    def reports(self) -> dict[int, AuditReport]:
-        """The reports by epoch, from 1, in the first process; without epochs after which no audit could be made."""
-        return self._audits.reports
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         """Audit."""

@@ -18,11 +18,10 @@ from .._core.optional import import_optional
 from .._core.outputs import Classes
 from .._core.wrappers import inner_model
 from ..losses import ClassChoice, SaliencyGuidedLoss
-from ..robustness import AuditReport
 from ..training import twice_differentiable
 from ..training.watching import sender
 from ..visualize.arrays import ImageLike
-from ._parts import Audits, Guidance, Key, MapsEvery, OnFooled
+from ._parts import AuditedEpochs, Guidance, Key, MapsEvery
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -97,12 +96,9 @@ class SaliencyGuidance(Callback):
     def _guided(self, module: LightningModule, step: functools.partial[Any], batch: Any) -> Any:
         cam, outputs = self._guidance.cam, []
         model = inner_model(cam.model)
-        handle = model.register_forward_hook(lambda _module, _args, output: outputs.append(output))
-        try:
-            with twice_differentiable():
-                result = step()
-        finally:
-            handle.remove()
+        # One statement: between two, Ctrl-C could come and leave the hook.
+        with model.register_forward_hook(lambda *called: outputs.append(called[-1])), twice_differentiable():
+            result = step()
         loss = result["loss"] if isinstance(result, Mapping) else result
         if loss is None:  # the step is to be left out
             return result
@@ -176,7 +172,7 @@ class MapLogger(Callback):
             self._maps.log(self._writers, self._seen)
 
 
-class AuditEachEpoch(Callback):
+class AuditEachEpoch(AuditedEpochs, Callback):
     """Audit the model at the end of each epoch of training, and warn or stop if it is fooled.
 
     The median share of the common mode is logged as ``common_mode_share``. See
@@ -196,22 +192,6 @@ class AuditEachEpoch(Callback):
     Warns:
         UserWarning: If the model is fooled; it has the report. Also if the model cannot be audited.
     """
-
-    def __init__(
-        self,
-        cam: BaseCAM,
-        images: Tensor,
-        *,
-        on_fooled: OnFooled = "warn",
-        first_epoch: int = 1,
-        **options: Any,
-    ) -> None:
-        self._audits = Audits(cam, images, on_fooled, first_epoch, options)
-
-    @property
-    def reports(self) -> dict[int, AuditReport]:
-        """The reports by epoch, from 1, in the first process; without epochs after which no audit could be made."""
-        return self._audits.reports
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, final, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import heatmaps
@@ -16,12 +16,13 @@ from .._core.base import BaseCAM
 from .._core.checks import check_choice, check_count
 from .._core.explainers import check_explains
 from .._core.explanation import Explanation, ModelExplainer
-from .._core.inputs import ImageOf, Inputs, following_rows, positional
+from .._core.inputs import Inputs, positional
 from .._core.requests import ClassRequest
 from .._core.tensors import columns
-from .._core.versions import Array, Augmentations, averaged_call, image_argument, versionable
+from .._core.versions import Array, Augmentations, averaged_call, versionable
 from ..scores import Probability, ScoreFunction, as_score
 from ..targets import OutputTarget, read_targets
+from .smoothing import WrappedCAM
 
 Pool = Literal["mean", "max"]
 _BLUR_SD = 5.0  # pixels
@@ -43,7 +44,7 @@ class Window(NamedTuple):
 
 
 @final
-class SESS:
+class SESS(WrappedCAM):
     """SESS: maps of windows that slide over larger and larger versions of the image, weighted by what they decide.
 
     Each version of the image is cut into windows of the size of the image's shorter side; each window is explained for
@@ -122,16 +123,6 @@ class SESS:
         self.batch_size = batch_size
         self.outputs: Tensor | None = None
 
-    @property
-    def model(self) -> nn.Module:
-        """The model of the CAM."""
-        return self.cam.model
-
-    @property
-    def image(self) -> ImageOf:
-        """Which argument of the model is the image, as the CAM says."""
-        return image_argument(self.cam)
-
     def __repr__(self) -> str:
         """The wrapper and what it wraps."""
         return f"SESS({self.cam!r}, scales={self.scales})"
@@ -166,19 +157,15 @@ class SESS:
             )
         window = min(height, width) if self.window is None else self.window
 
-        def explained(others: Inputs, chosen: Any) -> Explanation:
-            first, *further = others.args or (None,)
-            return self.cam.explain(first, chosen, *further, **others.kwargs)
-
-        first = explained(inputs, self._named(classes, len(images)))
-        following = following_rows(inputs, first.logits, lambda others: explained(others, None).logits)
+        first = self._explained(inputs, self._named(classes, len(images)))
+        following = self._following(inputs, first.logits)
         windows = self._windows(height, width, window)
 
         def of_window(number: int, row: int) -> Tensor:
             return _cut(images[row : row + 1], windows[number], window)
 
         def again(versions: Tensor, rows: Tensor) -> Explanation:
-            return explained(inputs.replaced(versions, rows, following), first.classes[rows])
+            return self._explained(inputs.replaced(versions, rows, following), first.classes[rows])
 
         found = self._in_batches(len(windows), len(images), of_window, again)
         weights = self._weights(torch.cat([part.logits for part in found]), columns(first.classes), len(windows))

@@ -45,7 +45,34 @@ class Smoothable(ModelExplainer, HeatmapCall, Protocol):
         ...
 
 
-class SmoothedCAM:
+class WrappedCAM:
+    """What wrappers share: they explain images as they are, and others in their place.
+
+    Attributes:
+        cam: The CAM, or another wrapper.
+    """
+
+    cam: ModelExplainer
+
+    @property
+    def model(self) -> nn.Module:
+        """The model of the CAM."""
+        return self.cam.model
+
+    @property
+    def image(self) -> ImageOf:
+        """Which argument of the model is the image, as the CAM says."""
+        return image_argument(self.cam)
+
+    def _explained(self, inputs: Inputs, classes: Any) -> Explanation:
+        first, *further = inputs.args or (None,)
+        return self.cam.explain(first, classes, *further, **inputs.kwargs)
+
+    def _following(self, inputs: Inputs, logits: Tensor) -> tuple[Tensor, ...]:
+        return following_rows(inputs, logits, lambda others: self._explained(others, None).logits)
+
+
+class SmoothedCAM(WrappedCAM):
     """The mean of what a CAM explains for several versions of each image.
 
     Args:
@@ -62,20 +89,10 @@ class SmoothedCAM:
         if not isinstance(cam, Smoothable) or isinstance(cam, type):
             raise TypeError(_no_cam(self, cam))
         check_count("batch_size", batch_size)
-        self.cam = cam
+        self.cam: Smoothable = cam
         self.batch_size = batch_size
         self.outputs: Tensor | None = None
         self._versions = versions
-
-    @property
-    def model(self) -> nn.Module:
-        """The model of the CAM."""
-        return self.cam.model
-
-    @property
-    def image(self) -> ImageOf:
-        """Which argument of the model is the image, as the CAM says."""
-        return image_argument(self.cam)
 
     def __repr__(self) -> str:
         """The wrapper and what it wraps."""
@@ -101,18 +118,14 @@ class SmoothedCAM:
         inputs = Inputs(positional(input_tensor, args, kwargs), kwargs, self.image)
         images = versionable(self, inputs)
 
-        def explained(others: Inputs, chosen: Any) -> Explanation:
-            first, *further = others.args or (None,)
-            return self.cam.explain(first, chosen, *further, **others.kwargs)
-
-        first = explained(inputs, classes)
-        following = following_rows(inputs, first.logits, lambda others: explained(others, None).logits)
+        first = self._explained(inputs, classes)
+        following = self._following(inputs, first.logits)
         # Targets that are no class have an index of -1; each version is then explained for the target itself.
         targets = list(classes) if isinstance(classes, Sequence) and any(map(callable, classes)) else None
 
         def again(versions: Tensor, rows: Tensor) -> Tensor:
             chosen = first.classes[rows] if targets is None else [targets[row] for row in rows.tolist()]
-            return explained(inputs.replaced(versions, rows, following), chosen).maps
+            return self._explained(inputs.replaced(versions, rows, following), chosen).maps
 
         lead = first.classes.ndim
         return first._replace(maps=mean_of_versions(self._versions, images, first.maps, lead, again, self.batch_size))

@@ -78,9 +78,29 @@ def read_checkpoint(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
-    if about is None:
+    try:
+        known = json.loads(about or "")
+    except (ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict):
         raise ValueError(f"{path} has no settings of a training in it; expected a file that 'diffgradcam train' wrote")
-    return Checkpoint(tensors, json.loads(about))
+    return Checkpoint(tensors, known)
+
+
+def check_weights(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not those of a model: PyTorch would convert other types of numbers, and say nothing.
+
+    Args:
+        tensors: By name.
+        expected: The model's ``state_dict()``.
+
+    Raises:
+        ValueError: If a name, a shape or a type of numbers differs.
+    """
+    for name in sorted(tensors.keys() | expected.keys()):
+        found, own = tensors.get(name), expected.get(name)
+        if found is None or own is None or found.shape != own.shape or found.dtype != own.dtype:
+            raise ValueError(f"the weights {name!r} are {_kind(found)}; expected {_kind(own)}")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -111,9 +131,23 @@ def load_optimizer(
         optimizer: Of the same parameters.
         tensors: As returned there.
         groups: As returned there.
+
+    Raises:
+        ValueError: If a tensor is not of the shape and type of its parameter, or is missing.
+        LookupError: If there is no such parameter.
     """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
+        own = parameters[int(index)]
+        if value.shape not in (own.shape, ()) or value.dtype not in (own.dtype, torch.float32):
+            raise ValueError(f"the state {key!r} of the optimizer is {_kind(value)}; expected {_kind(own)}")
         state.setdefault(int(index), {})[name] = value
+    if len({tuple(sorted(values)) for values in state.values()}) > 1:
+        raise ValueError("the state of the optimizer has other parts for some weights than for others")
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{tensor.dtype}, {tuple(tensor.shape)}"

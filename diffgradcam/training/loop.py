@@ -28,7 +28,7 @@ from ..losses import (
 )
 from ..methods.gradient import GradCAM
 from ..metrics import auroc
-from .checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
+from .checkpoint import Checkpoint, check_weights, load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
 from .guidance import guided_loss, twice_differentiable
 from .images import augmented
 from .protocol import Settings
@@ -132,17 +132,15 @@ def fit(
     selected = 0
     if checkpoint is not None and checkpoint.is_file():
         state = read_checkpoint(checkpoint)
-        if state.about["made_with"] != made_with:
+        if state.about.get("made_with") != made_with:
             raise ValueError(
-                f"{checkpoint} was made with {state.about['made_with']}, but this training has {made_with}: choose "
+                f"{checkpoint} was made with {state.about.get('made_with')}, but this training has {made_with}: choose "
                 "another folder, or the same options"
             )
-        model.load_state_dict(state.part("model"))
-        best = state.part("best")
-        load_optimizer(optimizer, state.part("optimizer"), state.about["groups"])
-        scaler.load_state_dict(state.about["scaler"])
-        history = [Epoch(*values) for values in state.about["history"]]
-        selected = state.about["selected"]
+        try:
+            best, history, selected = _restore(state, model, optimizer, scaler)
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            raise ValueError(f"{checkpoint} cannot be gone on with ({error}); delete it to begin again") from error
     wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     bar = tqdm(
         total=settings.epochs * steps,
@@ -209,6 +207,25 @@ def predict(
         logits.append(find_logits(model(batch.image.to(device))).float().cpu())
         labels.append(batch.label)
     return torch.cat(logits), torch.cat(labels)
+
+
+def _restore(
+    state: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> tuple[dict[str, Tensor], list[Epoch], int]:
+    """Put everything back: the best weights, the history, and which epoch they are of. Raises where a part is bad."""
+    own, best = state.part("model"), state.part("best")
+    for weights in (own, best):
+        check_weights(weights, model.state_dict())
+    history = [Epoch(*values) for values in state.about["history"]]
+    selected = state.about["selected"]
+    if not all(value is None or isinstance(value, int | float) for epoch in history for value in epoch):
+        raise TypeError("its history holds something else than numbers")
+    if not isinstance(selected, int) or not 1 <= selected <= len(history):
+        raise ValueError(f"it selects epoch {selected!r} of {len(history)}")
+    load_optimizer(optimizer, state.part("optimizer"), state.about["groups"])
+    scaler.load_state_dict(state.about["scaler"])
+    model.load_state_dict(own)
+    return best, history, selected
 
 
 def _criterion(settings: Settings, train: Dataset[SaliencyItem], device: torch.device) -> Callable[..., Any]:

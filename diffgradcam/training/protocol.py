@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from .._core.checks import check_seed
 from ..losses import Alpha, ClassChoice, SaliencyGuidedLoss, cyborg_loss
 
 LossName = Literal["ce", "cyborg", "difference", "contrast", "divergence", "camal"]
@@ -251,6 +252,7 @@ def split(
             f"shares are {validation} for validation and {test} for testing: expected both in [0, 1), testing above "
             "0, and something left to train with"
         )
+    check_seed(seed)
     if hold_out is not None and hold_out not in groups:
         raise ValueError(f"no group {hold_out!r}: expected one of {', '.join(sorted(set(groups) - {''})) or 'none'}")
     units: dict[str, list[int]] = {}

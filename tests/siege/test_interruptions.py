@@ -134,7 +134,7 @@ def test_the_model_raises_at_its_nth_forward_pass(name, error, training, tmp_pat
 
 
 # No Python code is safe while a with statement is being entered or left, or a finalizer runs: a few lines of many.
-NOT_WITHIN = ("__enter__", "attach", "detach", "replaced", "_recorded_biases", "_recorded_calls", "block")
+NOT_WITHIN = ("__enter__", "attach", "detach", "replaced", "evaluating", "_recorded_biases", "_recorded_calls", "block")
 
 
 def interrupt_at(line, work):
