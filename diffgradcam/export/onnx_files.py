@@ -18,7 +18,6 @@ from .._core.errors import NotTraceable
 from .._core.explanation import Explanation
 from .._core.optional import import_optional
 from .._core.persistence import atomic_file
-from ._protobuf import refuse_other_files
 from .tracing import ModelWithMaps
 
 OUTPUTS = ("logits", "classes", "maps")
@@ -101,16 +100,16 @@ class OnnxExplainer:
 
     Raises:
         ValueError: If the checksum is another one, the file keeps weights in other files, or it is no model with maps.
-        ImportError: If onnxruntime is not installed.
+        ImportError: If onnx or onnxruntime is not installed.
     """
 
     def __init__(self, file: Path | str, **options: Any) -> None:
-        runtime = import_optional("onnxruntime", "OnnxExplainer")
+        runtime, onnx = (import_optional(name, "OnnxExplainer") for name in ("onnxruntime", "onnx"))
         path = Path(file)
         data = _verified(path)
         options.setdefault("providers", ["CPUExecutionProvider"])
         try:
-            refuse_other_files(data)
+            _refuse_other_files(onnx.ModelProto.FromString(data), onnx.TensorProto)
             self._session = runtime.InferenceSession(data, **options)
         except Exception as error:  # a class of its own for each kind of damage
             raise ValueError(f"{path} cannot be read as an ONNX model: {' '.join(str(error).split())}") from error
@@ -155,6 +154,20 @@ class OnnxExplainer:
         found = Explanation(*map(torch.from_numpy, outputs), class_names=self.class_names)
         self.class_names.check(found.logits)
         return found
+
+
+def _refuse_other_files(model: Any, tensor: type) -> None:
+    """Refuse a model that names other files for the data of a tensor, wherever in it the tensor is."""
+    waiting = [model]
+    while waiting:
+        message = waiting.pop()
+        if isinstance(message, tensor) and message.data_location == message.EXTERNAL:  # type: ignore[attr-defined]
+            raise ValueError(
+                "it keeps weights in other files, which no checksum covers; expected one file, as write_onnx() writes it"
+            )
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting.extend([value] if hasattr(value, "ListFields") else value)
 
 
 def _facts(text: str, path: Path) -> dict[str, Any]:
