@@ -163,7 +163,7 @@ def _refuse_other_files(model: Any, tensor: type) -> None:
         message = waiting.pop()
         if isinstance(message, tensor) and message.data_location == message.EXTERNAL:  # type: ignore[attr-defined]
             raise ValueError(
-                "it keeps weights in other files, which no checksum covers; expected one file, as write_onnx() writes it"
+                "it keeps weights in other files, which no checksum covers; expected one file, as write_onnx() makes it"
             )
         for field, value in message.ListFields():
             if field.message_type is not None:
