@@ -59,7 +59,7 @@ def impatient():
 
 def at_once(work, rounds=6):
     """Run ``work(number)`` in eight threads, and return what they raised."""
-    errors, start = Counter(), threading.Barrier(THREADS)
+    errors, start = Counter(), threading.Barrier(THREADS, timeout=60)  # a thread that dies is no reason to hang
 
     def loop(number):
         start.wait()
