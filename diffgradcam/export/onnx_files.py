@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def _refuse_other_files(model: Any, tensor: type) -> None:
             )
         for field, value in message.ListFields():
             if field.message_type is not None:
-                waiting.extend([value] if hasattr(value, "ListFields") else value)
+                waiting.extend(value if isinstance(value, Sequence) else [value])
 
 
 def _facts(text: str, path: Path) -> dict[str, Any]:
