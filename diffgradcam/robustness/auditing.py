@@ -182,7 +182,7 @@ class AuditReport(ShownMaps):
 
     @property
     def is_offset(self) -> bool:
-        """Whether the common mode is an offset: the sum of the activations, mostly negated.
+        """Whether the common mode is an offset, the sum of the activations, mostly negated.
 
         Its median cosine with that sum is beyond 0.99. Training leaves offsets: the classes that an image does not show
         are pushed down, all alike and by all channels alike. Such a common mode may spoil GradCAM, but it shows nothing
