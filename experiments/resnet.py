@@ -59,17 +59,12 @@ class PretrainedResNet18(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        body = load("resnet18")
+        pretrained = load("resnet18")
+        from torchvision.models import resnet18
         from torchvision.ops import FrozenBatchNorm2d
 
-        for module in list(body.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.BatchNorm2d):
-                    fixed = FrozenBatchNorm2d(child.num_features, eps=child.eps)
-                    values = child.state_dict()
-                    values.pop("num_batches_tracked")
-                    fixed.load_state_dict(values)
-                    setattr(module, name, fixed)
+        body = resnet18(norm_layer=FrozenBatchNorm2d)
+        body.load_state_dict(pretrained.state_dict())
         body.fc = nn.Linear(512, classes)
         self.body = body
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))

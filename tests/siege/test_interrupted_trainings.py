@@ -87,12 +87,12 @@ class Stubborn(nn.Module):
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
         if name == "training" and value is False:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("on the way into evaluation mode")
 
 
 def test_ctrl_c_while_a_model_is_put_into_evaluation_mode():
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Dropout(), Stubborn(), nn.ReLU())
-    with untouched(model), pytest.raises(KeyboardInterrupt):
+    with untouched(model), pytest.raises(KeyboardInterrupt, match="on the way into evaluation mode"):
         draw_maps(GradCAM(model, "0"), IMAGES)
 
 
