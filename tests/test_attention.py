@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from diffgradcam import LeGrad, heatmaps, layer_input, scores
 from diffgradcam._core.wrappers import written_out_attention
+from diffgradcam.methods.attention import _recorded_calls
 from diffgradcam.targets import ClassifierOutputTarget
 from tests import models
 from tests.conftest import import_peer
@@ -220,6 +221,17 @@ def test_several_threads_get_their_own_maps():
     for maps, right in zip(found, expected, strict=True):
         exact(maps, right)
     assert kernels() == [True, True, True]
+
+
+def test_a_hook_of_another_thread_may_come_without_keyword_arguments():
+    """PyTorch looks up whether it takes them while the other thread removes it."""
+    model = models.transformer()
+    with _recorded_calls([model.block]) as calls, ThreadPoolExecutor(1) as pool:
+        (hook,) = model.block._forward_pre_hooks.values()
+        pool.submit(hook, model.block, (IMAGES,)).result()
+        assert not calls
+        hook(model.block, (IMAGES,))
+        assert list(calls) == [model.block]
 
 
 def test_copies_explain_their_own_model():

@@ -179,9 +179,10 @@ def _recorded_calls(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, In
     calls: dict[nn.Module, Inputs] = {}
     thread = threading.get_ident()
 
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # PyTorch may leave out the keyword arguments while the thread that set the hook, another one, removes it.
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if threading.get_ident() == thread:
-            calls[module] = Inputs(args, kwargs)
+            calls[module] = Inputs(args, kwargs or {})
 
     with ExitStack() as stack:
         for module in dict.fromkeys(modules):

@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,9 @@ import pytest
 
 @pytest.fixture
 def wandb(tmp_path, monkeypatch):
-    """Weights & Biases with no network, no file outside of ``tmp_path``, and no process left over."""
+    """Weights & Biases with no network, no file outside of ``tmp_path``, and nothing left over in this process."""
+    for name in ("exit", "excepthook"):  # it puts its own in place, for good
+        monkeypatch.setattr(sys, name, getattr(sys, name))
     for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR", "ARTIFACT_DIR"):
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
     for name, value in {"MODE": "offline", "SILENT": "true", "DISABLE_GIT": "true", "CONSOLE": "off"}.items():
