@@ -67,7 +67,6 @@ def only_tiny() -> Iterator[None]:
         budget = Budget(4, ("last stage",), 8, 4, Training(epochs=1, lr=1e-2, preserve="decisions"))
         patch.setitem(attacks.BUDGETS, "tiny", budget)
         patch.setitem(run.PERTURBED, "tiny", (2, 2, 4.0))
-        patch.setattr(run, "SEEDS_OF", {"tiny": 2})
         patch.setattr(report, "CURVED", ("tiny",))
         for module in (run, report):
             patch.setattr(module, "ATTACKS", SOME)
@@ -99,7 +98,7 @@ def test_the_plan_has_every_cell_once() -> None:
     first = [key[1] for key in plan if key[0] == "digits"][: len(run.FIRST)]
     assert first == list(run.FIRST)
     assert ("digits", "autofool on GradCAM", 0.1, 0) in plan
-    assert ("lite0-10", "perturb", KEEP, 0) not in plan
+    assert [key[1] for key in plan if key[0] == settings.WHOLE] == list(run.ON_WHOLE)
 
 
 def test_what_is_covered_is_the_image_and_what_is_integrated_enters_the_tail() -> None:

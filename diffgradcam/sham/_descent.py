@@ -113,9 +113,9 @@ class Descent:
         self.lr *= _SLOWER
         self.optimizer = self._optimizer()
 
-    def aim(self, used: Sequence[float]) -> None:
-        """Aim lower at a bound that was exceeded, and higher at one that was not used up: shares that were measured."""
-        for i, share in enumerate(used):
+    def aim(self) -> None:
+        """Aim lower at a bound that is exceeded on all images, and higher at one that is not used up."""
+        for i, share in enumerate(self.problem.shares(self.model)):
             self.aims[i] = min(1.0, max(_LEAST_AIM, self.aims[i] * min(_HIGHER, _AIM / max(share, 1e-3))))
 
     def step(self) -> None:

@@ -100,11 +100,12 @@ class Problem:
     def measure(self, model: nn.Module) -> Effect:
         """The effect of an attack on all images."""
         effect = self.measure_maps(model)
-        return effect if self.relied_on is None else replace(effect, behaviour=self.kept(model, self.relied_on))
+        return effect if self.relied_on is None else replace(effect, behaviour=self.kept(model))
 
-    def kept(self, model: nn.Module, relied_on: Behaviour) -> float:
-        """Mean r of what a model relies on with that."""
-        return float(behaviour_kept(relied_on, self.behaviour(model)).both.mean())
+    def kept(self, model: nn.Module) -> float:
+        """Mean r of what a model relies on with what the clean model relies on."""
+        assert self.relied_on is not None
+        return float(behaviour_kept(self.relied_on, self.behaviour(model)).both.mean())
 
     def measure_maps(self, model: nn.Module) -> Effect:
         """The effect of an attack on all images, without the costly behaviour."""
@@ -125,18 +126,21 @@ class Problem:
             parts = [self.output(model(chunk)) for chunk in torch.split(self.images, 8 * self.batch_size)]
         return float(decisions_kept(self.logits, torch.cat(parts)).kl.mean())
 
-    def within(self, model: nn.Module, at_least: float) -> tuple[list[float], Effect | None]:
-        """The shares of the bounds that are used, and the effect if it is within them and reaches more than that.
+    def shares(self, model: nn.Module) -> list[float]:
+        """The shares of the bounds that a model uses: 1 is on the bound. All its logits must be finite."""
+        shares = [self.divergence(model) / self.bounds.kl]
+        if self.bounds.behaviour is not None:
+            shares.append((1 - self.kept(model) ** 2) / (1 - self.bounds.behaviour**2))
+        return shares
 
-        The costly bound is looked at last, and only if the rest would do.
-        """
-        used = [self.divergence(model) / self.bounds.kl]
-        if not used[0] <= 1:  # NaN is not
-            return used, None
+    def within(self, model: nn.Module, at_least: float) -> Effect | None:
+        """The effect of a model that is within bounds; behaviour is looked at only if it reaches more than that."""
+        if not self.divergence(model) <= self.bounds.kl:  # NaN is not
+            return None
         effect = self.measure_maps(model)
-        if self.relied_on is None or self.bounds.behaviour is None or effect.reached <= at_least:
-            return used, effect
-        effect = replace(effect, behaviour=self.kept(model, self.relied_on))
+        if self.relied_on is None or effect.reached <= at_least:
+            return effect
+        effect = replace(effect, behaviour=self.kept(model))
         assert effect.behaviour is not None
-        used.append((1 - effect.behaviour**2) / (1 - self.bounds.behaviour**2))
-        return used, effect if effect.behaviour >= self.bounds.behaviour else None
+        assert self.bounds.behaviour is not None
+        return effect if effect.behaviour >= self.bounds.behaviour else None

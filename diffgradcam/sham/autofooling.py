@@ -198,7 +198,7 @@ def _start(problem: Problem, head: nn.Module | str | None) -> _Found:
         common = common_mode_hoax(problem.clean, layers[0], batches, problem.hoax, head=head, strength=_STRENGTH)
     except ValueError:  # the head is no linear layer of the pooled activations
         return found
-    _, effect = problem.within(common, found.effect.reached)
+    effect = problem.within(common, found.effect.reached)
     return found if effect is None or effect.reached <= found.effect.reached else _Found(common, effect)
 
 
@@ -222,6 +222,7 @@ def _restart(
             continue
         run.undo_if_too_far()
         if step >= TIGHT * steps:
+            run.aim()
             found = _pulled_back(problem, run, weights, best.reached)
             if found is not None:
                 best, weights = found
@@ -251,9 +252,7 @@ def _pulled_back(problem: Problem, run: Descent, best: Weights, at_least: float)
     for _ in range(_BISECTIONS):
         weights = {name: torch.lerp(best[name], end[name], share) for name in end}
         set_weights(probe, weights)
-        used, effect = problem.within(probe, at_least)
-        if share == 1:
-            run.aim(used)
+        effect = problem.within(probe, at_least)
         if effect is not None:
             low = share
             if effect.reached > at_least:

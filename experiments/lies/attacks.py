@@ -33,7 +33,7 @@ VICTIMS: dict[str, Method | Sequence[Method]] = {
 ANY_FUNCTION = (*CLOSED_FORM, "wrapper", "triggered")  # every decision stays, whatever the image: no bound is needed
 TRAINED = tuple(attack for attack in BY_HAND if attack not in CLOSED_FORM)  # the older tables' attacks, set by hand
 AUTOFOOL = tuple(f"autofool on {victim}" for victim in VICTIMS)
-FREE = tuple(f"autofool on {victim}, behaviour free" for victim in ("GradCAM", "DiffGradCAM logsumexp"))
+FREE = tuple(f"autofool on {victim}, behaviour free" for victim in VICTIMS if victim != "three")
 ON_INPUTS = "perturb"
 ATTACKS = (*ANY_FUNCTION, *TRAINED, *AUTOFOOL, *FREE, ON_INPUTS)
 
@@ -58,16 +58,17 @@ class Budget(NamedTuple):
 
 BUDGETS = {
     "digits": Budget(240, ("last stage", "all"), 128, 48, TRAINING["digits"]),
-    "tiles": Budget(400, ("last stage",), 128, 32, Training(8, 1e-3, "decisions")),
+    "tiles": Budget(400, ("last stage",), 128, 48, Training(8, 1e-3, "decisions")),
     "orientation": Budget(200, ("common mode", "last stage"), 48, 24, TRAINING["orientation"]),
-    "lite0": Budget(400, ("last stage",), 128, 24, TRAINING["lite0"]),
-    "resnet18": Budget(400, ("last stage",), 128, 24, TRAINING["lite0"]),
+    "lite0": Budget(400, ("last stage",), 128, 48, TRAINING["lite0"]),
+    "resnet18": Budget(400, ("last stage",), 128, 48, TRAINING["lite0"]),
+    "resnet18-whole": Budget(150, ("last stage", "all"), 48, 24, TRAINING["lite0"]),
 }
 
 
 def budget_of(setting: str) -> Budget:
     """The budget of a setting, by its name."""
-    return BUDGETS[setting.split("-")[0]]
+    return BUDGETS.get(setting) or BUDGETS[setting.split("-")[0]]
 
 
 def make(setting: Setting, which: str, attack: str, keep: float | None, seed: int) -> tuple[nn.Module, dict[str, Any]]:

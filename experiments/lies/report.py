@@ -18,9 +18,9 @@ from experiments.cells import read
 from experiments.sham.explainers import CONTRASTIVE, PLAIN
 
 from . import measure
-from .attacks import ATTACKS, AUTOFOOL, CURVE, FREE, KEEP, ON_INPUTS, TRAINED, budget_of
-from .run import CURVED, CURVES, RESULTS, SEEDS_OF, bound, plan
-from .settings import SETTINGS, SOURCES
+from .attacks import ATTACKS, AUTOFOOL, BUDGETS, CURVE, FREE, KEEP, ON_INPUTS, TRAINED
+from .run import CURVED, CURVES, RESULTS, SEEDS, bound, plan
+from .settings import SETTINGS, SOURCES, WHOLE
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
 EXPLAINERS = (*PLAIN, *CONTRASTIVE)
@@ -300,7 +300,7 @@ def _method() -> str:
     budgets = "; ".join(
         f"{which} {b.steps} steps, {' and '.join(b.scopes)}, {b.batch} images a step (by hand {b.training.epochs} "
         "epochs, 32 images a step)"
-        for which, b in {name.split("-")[0]: budget_of(name) for name in SETTINGS}.items()
+        for which, b in BUDGETS.items()
     )
     return (
         "**Settings.** *lite0-K* and *resnet18*: EfficientNet-Lite0 with K of its 1000 classes, drawn by the seed, and "
@@ -310,9 +310,8 @@ def _method() -> str:
         "magnetic tiles (free, and five kinds of defect), the others held out. *digits*: scikit-learn's. "
         "*orientation*: a pretrained classifier of a page's orientation; here only, there are three photographs, of "
         f"which one is held out. Where anyone gets them: {sources}.\n\n"
-        "**What an attack may change.** On the digits everything. Elsewhere the *tail*, from the last convolution on; "
-        "what lies below is frozen, so that its output is computed once. An attacker who changes all of a network can "
-        "do more than this page shows.\n\n"
+        f"**What an attack may change.** On the digits and in *{WHOLE}* everything. Elsewhere the *tail*, from the "
+        "last convolution on; what lies below is frozen, so that its output is computed once.\n\n"
         "**Attacks.** *common mode*: one vector added to every class's row, in closed form (trained on "
         "orientation, whose head is not a pooled linear one). *wrapper*: Lerma and "
         "Lucas. *triggered*: after Viering et al., with the patch in the image; without it no map moves. *spatial*: "
@@ -325,16 +324,16 @@ def _method() -> str:
         "**What is measured.** Maps and decisions on the first 200 images of each part, at most; the bound is on the "
         "mean over all images that the attack sees, so on those 200 it can be exceeded (on the tiles it is, since "
         "those with a defect come first). What a model relies on, on the "
-        "first of them: 64 digits, 32 tiles with a defect, 24 pages, 12 photographs that the attack saw and 24 held "
-        "out. Two references, averaged: the drop of the log-odds when a window of the *image* is covered, and "
+        f"first 64 of them (tiles: with a defect; 24 pages, and 24 photographs in *{WHOLE}*). Two references, "
+        "averaged: the drop of the log-odds when a window of the *image* is covered, and "
         f"integrated gradients of the log-odds at what enters the *tail* ({measure.STEPS} steps; on the digits that is "
         "the image). Verdicts are those of `robustness.HonestyCheck()`: a *lie* keeps 95% of the decisions, a KL of "
         "at most .1 nats and r = .7 of behaviour, while honesty falls by more than .1; a *change* moves behaviour, and "
         "the map has followed; each compared with the end of a 95% interval over the images, so *unclear* is frequent "
         "where images are few. A constant map, which shows nothing, counts as r = 0. The thresholds were there before. "
         "One attack was changed after a look at the results: `autofool`, since attacks that were set by hand beat it "
-        "in half of the pairs. Its cells on *cuda* are of a state between the two, whose learning rate fell earlier: "
-        "the time on a GPU was over before the last change."
+        "in half of the pairs. Then its aims were made to follow behaviour too, since one attack that was set by hand "
+        "still beat it on the tiles. All cells here are of its last state."
     )
 
 
@@ -345,12 +344,10 @@ def _cut(results: Results) -> str:
     absent = [setting for setting in SETTINGS if setting not in results.settings]
     seeds = ", ".join(f"{setting} {len({key[3] for key in done if key[0] == setting})}" for setting in results.settings)
     lines = [
-        "- Except on the digits, an attack changes the tail only, and "
-        "behaviour is measured on 12 and 24 photographs instead of hundreds. The attacks that need no training "
-        "(common mode, wrapper, trigger, spatial) are at full strength everywhere.",
-        f"- Seeds that ran: {seeds}. Planned: " + ", ".join(f"{s} {SEEDS_OF.get(s, 1)}" for s in SETTINGS) + ".",
-        f"- The triggered hoax ran on {_where(results, 'triggered')}, `perturb` on {_where(results, ON_INPUTS)}: both "
-        "go through the whole network, with covered images too.",
+        f"- Where a network is large, an attack changes its tail only, but for five attacks in *{WHOLE}*, with few "
+        "steps. The attacks that need no training (common mode, wrapper, trigger, spatial) are at full strength.",
+        f"- Seeds that ran: {seeds}. Planned: {SEEDS}, in *{WHOLE}* 1.",
+        f"- The triggered hoax ran on {_where(results, 'triggered')}, `perturb` on {_where(results, ON_INPUTS)}.",
         f"- Of {len(wanted)} planned cells {len(missing)} did not run"
         + (f": {_missing(missing)}." if missing else ".")
         + (f" Nothing ran on {', '.join(absent)}." if absent else ""),

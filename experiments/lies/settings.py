@@ -1,7 +1,7 @@
 """The models and images: each model in two parts, a *trunk* that no attack changes and a *tail* that it may.
 
 What the trunk makes of an image is computed once, also of images that are partly covered, so that a fooled model costs
-its tail alone. The digits have no trunk: there, an attack may change the whole network.
+its tail alone. The digits and the whole ResNet-18 have no trunk: there, an attack may change all of it.
 
 The photographs, the tiles and the weights of ResNet-18 are not part of the project; :data:`SOURCES` says where anyone
 gets them. They lie in ``../shared`` beside it, or where ``DIFFGRADCAM_DATA`` and ``DIFFGRADCAM_WEIGHTS`` say.
@@ -9,6 +9,7 @@ gets them. They lie in ``../shared`` beside it, or where ``DIFFGRADCAM_DATA`` an
 
 from __future__ import annotations
 
+import copy
 import csv
 import fcntl
 from collections import OrderedDict
@@ -39,6 +40,7 @@ SOURCES = {
     "tiles": "Huang et al., 2020: github.com/abin24/Magnetic-tile-defect-datasets.",
     "ResNet-18": "product-quantised: github.com/uber-research/permute-quantize-finetune",
 }
+WHOLE = "resnet18-whole"
 _CACHE = Path(__file__).parents[2] / "output" / "lies"
 _BATCH = 8  # of the trunk: larger ones are slower, since they no longer fit the processor's cache
 
@@ -228,7 +230,7 @@ def _tiles(seed: int, device: torch.device) -> Setting:
     parts = []
     for index in chosen:
         own = images[index]
-        parts.append(part(trunk, through(trunk, own), own[:32], labels[index]))
+        parts.append(part(trunk, through(trunk, own), own[:64], labels[index]))
     fitted, held_out = parts
     mask, level = border_mask((12, 12), cells=44), 1 / 255 / 0.25
     return Setting(trunk, tail, "relu", mask, fitted, held_out, True, level, _accuracy(tail, held_out))
@@ -291,7 +293,9 @@ def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[
 
 # --- a thousand photographs ------------------------------------------------------------------------------------------
 
-_JUDGED = {"fitted": 12, "held_out": 24}  # photographs whose behaviour is measured
+_JUDGED = 64  # photographs of each part whose behaviour is measured
+_JUDGED_WHOLE = 24
+_LEVEL = 1 / 255 / 0.225  # a grey level, as ResNets take images
 
 
 @cache
@@ -313,8 +317,8 @@ def _photograph_parts(
     parts = []
     for which, index in (("fitted", order[:FITTED]), ("held_out", order[FITTED:])):
         own = None if labels is None else labels[index]
-        judged = images[index[: _JUDGED[which]]]
-        parts.append(part(trunk, inputs[index], judged, own, f"{name}-{which}-{seed}"))
+        judged = images[index[:_JUDGED]]
+        parts.append(part(trunk, inputs[index], judged, own, f"{name}-{which}-{_JUDGED}-{seed}"))
     return parts[0], parts[1]
 
 
@@ -344,8 +348,8 @@ def _lite0(seed: int, device: torch.device, classes: int) -> Setting:
     head.load_state_dict({name: values[rows] for name, values in model._fc.state_dict().items()})
     tail = nn.Sequential(
         OrderedDict(
-            conv=model._conv_head, norm=model._bn1, swish=model._swish, pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(), head=head,
+            conv=model._conv_head, norm=model._bn1, swish=copy.deepcopy(model._swish),  # the trunk's, too
+            pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), head=head,
         )
     ).eval()  # fmt: skip
     accuracy = _accuracy(tail, parts[1]) if known is not None else None
@@ -386,12 +390,28 @@ class _ResNetTail(nn.Module):
 def _resnet18(seed: int, device: torch.device) -> Setting:
     model: Any = resnet.load("resnet18")
     trunk, tail = _ResNetTrunk(model).eval().requires_grad_(False).to(device), _ResNetTail(model).eval()
+    images, labels = _normalized()
+    parts = _photograph_parts(trunk, "resnet18", images, labels, seed)
+    return Setting(trunk, tail, "relu", border_mask((7, 7), cells=28), *parts, True, _LEVEL, _accuracy(tail, parts[1]))
+
+
+def _resnet18_whole(seed: int, _device: torch.device) -> Setting:
+    model = resnet.load("resnet18").eval()
+    images, labels = _normalized()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    parts = [
+        part(nn.Identity(), images[index], images[index[:_JUDGED_WHOLE]], labels[index])
+        for index in (order[:FITTED], order[FITTED:])
+    ]
+    mask, accuracy = border_mask((7, 7), cells=28), _accuracy(model, parts[1])
+    return Setting(nn.Identity(), model, "layer4", mask, parts[0], parts[1], True, _LEVEL, accuracy)
+
+
+def _normalized() -> tuple[Tensor, Tensor]:
+    """The photographs as ResNets take them, and their labels."""
     pixels, labels = _photographs()
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    images = ((pixels.float() / 255 - mean) / deviation).permute(0, 3, 1, 2).contiguous()
-    parts = _photograph_parts(trunk, "resnet18", images, labels, seed)
-    mask, level = border_mask((7, 7), cells=28), 1 / 255 / 0.225
-    return Setting(trunk, tail, "relu", mask, *parts, True, level, _accuracy(tail, parts[1]))
+    return ((pixels.float() / 255 - mean) / deviation).permute(0, 3, 1, 2).contiguous(), labels
 
 
 # --- orientation of a page -------------------------------------------------------------------------------------------
@@ -443,4 +463,5 @@ SETTINGS: dict[str, Callable[[int, torch.device], Setting]] = {
     "lite0-100": partial(_lite0, classes=100),
     "lite0-1000": partial(_lite0, classes=1000),
     "resnet18": _resnet18,
+    WHOLE: _resnet18_whole,
 }
