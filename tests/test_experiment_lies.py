@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffgradcam import benchmark
+from diffgradcam import GradCAM, benchmark
 from diffgradcam.metrics import Evaluator, decisions_kept, integrated_gradients, occlusion_drops
 from diffgradcam.robustness import HonestyCheck
 from diffgradcam.sham import add_patch, border_mask, common_mode_hoax
@@ -247,6 +247,19 @@ def test_the_report_says_what_the_cells_hold(finished: Path, tmp_path: Path) -> 
         assert (tmp_path / "docs" / picture).stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("only_tiny")
+def test_an_unclear_verdict_is_told_from_decisions_that_moved(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = report.load(finished)
+    cells = [c for key in (("tiny", a, run.bound(a)) for a in report.ON_WEIGHTS) for c in results.cells.get(key, [])]
+    unclear = [sum(r["verdict"] == "unclear" for r in cell["held_out"]["rows"].values()) for cell in cells]
+    assert sum(unclear) > 0
+    for agreement, kl, expected in ((1.0, 0.0, 0), (0.9, 0.0, sum(unclear)), (1.0, 0.2, sum(unclear))):
+        for cell in cells:
+            monkeypatch.setitem(cell["held_out"], "agreement", [agreement] * 3)
+            monkeypatch.setitem(cell["held_out"], "kl", [kl] * 3)
+        assert report.decided_otherwise(results) == expected
+
+
 def test_no_cells_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there are no cells in .*; run python -m experiments\.lies\.run"):
         report.load(tmp_path)
@@ -274,10 +287,13 @@ def test_the_halves_of_the_real_model_are_the_whole() -> None:
 
     model = lite0()
     images = torch.rand(1, 3, 224, 224)
-    trunk = settings._LiteTrunk(model)
+    some = torch.tensor([3, 500, 999])
+    whole = nn.Sequential(settings._LiteTrunk(model), settings._lite_tail(model, some))
     with torch.no_grad():
-        together = model._fc(model._swish(model._bn1(model._conv_head(trunk(images)))).mean((2, 3)))
-        torch.testing.assert_close(together, model(images))
+        expected = model(images)[:, some]
+    explanation = GradCAM(whole, "1.swish").explain(images, "all")
+    torch.testing.assert_close(explanation.logits, expected)
+    assert explanation.maps.shape == (1, 3, 7, 7)
 
 
 def test_a_setting_is_a_setting_of_the_older_attacks() -> None:

@@ -169,8 +169,21 @@ def answer(results: Results) -> list[str]:
         f"DiffGradCAM then lies in {spatial['lie']} of {spatial.total()} cases.",
         f"**A map that moved is not yet a lie**: of {moved} maps that trained weights have moved, over all "
         f"explainers, {weights['lie']} lie, {weights['change']} follow a model that changed, and {weights['unclear']} "
-        "are unclear.",
+        f"are unclear: in {decided_otherwise(results)} of these, decisions moved too far on images that the attack did "
+        "not see.",
     ]
+
+
+def decided_otherwise(results: Results) -> int:
+    """How many unclear verdicts on trained weights are on decisions that were not kept, held-out images."""
+    found = 0
+    for setting in results.settings:
+        for attack in ON_WEIGHTS:
+            for cell in results.cells.get((setting, attack, bound(attack)), []):
+                part = cell["held_out"]
+                kept = part["agreement"][0] >= measure.CHECK.agreement and part["kl"][0] <= measure.CHECK.kl
+                found += 0 if kept else sum(row["verdict"] == "unclear" for row in part["rows"].values())
+    return found
 
 
 def shared_loss(results: Results, among: Iterable[str] = ("common mode", "triggered")) -> float:

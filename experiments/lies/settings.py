@@ -344,16 +344,21 @@ def _lite0(seed: int, device: torch.device, classes: int) -> Setting:
     known = labels if classes == 1000 else None  # with fewer classes, few photographs show any of them
     parts = _photograph_parts(trunk, "lite0", images, known, seed)
     rows = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:classes].sort().values
-    head = nn.Linear(model._fc.in_features, classes)
+    tail = _lite_tail(model, rows)
+    accuracy = _accuracy(tail, parts[1]) if known is not None else None
+    return Setting(trunk, tail, "swish", border_mask((7, 7), cells=28), *parts, True, 1 / 128, accuracy)
+
+
+def _lite_tail(model: Any, rows: Tensor) -> nn.Module:
+    """The rest of it, for some of its classes."""
+    head = nn.Linear(model._fc.in_features, len(rows))
     head.load_state_dict({name: values[rows] for name, values in model._fc.state_dict().items()})
-    tail = nn.Sequential(
+    return nn.Sequential(
         OrderedDict(
-            conv=model._conv_head, norm=model._bn1, swish=copy.deepcopy(model._swish),  # the trunk's, too
+            conv=model._conv_head, norm=model._bn1, swish=copy.deepcopy(model._swish),  # the trunk has the same one
             pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), head=head,
         )
     ).eval()  # fmt: skip
-    accuracy = _accuracy(tail, parts[1]) if known is not None else None
-    return Setting(trunk, tail, "swish", border_mask((7, 7), cells=28), *parts, True, 1 / 128, accuracy)
 
 
 class _ResNetTrunk(nn.Module):

@@ -101,6 +101,23 @@ def test_a_rate_that_goes_too_far_falls_and_what_it_did_is_undone(monkeypatch):
     assert found.given.kl <= 0.02
 
 
+def test_aims_follow_both_bounds_where_both_are_exceeded():
+    clean, x = trained(), data()[0][:64]
+    problem = _problem.Problem(_problem.Maker([GradCAM], [LAYER]), clean, x, MASK, _problem.Bounds(0.01, 0.9, 8), 32)
+    run = _descent.Descent(problem, autofooling._opened(clean, "last stage", None), clean, 8, 0)
+    before = list(run.aims)
+    with torch.no_grad():
+        for parameter in run.parameters:
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    decisions, behaviour = problem.shares(run.model)
+    assert decisions > 1
+    assert behaviour > 1
+    run.aim()
+    for aim, old, share in zip(run.aims, before, (decisions, behaviour), strict=True):
+        assert aim == pytest.approx(max(_descent._LEAST_AIM, old * _descent._AIM / share))
+        assert aim < old
+
+
 @pytest.mark.parametrize("bound", [False, True])
 def test_a_step_waits_for_the_device_once_a_victim(bound):
     clean, x = trained(), data()[0][:64]
