@@ -8,6 +8,7 @@ import copy
 import sys
 import threading
 from collections import Counter
+from itertools import cycle
 
 import pytest
 import torch
@@ -48,18 +49,26 @@ METHODS = {
 }
 
 
-@pytest.fixture(autouse=True)
+OFTEN = 5e-6
+"""Threads take turns so often, in seconds: a thousand times as often as usual."""
+
+
+@pytest.fixture
 def impatient():
-    """Threads take turns a thousand times as often as usual."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(5e-6)
+    sys.setswitchinterval(OFTEN)
     yield
     sys.setswitchinterval(before)
 
 
 def at_once(work, rounds=6):
-    """Run ``work(number)`` in eight threads, and return what they raised."""
-    errors, start = Counter(), threading.Barrier(THREADS, timeout=60)  # a thread that dies is no reason to hang
+    """Run ``work(number)`` in eight threads, and return what they raised.
+
+    They take turns often, once all have started: a tracer, as of coverage, cannot be installed in two threads at a time.
+    """
+    errors, usual = Counter(), sys.getswitchinterval()
+    # The timeout is there because a thread that dies is no reason to hang.
+    start = threading.Barrier(THREADS, action=lambda: sys.setswitchinterval(OFTEN), timeout=60)
 
     def loop(number):
         start.wait()
@@ -74,6 +83,7 @@ def at_once(work, rounds=6):
         worker.start()
     for worker in workers:
         worker.join()
+    sys.setswitchinterval(usual)
     return errors
 
 
@@ -168,10 +178,11 @@ def test_a_map_belongs_to_the_logits_that_come_with_it(build, classes):
     agreed = Counter()
 
     def train():
-        while not done.is_set():
-            for weight in states:
-                with torch.no_grad():
-                    model.head.weight.copy_(weight)
+        for weight, pause in zip(cycle(states), cycle((0, 0.001, 0.004, 0.016, 0.064)), strict=False):
+            with torch.no_grad():
+                model.head.weight.copy_(weight)
+            if done.wait(pause):
+                break
 
     def work(_):
         found = GradCAM(model, "features").explain(INPUTS[0], classes)
@@ -191,6 +202,7 @@ def test_a_map_belongs_to_the_logits_that_come_with_it(build, classes):
     assert agreed
 
 
+@pytest.mark.usefixtures("impatient")
 def test_explained_while_it_trains_on_its_maps():
     model, trained = deep().train(), threading.Event()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -229,6 +241,7 @@ def test_explained_while_it_trains_on_its_maps():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.usefixtures("impatient")
 def test_training_is_not_disturbed_by_explanations_in_other_threads():
     """Bit by bit the weights of a twin that trains alone."""
     model, done = deep().train(), threading.Event()
