@@ -64,7 +64,7 @@ def impatient():
 def at_once(work, rounds=6):
     """Run ``work(number)`` in eight threads, and return what they raised.
 
-    They take turns often, once all have started: a tracer, as of coverage, cannot be installed in two threads at a time.
+    They take turns often, once all have started: a tracer, as of coverage, cannot be installed in two at a time.
     """
     errors, usual = Counter(), sys.getswitchinterval()
     # The timeout is there because a thread that dies is no reason to hang.
