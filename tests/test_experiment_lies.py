@@ -239,7 +239,11 @@ def test_the_report_says_what_the_cells_hold(finished: Path, tmp_path: Path) -> 
     assert worst is not None
     assert worst.before - worst.after >= one.before - one.after
     page, tables = ((tmp_path / "docs" / name).read_text() for name in ("lies.md", "lies_tables.md"))
-    assert f"from {report._r(one.before)} to {report._r(one.after)} (tiny)" in page
+    assert f"from {report._r(one.before)} to {report._r(one.after)} when one vector" in page
+    fell = one.before - one.after > measure.CHECK.lost
+    expected = f"tiny ({report._r(one.before)} to {report._r(one.after)})" if fell else "none"
+    assert report.losses(results, "common mode", "GradCAM") == expected
+    assert report._range([0.2, -0.1, 0.4]) == "between -0.10 and 0.40"
     assert f"Of {len(WANTED)} planned cells 0 did not run." in page
     assert "| tiny | SHAM on GradCAM, as it came | " in tables
     assert results.worst("tiny", ("autofool on DiffGradCAM max",), "GradCAM", "held_out") is None

@@ -162,9 +162,10 @@ def answer(results: Results) -> list[str]:
         "A wrapper moves none of their maps either; its large scalar rounds the log-odds, so that their measured "
         f"honesty moves by up to {shared_loss(results, ('wrapper',)):.2f}.",
         f"**An attack that is aimed at DiffGradCAM makes it lie in {lies} of {judged} runs**, and in {changes} the "
-        f"model changes: within {KEEP:g} nats, its honesty goes, on images that the attack saw, "
-        f"{span(results, f'autofool on {DIFF}', DIFF, 'fitted')}; on others, "
-        f"{span(results, f'autofool on {DIFF}', DIFF)}. "
+        f"model changes. Within {KEEP:g} nats, its honesty ({DIFF.split()[1]}) falls by more than "
+        f"{measure.CHECK.lost:g} on {losses(results, f'autofool on {DIFF}', DIFF, 'fitted')} of "
+        f"{len(results.settings)} settings, on images that the attack saw; on others, on "
+        f"{losses(results, f'autofool on {DIFF}', DIFF)}. "
         "Features that are moved before the pooling cost no decision at all, and every "
         f"DiffGradCAM then lies in {spatial['lie']} of {spatial.total()} cases.",
         f"**A map that moved is not yet a lie**: of {moved} maps that trained weights have moved, over all "
@@ -221,13 +222,33 @@ def lied_on(results: Results) -> list[str]:
 
 
 def span(results: Results, attack: str, explainer: str, part: str = "held_out") -> str:
-    """Honesty before and after an attack, in words: by setting."""
+    """Honesty before and after an attack, in words: the range over settings."""
+    found = _outcomes(results, attack, explainer, part).values()
+    return f"from {_range(one.before for one in found)} to {_range(one.after for one in found)}"
+
+
+def losses(results: Results, attack: str, explainer: str, part: str = "held_out") -> str:
+    """The settings in which an attack takes honesty from an explainer, and how much, in words."""
     found = [
-        (setting, results.outcome(setting, attack, explainer, part))
+        f"{setting} ({_r(one.before)} to {_r(one.after)})"
+        for setting, one in _outcomes(results, attack, explainer, part).items()
+        if one.before - one.after > measure.CHECK.lost
+    ]
+    return ", ".join(found) or "none"
+
+
+def _outcomes(results: Results, attack: str, explainer: str, part: str) -> dict[str, Worst]:
+    return {
+        setting: results.outcome(setting, attack, explainer, part)
         for setting in results.settings
         if results.has(setting, attack, explainer, part)
-    ]
-    return "from " + ", ".join(f"{_r(one.before)} to {_r(one.after)} ({setting})" for setting, one in found)
+    }
+
+
+def _range(values: Iterable[float]) -> str:
+    every = list(values)
+    low, high = _r(min(every)), _r(max(every))
+    return low if low == high else f"between {low} and {high}"
 
 
 def too_weak(results: Results) -> dict[str, float]:
