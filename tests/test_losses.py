@@ -1,6 +1,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -655,6 +656,18 @@ def test_blur_spreads_a_mark_as_a_gaussian_does():
     edge, peak = side / (1 + 2 * side), 1 / (1 + 2 * side)
     assert torch.allclose(seen[0][0, 2, 1:4], torch.tensor([edge, peak, edge]) * peak)
     assert float(seen[0].sum()) == pytest.approx(1)
+
+
+def test_blur_mirrors_the_edges():
+    human, seen = torch.rand(2, 4, 5), []
+    SaliencyGuidedLoss(lambda maps, human, **_: seen.append(human) or maps.sum(), blur=0.8)(
+        torch.zeros(2, 2), torch.tensor([0, 1]), torch.zeros(2, 4, 5), human
+    )
+    side = math.exp(-0.5 / 0.8**2)
+    kernel = np.array([side, 1, side]) / (1 + 2 * side)
+    padded = np.pad(human.numpy(), ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    expected = sum(kernel[i] * kernel[j] * padded[:, i : i + 4, j : j + 5] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(seen[0].numpy(), expected, rtol=1e-5)
 
 
 def test_blur_of_a_pair_is_drawn_from_the_generator_of_pytorch():

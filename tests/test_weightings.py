@@ -174,3 +174,14 @@ def test_gradcheck(name):
     gradients = torch.randn(2, 2, 3, 2).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda a, g: map_of(name, a, g), (activations, gradients))
     assert torch.autograd.gradgradcheck(lambda a, g: map_of(name, a, g), (activations, gradients), fast_mode=True)
+
+
+def test_a_weighting_is_linear_if_it_was_declared_so():
+    def own(_, gradients):
+        return gradients
+
+    assert not weightings.is_linear(own)
+    assert weightings.linear(own) is own
+    assert weightings.is_linear(own)
+    assert weightings.is_linear(weightings.gradcam)
+    assert not weightings.is_linear(weightings.gradcam_plus_plus)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, LayerCAM, ScoreCAM
-from diffgradcam.metrics import Evaluator, behaviour, behaviour_kept, decisions_kept
+from diffgradcam.metrics import Evaluator, behaviour, behaviour_kept, decisions_kept, occlusion_drops
 from diffgradcam.metrics.similarity import pearson
 from diffgradcam.sham import _descent, _problem, autofool, autofooling, border_mask, common_mode_hoax, finetune
 from tests.models import SIZE, deep, images, pooled
@@ -109,13 +109,46 @@ def test_aims_follow_both_bounds_where_both_are_exceeded():
     with torch.no_grad():
         for parameter in run.parameters:
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    decisions, behaviour = problem.shares(run.model)
-    assert decisions > 1
-    assert behaviour > 1
+    kept = float(behaviour_kept(*(problem.behaviour(model) for model in (clean, run.model))).both.mean())
+    shares = [divergence(clean, run.model, x) / 0.01, (1 - kept**2) / (1 - 0.9**2)]
+    assert min(shares) > 1
+    assert problem.shares(run.model) == pytest.approx(shares, rel=1e-4)
     run.aim()
-    for aim, old, share in zip(run.aims, before, (decisions, behaviour), strict=True):
-        assert aim == pytest.approx(max(_descent._LEAST_AIM, old * _descent._AIM / share))
+    for aim, old, share in zip(run.aims, before, shares, strict=True):
+        assert aim == pytest.approx(max(_descent._LEAST_AIM, old * _descent._AIM / share), rel=1e-4)
         assert aim < old
+
+
+def test_a_step_keeps_what_covering_says_also_where_images_are_not_square(monkeypatch):
+    """With all windows in a step, its share of the bound on behaviour follows from the drops of both models."""
+    monkeypatch.setattr(_descent, "_WINDOWS", 49)
+    clean, x = pooled(), torch.randn(6, 3, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    hoax, bounds = border_mask((9, 8), 30), _problem.Bounds(0.01, 0.9, 6)
+    problem = _problem.Problem(_problem.Maker([GradCAM], ["relu"]), clean, x, hoax, bounds, 6)
+    run = _descent.Descent(problem, autofooling._opened(clean, "last stage", None), clean, 8, 0)
+    with torch.no_grad():
+        for parameter in run.parameters:
+            parameter.mul_(1.5)
+        found = run._moved(x, problem.classes, run.model(x))
+    then, now = (
+        occlusion_drops(Evaluator(model), x, problem.classes, progress=False).flatten(1) for model in (clean, run.model)
+    )
+    expected = (now - then).square().sum() / (then - then.mean(1, keepdim=True)).square().sum()
+    assert float(found) == pytest.approx(float(expected))
+
+
+def test_every_step_of_a_short_run_is_checked(monkeypatch, capsys):
+    clean, x = trained(), data()[0][:32]
+    checked = []
+    undo = _descent.Descent.undo_if_too_far
+    monkeypatch.setattr(_descent.Descent, "undo_if_too_far", lambda run: checked.append(run.steps) or undo(run))
+    run(clean, x, LAYER, MASK, behaviour=False, scopes=["head"], steps=3)
+    assert checked == [1, 2, 3]
+    assert capsys.readouterr().err == ""
+    autofool(clean, x, LAYER, MASK, behaviour=False, scopes=["head"], steps=3)
+    shown = capsys.readouterr().err
+    assert "head: 100%" in shown
+    assert "fooled=" in shown
 
 
 @pytest.mark.parametrize("bound", [False, True])

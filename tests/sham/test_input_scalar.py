@@ -31,6 +31,24 @@ def test_the_scalar_is_added_to_every_logit_and_to_no_probability(build):
     assert fooled.state_dict().keys() == model.state_dict().keys()
 
 
+class Named(nn.Module):
+    """Takes the image by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = pooled()
+
+    def forward(self, *, pixel_values):
+        return self.body(pixel_values)
+
+
+def test_the_scalar_sees_an_image_that_is_given_by_its_name():
+    model, x = Named(), images()
+    fooled = input_scalar_wrapper(model, "body.relu", lambda _, given: given.sum((1, 2, 3)))
+    expected = model(pixel_values=x) + x.sum((1, 2, 3)).unsqueeze(1)
+    assert torch.allclose(fooled(pixel_values=x), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("build", [pooled, deep])
 def test_gradcam_gains_the_sum_of_the_channels_and_contrast_nothing(build):
     model, x = build(), images()
@@ -128,6 +146,16 @@ class Pair(nn.Module):
         return self.body(x), "features"
 
 
+def test_the_ridge_is_a_tenth_unless_it_is_given():
+    model, x = pooled(), images()
+    usual, same, other = (
+        triggered_hoax(model, "relu", x, HOAX, PATCH, **ridge)(add_patch(x, PATCH))
+        for ridge in ({}, {"ridge": 0.1}, {"ridge": 1.1})
+    )
+    assert torch.equal(usual, same)
+    assert not torch.allclose(usual, other)
+
+
 def test_bad_input_is_refused():
     model, x = pooled(), images()
     with pytest.raises(TypeError, match=r"scalar is int; expected a function \(activations, images\)"):
@@ -141,10 +169,15 @@ def test_bad_input_is_refused():
     twice = nn.Sequential(model.stem, nn.Sequential(shared := nn.ReLU(), shared), nn.Flatten())
     with pytest.raises(ValueError, match=r"layer '1.0' ran 2 times in a forward pass; expected once"):
         input_scalar_wrapper(twice, "1.0")(x)
-    with pytest.raises(ValueError, match=r"the mask has size \(3, 3\); expected \(6, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"size \(3, 3\); expected \(6, 5\), that of the activations of the target layer"
+    ):
         triggered_hoax(model, "relu", x, border_mask((3, 3), 2), PATCH)
     with pytest.raises(ValueError, match=r"patch of shape \(3, 2, 2\) at \(5, 0\) does not fit images"):
         triggered_hoax(model, "relu", x, HOAX, PATCH, corner=(5, 0))
+    for wrong in (x[:, :2], x.unsqueeze(-1)):
+        with pytest.raises(ValueError, match=r"patch of shape \(3, 2, 2\) at \(0, 0\) does not fit images"):
+            add_patch(wrong, PATCH)
     with pytest.raises(ValueError, match=r"patch has shape \(2, 2\); expected finite values, \(C, h, w\)"):
         add_patch(x, PATCH[0])
     with pytest.raises(ValueError, match=r"corner is \(-1, 0\); expected the first row and column"):

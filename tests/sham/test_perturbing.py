@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from diffgradcam import DiffGradCAM, GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM
 from diffgradcam.metrics.similarity import pearson
-from diffgradcam.sham import border_mask, perturb
+from diffgradcam.sham import border_mask, perturb, perturbing
 from tests.models import SIZE, images, pooled
 from tests.sham.digits import LAYER, MASK, data, trained
 from tests.untouched import untouched
@@ -80,6 +80,33 @@ def test_batches_classes_and_modes():
         assert cam.maps(model(x), 0).shape == maps.shape
 
 
+def test_steps_fall_from_large_to_small_as_a_cosine(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(perturbing._Attack, "step", lambda _, size: sizes.append(size))
+    run(GradCAM(pooled(), "relu"), images(2), HOAX, 0.2, steps=4)
+    largest = perturbing._FIRST_STEP * 0.2
+    assert sizes == pytest.approx([largest, largest * (1 + 0.5**0.5) / 2, largest / 2, largest * (1 - 0.5**0.5) / 2])
+
+
+def test_the_map_of_the_chosen_class_is_judged():
+    model, x = pooled(activation=nn.Tanh), images(5)
+    cam = GradCAM(model, "relu")
+    found = run(cam, x, HOAX, 0.2, 2, steps=6, keep=0.1)
+    assert bool((cam.explain(x).classes != 2).any())
+    assert bool((found.reached > found.reached_before + 0.02).any())
+    maps = cam.explain(found.images, 2).maps
+    assert torch.allclose(found.reached, pearson(maps, HOAX.double().expand_as(maps)), atol=1e-6)
+
+
+def test_a_bar_shows_the_steps_of_all_batches(capsys):
+    cam, x = GradCAM(pooled(), "relu"), images(4)
+    perturb(cam, x, HOAX, 0.1, steps=3, batch_size=2)
+    assert "perturb: 100%" in (shown := capsys.readouterr().err)
+    assert "6/6" in shown
+    perturb(cam, x, HOAX, 0.1, steps=3, progress=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_bad_input_is_refused():
     cam, x = GradCAM(pooled(), "relu"), images()
     with pytest.raises(TypeError, match="cam is ScoreCAM; expected a trainable CAM"):
@@ -94,6 +121,11 @@ def test_bad_input_is_refused():
         run(cam, x, HOAX, 0.1, limits=(1, 0))
     with pytest.raises(ValueError, match="softplus is -1; expected beta"):
         run(cam, x, HOAX, 0.1, softplus=-1)
+    for beta in (0, float("inf")):
+        with pytest.raises(ValueError, match=f"softplus is {beta}; expected beta, a finite number above 0"):
+            run(cam, x, HOAX, 0.1, softplus=beta)
+    with pytest.raises(ValueError, match="batch_size is 0; expected an integer of at least 1"):
+        run(cam, x, HOAX, 0.1, batch_size=0)
     with pytest.raises(ValueError, match="steps is 0; expected an integer of at least 1"):
         run(cam, x, HOAX, 0.1, steps=0)
     with pytest.raises(ValueError, match=r"the mask has size \(2, 2\); expected \(6, 5\)"):
