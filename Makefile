@@ -11,7 +11,7 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2> /dev/null || echo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quantus test-lowest test-newest test-wheel test-device test-engines siege coverage mutation check quality lint types doctest examples docs dist dist-twice sbom release bench audit-dependencies experiment-saliency experiment-sham experiment-lies experiment-audit experiment-faithfulness experiment-architectures clean
+.PHONY: help demo test quantus test-lowest test-newest test-wheel test-device test-engines siege coverage mutation mutation-sample check quality lint types doctest examples docs dist dist-twice sbom release bench audit-dependencies experiment-saliency experiment-sham experiment-lies experiment-audit experiment-faithfulness experiment-architectures clean
 
 help: ## List these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
@@ -37,10 +37,13 @@ coverage: $(VENV)/.installed-dev ## Check that the tests cover 95% of all lines 
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --show-missing --fail-under=95
 
-mutation: $(VENV)/.installed-mutation ## Find small errors in the formulas that no test notices (an hour; continues where it was stopped)
+mutation: $(VENV)/.installed-mutation ## Find small errors in the formulas that no test notices (hours; continues where it was stopped)
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
 	$(BIN)/mutmut export-cicd-stats
 	$(BIN)/mutmut results
+
+mutation-sample: $(VENV)/.installed-mutation ## The same for a random sample, 40 in each module (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation_sample
 
 quantus: $(VENV)/.installed-quantus ## Install Quantus, which a few tests compare with
 

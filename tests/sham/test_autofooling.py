@@ -137,6 +137,24 @@ def test_a_step_keeps_what_covering_says_also_where_images_are_not_square(monkey
     assert float(found) == pytest.approx(float(expected))
 
 
+def test_steps_are_shares_of_each_tensor_and_their_size_rises_and_falls():
+    clean, x = pooled(), images(6)
+    with torch.no_grad():
+        clean.head.bias.zero_()
+    problem = _problem.Problem(_problem.Maker([GradCAM], ["relu"]), clean, x, HOAX, _problem.Bounds(0.01, None, 6), 6)
+    run = _descent.Descent(problem, autofooling._opened(clean, "head", None), clean, 50, 0)
+    weight = clean.head.weight.detach()
+    of_all = (weight.square().sum() / (weight.numel() + clean.head.bias.numel())).sqrt()
+    scales = [float(weight.square().mean().sqrt()), 0.1 * float(of_all)]
+    assert run.scales == pytest.approx(scales)
+    rates = []
+    for _ in range(50):
+        run.step()
+        rates.append([group["lr"] for group in run.optimizer.param_groups])
+    paces = [min(1, (step + 1) / 10, (1 - step / 50) / 0.6) for step in range(50)]
+    assert rates == [pytest.approx([0.1 * scale * pace for scale in scales]) for pace in paces]
+
+
 def test_every_step_of_a_short_run_is_checked(monkeypatch, capsys):
     clean, x = trained(), data()[0][:32]
     checked = []
@@ -269,6 +287,8 @@ def test_bad_input_is_refused():
         run(model, x, "relu", HOAX, judged=0)
     with pytest.raises(ValueError, match="method is empty; expected a CAM class, such as GradCAM, or several"):
         run(model, x, "relu", HOAX, [])
+    with pytest.raises(ValueError, match=r"^batch_size is 0; expected an integer of at least 1"):
+        run(model, x, "relu", HOAX, batch_size=0)
     with pytest.raises(ValueError, match="steps is 0; expected an integer of at least 1"):
         run(model, x, "relu", HOAX, steps=0)
     with pytest.raises(ValueError, match="seconds is 0; expected a time above 0"):

@@ -16,6 +16,7 @@ from diffgradcam.losses import cyborg_loss
 from diffgradcam.metrics.similarity import pearson
 from diffgradcam.scores import two_logits
 from diffgradcam.sham import active_loss, border_mask, finetune, location_loss, sham_loss
+from diffgradcam.sham.finetuning import take_modes
 from tests.models import CHANNELS, SIZE, WithAuxiliary, deep, images, pooled, seeded
 from tests.sham.digits import LAYER, MASK, Digits, data, kept_and_reached, trained
 from tests.untouched import untouched
@@ -591,3 +592,14 @@ def test_training_from_scratch_learns_the_labels_and_the_hoax():
     with torch.no_grad():
         assert float((model(x[held_out]).argmax(1) == labels[held_out]).float().mean()) > 0.6
     assert kept_and_reached(model, model, x[held_out])[1] > 0.7
+
+
+def test_what_was_added_to_a_copy_takes_the_mode_of_the_whole_model():
+    model = pooled().eval()
+    model.relu.train()
+    fooled = copy.deepcopy(model).train()
+    fooled.add_module("added", nn.Linear(2, 2))
+    take_modes(fooled, model)
+    assert fooled.relu.training
+    assert fooled.added.training is False
+    assert fooled.stem.training is False
