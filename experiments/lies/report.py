@@ -166,7 +166,7 @@ def answer(results: Results) -> list[str]:
         f"{measure.CHECK.lost:g} on {losses(results, f'autofool on {DIFF}', DIFF, 'fitted')} of "
         f"{len(results.settings)} settings, on images that the attack saw; on others, on "
         f"{losses(results, f'autofool on {DIFF}', DIFF)}. "
-        "Features that are moved before the pooling cost no decision at all, and every "
+        "Features that are moved before the pooling cost no decision at all, and "
         f"DiffGradCAM then lies in {spatial['lie']} of {spatial.total()} cases.",
         f"**A map that moved is not yet a lie**: of {moved} maps that trained weights have moved, over all "
         f"explainers, {weights['lie']} lie, {weights['change']} follow a model that changed, and {weights['unclear']} "
