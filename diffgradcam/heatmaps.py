@@ -78,6 +78,8 @@ def scale_signed(maps: Tensor) -> Tensor:
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize each map by (bi-, tri-)linear interpolation, pixel centres aligned as in OpenCV.
 
+    A constant map stays constant, to the last digit.
+
     Args:
         maps: Maps, ``(B, *S)`` with one to three spatial dimensions.
         size: The new spatial size, as many numbers as ``S`` has.
@@ -104,7 +106,15 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
             "with at least one position, before and after"
         )
     resized: Tensor = F.interpolate(maps.unsqueeze(1), size, mode=_INTERPOLATION[len(size)], align_corners=False)
-    return resized.squeeze(1)
+    return _kept_constant(resized.squeeze(1), maps)
+
+
+def _kept_constant(resized: Tensor, maps: Tensor) -> Tensor:
+    """Take rounding out of maps that were constant before: scaled to [0, 1], it would be a map of its own."""
+    places = tuple(range(1, maps.ndim))
+    low, high = (extreme(maps.detach(), places, keepdim=True) for extreme in (torch.amin, torch.amax))
+    rounding = torch.where((low == high) & low.isfinite(), resized.detach() - low, 0)
+    return resized - rounding
 
 
 def _whole_numbers(size: Sequence[int]) -> tuple[int, ...]:

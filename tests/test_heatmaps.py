@@ -360,3 +360,20 @@ def test_fusions():
     torch.testing.assert_close(
         heatmaps.product([large.double(), torch.tensor([[[7.0, 9.0]]]).double()], (1, 3))[0], expected
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2)])
+def test_a_constant_map_stays_constant_when_it_is_resized(shape, dtype):
+    values = torch.randn(200, 1, 1, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    maps = values.expand(-1, *shape).clone().requires_grad_()
+    resized = heatmaps.resize(maps, (7, 6))
+    assert torch.equal(resized, values.expand(-1, 7, 6))
+    assert not heatmaps.minmax(resized).any()
+    (gradient,) = torch.autograd.grad(resized.sum(), maps)
+    assert float(gradient.sum()) == pytest.approx(200 * 42, rel=1e-5)  # as that of any other map
+    varying = torch.randn(4, 3, 2, dtype=dtype)
+    expected = torch.nn.functional.interpolate(varying[None], (7, 6), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(heatmaps.resize(varying, (7, 6)), expected)
+    endless = torch.full((1, 2, 2), torch.inf, dtype=dtype)
+    assert bool((~heatmaps.resize(endless, (4, 4)).isfinite()).all())

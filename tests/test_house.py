@@ -54,6 +54,7 @@ LATE = {
 }
 # Where the pure functions leave the graph: what is chosen there is a step, which has no derivative.
 DETACHED = {
+    "heatmaps._kept_constant": "rounding is no function of the map",
     "scores.finer": "which classes are nearest",
     "scores.score_gradients": "the gradient of the score alone, unless the graph is asked for",
     "scores.weights": "weights that do not depend on the graph of the logits",

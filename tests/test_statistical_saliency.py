@@ -54,6 +54,14 @@ def test_lda_marks_the_one_pixel_that_carries_the_class():
     assert (maps[:, 3, 1] == 1).all()
 
 
+def test_labels_may_be_of_any_type_that_counts():
+    images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(12) % 2
+    expected = lda_saliency(images, labels, components=3, grid=8)
+    for dtype in (torch.bool, torch.uint8, torch.int32):
+        assert torch.equal(lda_saliency(images, labels.to(dtype), components=3, grid=8), expected)
+
+
 def test_pca_marks_where_images_differ():
     images = torch.zeros(10, 1, 5, 5)
     images[::2, :, 2, 2] = 1

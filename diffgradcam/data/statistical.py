@@ -75,6 +75,7 @@ def lda_saliency(
         raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(images)} images: expected one each, (N,)")
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels are {labels.dtype}: expected class indices; convert them with labels.long()")
+    labels = labels.long()
     classes: Tensor = torch.unique(labels)
     if len(classes) < 2:
         raise ValueError(f"all labels are {classes.tolist()}: expected at least two classes to tell apart")
