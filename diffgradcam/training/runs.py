@@ -165,6 +165,7 @@ def train_and_test(
         found: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8"))
         if found["about"] != json.loads(json.dumps(told)):
             raise ValueError(f"{metrics} is of other options or other images: choose another folder with --out")
+        (own / STATE).unlink(missing_ok=True)  # left by a process that was killed when it had written the metrics
         return found
     parts = split(
         data.labels, data.groups, data.together,
