@@ -18,19 +18,15 @@ ROOT = Path(__file__).parents[1]
 _UNNOTICED = (None, 0, 33)  # exit codes of the tests: they did not run, passed, or there are none
 
 
-def run(mutmut: Sequence[str], each: int, seed: int, jobs: int) -> int:
+def run(each: int, seed: int, jobs: int) -> None:
     """Make the mutations and print what became of them.
 
     Args:
-        mutmut: The command.
         each: How many in each module.
         seed: Of the choice.
         jobs: Processes.
-
-    Returns:
-        How many the tests did not notice.
     """
-    command = [*mutmut, "run", "--max-children", str(jobs)]
+    command = [str(Path(sys.executable).parent / "mutmut"), "run", "--max-children", str(jobs)]
     subprocess.run([*command, "diffgradcam.heatmaps.x_minmax__mutmut_1"], cwd=ROOT, check=True)  # makes all of them
     rng = random.Random(seed)
     chosen = {module: rng.sample(names, min(each, len(names))) for module, names in _mutants().items() if names}
@@ -43,7 +39,6 @@ def run(mutmut: Sequence[str], each: int, seed: int, jobs: int) -> int:
         print(f"{module.stem.removesuffix('.py')}: {len(names) - len(unnoticed)} of {len(names)}")
     total = sum(map(len, chosen.values()))
     print(f"all: {total - len(missed)} of {total} ({(total - len(missed)) / total:.1%})", *missed, sep="\n")
-    return len(missed)
 
 
 def _mutants() -> dict[Path, list[str]]:
@@ -64,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
-    run([str(Path(sys.executable).parent / "mutmut")], options.each, options.seed, options.jobs)
+    run(options.each, options.seed, options.jobs)
 
 
 if __name__ == "__main__":

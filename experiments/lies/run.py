@@ -36,7 +36,6 @@ FIRST = (
     "common mode", "SHAM on GradCAM", "SHAM on DiffGradCAM logsumexp", "autofool on GradCAM",
     "autofool on DiffGradCAM logsumexp", "autofool on three", "wrapper", "spatial",
 )  # fmt: skip
-UNTRAINED = ("common mode", "wrapper", "spatial")
 CURVES = ("autofool on GradCAM", "autofool on DiffGradCAM logsumexp", "autofool on three")
 CURVED = ("digits", "tiles", "lite0-1000")
 ON_WHOLE = (  # where all of a large network may change
