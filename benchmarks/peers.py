@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few rounds of batch 1, only printed: to see that it runs")
     quick = parser.parse_args().quick
-    batches, rounds, seconds = (BATCHES[:1], 3, 0.5) if quick else (BATCHES, 31, 10.0)
+    batches, rounds, seconds = (BATCHES[:1], 3, 0.5) if quick else (BATCHES, 301, 10.0)
 
     define_missing_operators()
     present = [c for c in (OURS, *PEERS) if importlib.util.find_spec(c.module.partition(".")[0])]

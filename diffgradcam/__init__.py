@@ -5,7 +5,7 @@ The methods and what most scripts need are here; the rest is found by submodule,
 """
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from ._core.base import BaseCAM, TrainableCAM
 from ._core.display import draw_with
@@ -36,7 +36,9 @@ from .methods.gradient import (
 from .methods.perturbation import ISCAM, SSCAM, AblationCAM, ScoreCAM
 from .methods.sess import SESS
 from .methods.smoothing import AugSmooth, EigenSmooth, NoiseSmooth
-from .robustness import audit, benchmark, repair
+
+if TYPE_CHECKING:
+    from .robustness import audit, benchmark, repair
 
 __version__ = "0.1.0"
 
@@ -105,17 +107,19 @@ _SUBMODULES = (
     "visualize",
     "weightings",
 )
-
+_OF_ROBUSTNESS = ("audit", "benchmark", "repair")  # with all that they need, a fifth of the time that the import takes
 
 draw_with(lambda: importlib.import_module(f"{__name__}.visualize.sheets"))
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     """Import a submodule when it is first used."""
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _OF_ROBUSTNESS:
+        return getattr(importlib.import_module(f"{__name__}.robustness"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBMODULES])
+    return sorted({*globals(), *_SUBMODULES, *_OF_ROBUSTNESS})

@@ -40,7 +40,7 @@ def public_names() -> dict[str, str]:
     values = {
         f"{module.__name__}.{name}": value
         for module in public_modules()
-        for name, value in vars(module).items()
+        for name, value in inspect.getmembers(module)
         if _belongs(module, name, value)
     }
     classes: dict[type, str] = {}

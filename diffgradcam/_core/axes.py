@@ -153,13 +153,15 @@ def channel_axis(module: nn.Module, model: nn.Module, shape: Sequence[int], size
     def as_wide(widths: tuple[set[int], set[int]]) -> set[int]:
         return {axis for axis, known in zip((1, last), widths, strict=True) if shape[axis] in known}
 
-    reduced = {axis: _reduction(tuple(shape[1:axis]) + tuple(shape[axis + 1 :]), size) for axis in (1, last)}
-    alike = {axis for axis, distortion in reduced.items() if distortion <= _ALIKE}
-    evenly = {axis for axis, distortion in reduced.items() if distortion <= _DISTORTED}
     # The module itself tells most; then how the image was reduced; other modules of the model least.
-    for choice in (as_wide(_widths(module)), alike, evenly):
-        if len(choice) == 1:
-            return choice.pop()
+    own = as_wide(_widths(module))
+    if len(own) == 1:
+        return own.pop()
+    reduced = {axis: _reduction(tuple(shape[1:axis]) + tuple(shape[axis + 1 :]), size) for axis in (1, last)}
+    for most in (_ALIKE, _DISTORTED):
+        evenly = [axis for axis, distortion in reduced.items() if distortion <= most]
+        if len(evenly) == 1:
+            return evenly[0]
     widths = _widths(model)
     whole = as_wide(widths)
     if len(whole) == 1:
@@ -300,9 +302,10 @@ def _widths(module: nn.Module) -> tuple[set[int], set[int]]:
     first: set[int] = set()
     last: set[int] = set()
     for part in every_module(module):
-        sizes = {
-            size for parameter in part._parameters.values() if parameter is not None for size in parameter.shape[:2]
-        }
+        parameters = [parameter for parameter in part._parameters.values() if parameter is not None]
+        if not parameters:
+            continue
+        sizes = {size for parameter in parameters for size in parameter.shape[:2]}
         if type(part) not in _LAST:
             first |= sizes
         if not isinstance(part, _FIRST):

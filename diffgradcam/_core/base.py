@@ -557,8 +557,7 @@ class TrainableCAM(ScoredCAM):
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
             index = class_index(logits, classes, asserted)
             recorded = self._recorder.recorded(logits)
-            model = inner_model(self.model)
-            recording = Recording(logits, recorded, model, self._image_shape, self.reshape_transform)
+            recording = Recording(self._reader, logits, recorded, self._image_shape)
             request = ClassRequest(self.score, columns(index))
             return self.fuse(self._in_blocks(recording, request, create_graph=True), index)
 

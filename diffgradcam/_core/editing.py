@@ -160,16 +160,11 @@ def linear_layers_that_run(model: nn.Module) -> Iterator[list[str]]:
         names[:] = ran
 
     names: list[str] = []
-    handles = [
-        module.register_forward_hook(lambda _module, _args, _output, name=name: note(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                hooks.callback(module.register_forward_hook(lambda *_, name=name: note(name)).remove)
         yield names
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def linear_head(model: nn.Module, name: str) -> nn.Linear:
@@ -224,12 +219,9 @@ def check_head_is_last(
     """
 
     def probabilities(change: Callable[[Tensor], Tensor]) -> Tensor:
-        handle = model.get_submodule(name).register_forward_hook(lambda _m, _a, rows: change(rows))
-        try:
-            with torch.no_grad():
-                return output(model(images)).cpu().double().softmax(1)
-        finally:
-            handle.remove()
+        hook = model.get_submodule(name).register_forward_hook(lambda _m, _a, rows: change(rows))
+        with hook, torch.no_grad():
+            return output(model(images)).cpu().double().softmax(1)
 
     def wide(rows: Tensor) -> Tensor:  # adding 1 in bfloat16 would round by more than the tolerance
         return rows.to(torch.promote_types(rows.dtype, torch.float32))

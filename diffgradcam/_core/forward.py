@@ -35,35 +35,30 @@ class Recording:
     """Logits, and the activations of layers that they were computed from.
 
     Args:
+        reader: What reads the layers.
         logits: ``(B, K)``, or whatever the model puts out, with the graph down to the activations.
         recorded: What was recorded of each layer.
-        model: The model.
         image: The shape of the image argument; None if there is none.
-        reshape_transform: Brings activations into the form ``(B, C, *S)``; by default see :func:`~.axes.grid_of`.
 
     Raises:
         ValueError: If the activations of a layer are no grid of places in the image, for each image.
     """
 
     def __init__(
-        self,
-        logits: Tensor,
-        recorded: Sequence[Recorded],
-        model: nn.Module,
-        image: Sequence[int] | None,
-        reshape_transform: ReshapeTransform | None,
+        self, reader: LayerReader, logits: Tensor, recorded: Sequence[Recorded], image: tuple[int, ...] | None
     ) -> None:
         self.logits = logits
         self.used = [each.activations is not None for each in recorded]
         self.layers = [each.layer for each in recorded if each.activations is not None]
         self.activations = [each.activations for each in recorded if each.activations is not None]
-        self._model = model
+        self._reader = reader
         self._grids: list[ReshapeTransform] = []
+        given = reader.reshape_transform
         for layer, tensor in zip(self.layers, self.activations, strict=True):
-            if reshape_transform is None:
+            if given is None:
                 check_rows(layer.name, tensor, logits)
-            self._grids.append(grid_of(layer, model, tensor, image, reshape_transform))
-            if reshape_transform is not None:
+            self._grids.append(grid_of(layer, reader.model_to_run(), tensor, image, given))
+            if given is not None:
                 check_rows(layer.name, self._grids[-1](tensor), logits)
 
     @property
@@ -126,7 +121,7 @@ class Recording:
             self.activations,
             cotangents,
             create_graph=create_graph,
-            independent=lambda: messages.independent(self.names, self._model),
+            independent=lambda: messages.independent(self.names, self._reader.model_to_run()),
         )
 
     def every_layer(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -160,12 +155,11 @@ class ForwardPass(Recording):
         recorded: Sequence[Recorded],
         autocast: tuple[bool, torch.dtype],
     ) -> None:
-        self._reader = reader
         self.inputs = inputs
         self._autocast = autocast
         self._closed_form_holds = True
         self._following: tuple[Tensor, ...] | None = None
-        super().__init__(logits, recorded, reader.model_to_run(), inputs.image_shape, reader.reshape_transform)
+        super().__init__(reader, logits, recorded, inputs.image_shape)
         self.checks = DeferredChecks()
         self.checks.require_finite("the output", logits)
         for layer, tensor in zip(self.layers, self.activations, strict=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -159,34 +161,26 @@ def _dry_run(model: nn.Module, channels: int, size: int) -> tuple[list[_Event], 
         runs[name] += 1
         note(name, module, True, args[0] if args else None)
 
-    def left(name: str, module: nn.Module, output: Any) -> None:
+    def left(name: str, module: nn.Module, _args: object, output: Any) -> None:
         if not isinstance(module, _ADAPTIVE):  # their output is what they were told to make of any input
             note(name, module, False, output)
 
-    handles = []
-    for name, module in model.named_modules():
-        if name:
-            handles.append(
-                module.register_forward_pre_hook(lambda module, args, name=name: entered(name, module, args))
-            )
-            handles.append(
-                module.register_forward_hook(lambda module, _, output, name=name: left(name, module, output))
-            )
     parameter = next(model.parameters(), torch.zeros(()))
     ramp = torch.linspace(-1, 1, channels * size * size, dtype=parameter.dtype, device=parameter.device)
     images = torch.stack([torch.zeros_like(ramp), ramp]).view(2, channels, size, size)
-    try:
-        with torch.no_grad():
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for name, module in model.named_modules():
+            if name:
+                hooks.callback(module.register_forward_pre_hook(partial(entered, name)).remove)
+                hooks.callback(module.register_forward_hook(partial(left, name)).remove)
+        try:
             model(images)
-    except Exception as error:  # a model can raise anything
-        raise ValueError(
-            f"{type(model).__name__} does not run on images of shape {tuple(images.shape)}: "
-            f"{' '.join(str(error).split())[:300]}; give the size that it takes with --size, and as many --mean and "
-            "--std as it has channels"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+        except Exception as error:  # a model can raise anything
+            raise ValueError(
+                f"{type(model).__name__} does not run on images of shape {tuple(images.shape)}: "
+                f"{' '.join(str(error).split())[:300]}; give the size that it takes with --size, and as many --mean "
+                "and --std as it has channels"
+            ) from error
     return events, runs
 
 

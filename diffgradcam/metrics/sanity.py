@@ -6,6 +6,7 @@ model. A low one is necessary for a faithful map and not sufficient.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
@@ -156,12 +157,10 @@ def _explained(
         nonlocal ran
         ran = True
 
-    handles = [module.register_forward_pre_hook(notice) for module in model.modules()]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in model.modules():
+            hooks.callback(module.register_forward_pre_hook(notice).remove)
         index, maps = explained(make_cam(model), images, classes, batch_size)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not ran:
         raise ValueError(
             "make_cam made a CAM of another model; expected a CAM of the model that it is given, which changes; "

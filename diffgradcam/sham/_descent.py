@@ -16,7 +16,7 @@ from diffgradcam.metrics.behaviour import GRID, covered, windows
 from diffgradcam.metrics.similarity import pearson
 from diffgradcam.scores import logit_difference
 
-from ._problem import Problem
+from ._problem import Measured, Problem
 from .finetuning import root_mean_square
 
 Weights = dict[str, Tensor]
@@ -103,19 +103,26 @@ class Descent:
     def weights(self) -> Weights:
         return {name: p.detach().clone() for name, p in self.model.named_parameters() if name in self.names}
 
-    def undo_if_too_far(self) -> None:
-        """Go back to the last check, with a lower learning rate, if decisions are far out of bounds and still leave."""
-        divergence = self.problem.divergence(self.model)
-        if divergence <= max(_TOO_FAR * self.width * self.problem.bounds.kl, self.sound[0]):  # NaN is not
-            self.sound = divergence, self.weights()
-            return
+    def check(self) -> Measured:
+        """Look at all images, and go back to the last check where decisions are far out of bounds and still leave.
+
+        After that the learning rate is lower.
+
+        Returns:
+            The model as it is now.
+        """
+        measured = Measured(self.problem, self.model)
+        if measured.divergence <= max(_TOO_FAR * self.width * self.problem.bounds.kl, self.sound[0]):  # NaN is not
+            self.sound = measured.divergence, self.weights()
+            return measured
         set_weights(self.model, self.sound[1])
         self.lr *= _SLOWER
         self.optimizer = self._optimizer()
+        return Measured(self.problem, self.model)
 
-    def aim(self) -> None:
+    def aim(self, measured: Measured) -> None:
         """Aim lower at a bound that is exceeded on all images, and higher at one that is not used up."""
-        for i, share in enumerate(self.problem.shares(self.model)):
+        for i, share in enumerate(measured.shares()):
             self.aims[i] = min(1.0, max(_LEAST_AIM, self.aims[i] * min(_HIGHER, _AIM / max(share, 1e-3))))
 
     def step(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -97,50 +98,68 @@ class Problem:
         few = slice(self.bounds.judged)
         return behaviour_of(evaluator, self.images[few], self.classes[few], steps=_STEPS_OF_GRADIENTS, progress=False)
 
-    def measure(self, model: nn.Module) -> Effect:
-        """The effect of an attack on all images."""
-        effect = self.measure_maps(model)
-        return effect if self.relied_on is None else replace(effect, behaviour=self.kept(model))
 
-    def kept(self, model: nn.Module) -> float:
-        """Mean r of what a model relies on with what the clean model relies on."""
-        assert self.relied_on is not None
-        return float(behaviour_kept(self.relied_on, self.behaviour(model)).both.mean())
+class Measured:
+    """A model on the images of a problem: each thing is measured when it is first asked for.
 
-    def measure_maps(self, model: nn.Module) -> Effect:
-        """The effect of an attack on all images, without the costly behaviour."""
-        logits, maps = self.shown(model, self.classes)
-        decisions = decisions_kept(self.logits, logits)
-        shown, before = (rectify(each.flatten(0, 1)) for each in (maps, self.maps))
+    Args:
+        problem: The images, the clean model, the hoax and the bounds.
+        model: It must not change meanwhile.
+    """
+
+    def __init__(self, problem: Problem, model: nn.Module) -> None:
+        self.problem = problem
+        self.model = model
+
+    @cached_property
+    def divergence(self) -> float:
+        """Mean divergence from the clean model, in nats; NaN where a logit is not finite."""
+        problem = self.problem
+        with torch.no_grad():
+            parts = [problem.output(self.model(chunk)) for chunk in torch.split(problem.images, 8 * problem.batch_size)]
+        return float(decisions_kept(problem.logits, torch.cat(parts)).kl.mean())
+
+    @cached_property
+    def kept(self) -> float | None:
+        """Mean r of what the model relies on with what the clean model relies on; None without a bound on it."""
+        problem = self.problem
+        if problem.relied_on is None:
+            return None
+        return float(behaviour_kept(problem.relied_on, problem.behaviour(self.model)).both.mean())
+
+    @cached_property
+    def on_maps(self) -> Effect:
+        """The effect without the costly behaviour."""
+        problem = self.problem
+        logits, maps = problem.shown(self.model, problem.classes)
+        decisions = decisions_kept(problem.logits, logits)
+        shown, before = (rectify(each.flatten(0, 1)) for each in (maps, problem.maps))
         return Effect(
             kl=float(decisions.kl.mean()),
             agreement=float(decisions.agreement.double().mean()),
             kept=float(pearson(shown, before).mean()),
-            reached=float(pearson(shown, self.hoax.expand_as(shown)).mean()),
+            reached=float(pearson(shown, problem.hoax.expand_as(shown)).mean()),
             behaviour=None,
         )
 
-    def divergence(self, model: nn.Module) -> float:
-        """Mean divergence from the clean model, in nats; NaN where a logit is not finite."""
-        with torch.no_grad():
-            parts = [self.output(model(chunk)) for chunk in torch.split(self.images, 8 * self.batch_size)]
-        return float(decisions_kept(self.logits, torch.cat(parts)).kl.mean())
+    @property
+    def effect(self) -> Effect:
+        """The whole effect."""
+        return replace(self.on_maps, behaviour=self.kept)
 
-    def shares(self, model: nn.Module) -> list[float]:
-        """The shares of the bounds that a model uses: 1 is on the bound. All its logits must be finite."""
-        shares = [self.divergence(model) / self.bounds.kl]
-        if self.bounds.behaviour is not None:
-            shares.append((1 - self.kept(model) ** 2) / (1 - self.bounds.behaviour**2))
+    def shares(self) -> list[float]:
+        """The shares of the bounds that the model uses: 1 is on the bound. All its logits must be finite."""
+        bounds = self.problem.bounds
+        shares = [self.divergence / bounds.kl]
+        if bounds.behaviour is not None and self.kept is not None:
+            shares.append((1 - self.kept**2) / (1 - bounds.behaviour**2))
         return shares
 
-    def within(self, model: nn.Module, at_least: float) -> Effect | None:
-        """The effect of a model that is within bounds; behaviour is looked at only if it reaches more than that."""
-        if not self.divergence(model) <= self.bounds.kl:  # NaN is not
+    def within(self, at_least: float) -> Effect | None:
+        """The effect if the model is within bounds; behaviour is looked at only if it reaches more than that."""
+        bounds = self.problem.bounds
+        if not self.divergence <= bounds.kl:  # NaN is not
             return None
-        effect = self.measure_maps(model)
-        if self.relied_on is None or effect.reached <= at_least:
-            return effect
-        effect = replace(effect, behaviour=self.kept(model))
-        assert effect.behaviour is not None
-        assert self.bounds.behaviour is not None
-        return effect if effect.behaviour >= self.bounds.behaviour else None
+        if bounds.behaviour is None or self.on_maps.reached <= at_least:
+            return self.on_maps
+        return self.effect if self.kept is not None and self.kept >= bounds.behaviour else None

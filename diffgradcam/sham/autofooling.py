@@ -21,7 +21,7 @@ from diffgradcam._core.wrappers import inner_model
 from diffgradcam.methods.gradient import GradCAM
 
 from ._descent import TIGHT, Descent, Opened, Weights, set_weights
-from ._problem import Bounds, Effect, Maker, Problem
+from ._problem import Bounds, Effect, Maker, Measured, Problem
 from .closed_form import common_mode_hoax
 from .finetuning import take_modes
 
@@ -30,7 +30,7 @@ Method = Callable[..., TrainableCAM]
 
 
 _CHECKS = 20  # of each restart
-_BISECTIONS = 5
+_BISECTIONS = 4
 _STRENGTH = 10.0  # of the common mode in closed form
 
 
@@ -174,7 +174,8 @@ def autofool(
     best = max(restarts, key=lambda restart: restart.effect.reached)
     elsewhere = None
     if held_out is not None:
-        elsewhere = Problem(make, clean, held_out.to(device), hoax.to(device), bounds, batch_size).measure(found.model)
+        others = Problem(make, clean, held_out.to(device), hoax.to(device), bounds, batch_size)
+        elsewhere = Measured(others, found.model).effect
     result = copy_model(found.model)
     take_modes(result, inner_model(model))
     return Autofooled(result, best, restarts, best.effect, elsewhere)
@@ -189,7 +190,7 @@ class _Found(NamedTuple):
 
 def _start(problem: Problem, head: nn.Module | str | None) -> _Found:
     """The clean model, or its common mode in closed form where that shows more of the hoax."""
-    found = _Found(problem.clean, problem.measure(problem.clean))
+    found = _Found(problem.clean, Measured(problem, problem.clean).effect)
     layers = problem.make.layers
     if len(layers) > 1:
         return found
@@ -198,7 +199,7 @@ def _start(problem: Problem, head: nn.Module | str | None) -> _Found:
         common = common_mode_hoax(problem.clean, layers[0], batches, problem.hoax, head=head, strength=_STRENGTH)
     except ValueError:  # the head is no linear layer of the pooled activations
         return found
-    effect = problem.within(common, found.effect.reached)
+    effect = Measured(problem, common).within(found.effect.reached)
     return found if effect is None or effect.reached <= found.effect.reached else _Found(common, effect)
 
 
@@ -220,10 +221,10 @@ def _restart(
         bar.update()
         if step % max(1, steps // _CHECKS) and step < steps:
             continue
-        run.undo_if_too_far()
+        measured = run.check()
         if step >= TIGHT * steps:
-            run.aim()
-            found = _pulled_back(problem, run, weights, best.reached)
+            run.aim(measured)
+            found = _pulled_back(measured, run.weights(), weights, best.reached)
             if found is not None:
                 best, weights = found
         bar.set_postfix(kl=best.kl, fooled=best.reached, refresh=False)
@@ -244,24 +245,31 @@ def _restart(
     return restart, _Found(run.model, best)
 
 
-def _pulled_back(problem: Problem, run: Descent, best: Weights, at_least: float) -> tuple[Effect, Weights] | None:
-    """The model on the line to the best so far that is farthest from it and within bounds, if it is better."""
-    end, probe = run.weights(), copy_model(run.model)
+def _pulled_back(end: Measured, weights: Weights, best: Weights, at_least: float) -> tuple[Effect, Weights] | None:
+    """The model on the line to the best so far that is farthest from it and within bounds, if it is better.
+
+    Args:
+        end: The model at the end of the line.
+        weights: Of that model.
+        best: Those of the best so far.
+        at_least: What that one reaches.
+    """
+    effect = end.within(at_least)
+    if effect is not None:
+        return (effect, weights) if effect.reached > at_least else None
+    probe = copy_model(end.model)
     low, high, found = 0.0, 1.0, None
-    share = 1.0
     for _ in range(_BISECTIONS):
-        weights = {name: torch.lerp(best[name], end[name], share) for name in end}
-        set_weights(probe, weights)
-        effect = problem.within(probe, at_least)
-        if effect is not None:
-            low = share
-            if effect.reached > at_least:
-                at_least, found = effect.reached, (effect, weights)
-            if share == 1:
-                break
-        else:
-            high = share
         share = (low + high) / 2
+        between = {name: torch.lerp(best[name], weights[name], share) for name in weights}
+        set_weights(probe, between)
+        effect = Measured(end.problem, probe).within(at_least)
+        if effect is None:
+            high = share
+            continue
+        low = share
+        if effect.reached > at_least:
+            at_least, found = effect.reached, (effect, between)
     return found
 
 

@@ -112,8 +112,9 @@ def test_aims_follow_both_bounds_where_both_are_exceeded():
     kept = float(behaviour_kept(*(problem.behaviour(model) for model in (clean, run.model))).both.mean())
     shares = [divergence(clean, run.model, x) / 0.01, (1 - kept**2) / (1 - 0.9**2)]
     assert min(shares) > 1
-    assert problem.shares(run.model) == pytest.approx(shares, rel=1e-4)
-    run.aim()
+    measured = _problem.Measured(problem, run.model)
+    assert measured.shares() == pytest.approx(shares, rel=1e-4)
+    run.aim(measured)
     for aim, old, share in zip(run.aims, before, shares, strict=True):
         assert aim == pytest.approx(max(_descent._LEAST_AIM, old * _descent._AIM / share), rel=1e-4)
         assert aim < old
@@ -158,8 +159,8 @@ def test_steps_are_shares_of_each_tensor_and_their_size_rises_and_falls():
 def test_every_step_of_a_short_run_is_checked(monkeypatch, capsys):
     clean, x = trained(), data()[0][:32]
     checked = []
-    undo = _descent.Descent.undo_if_too_far
-    monkeypatch.setattr(_descent.Descent, "undo_if_too_far", lambda run: checked.append(run.steps) or undo(run))
+    check = _descent.Descent.check
+    monkeypatch.setattr(_descent.Descent, "check", lambda run: checked.append(run.steps) or check(run))
     run(clean, x, LAYER, MASK, behaviour=False, scopes=["head"], steps=3)
     assert checked == [1, 2, 3]
     assert capsys.readouterr().err == ""

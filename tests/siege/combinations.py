@@ -306,10 +306,11 @@ def loops(case: Case, logits: torch.Tensor, layer: torch.Tensor, index: torch.Te
             gradients = gradient(case, logits, layer, column, score, numbers)
             maps = [weighting(a, g) for a, g in zip(own, gradients, strict=True)]
             pairs = list(zip(own, gradients, strict=True))
-            bounds = [bound(c.method, a, g) for a, g in pairs]
+            sizes = [size_of_terms(c.method, a, g) for a, g in pairs]
+            bounds = [size * (own[0, 0].size if "++" in c.method else 1) for size in sizes]
             clear = clear and all(conditioned(c, a, g) for a, g in pairs)
             noise = 10 * torch.finfo(c.dtype).eps * float(logits.detach().abs().max())  # 0, but for rounding: not a map
-            clear = clear and (c.method in WITHOUT_CLASS or all(size == 0 or size > noise for size in bounds))
+            clear = clear and (c.method in WITHOUT_CLASS or all(size == 0 or size > noise for size in sizes))
         rows.append(np.stack(maps))
         slack.append(bounds)
     return torch.from_numpy(np.stack(rows, 1)), torch.tensor(slack).T, clear
@@ -366,12 +367,12 @@ def without(grid, channel, tensor):
     return less
 
 
-def bound(method, activations, gradients):
-    """The order of the terms that make a map."""
+def size_of_terms(method, activations, gradients):
+    """The order of the terms that make a map, of which the ++ methods add up one for each place."""
     size = sum(np.abs(a).max() * np.abs(g).max() for a, g in zip(activations, gradients, strict=True))
     if method in WITHOUT_CLASS:
         return float(np.abs(activations).max() * len(activations) + 1)
-    return float(size * (gradients[0].size if "++" in method else 1))
+    return float(size)
 
 
 def conditioned(c: Combination, activations, gradients) -> bool:

@@ -5,6 +5,7 @@ and in every function that the user passes. Here the model raises at its n-th fo
 several, and Ctrl-C comes between any two lines of the library.
 """
 
+import linecache
 import sys
 from collections import OrderedDict
 from functools import partial
@@ -134,7 +135,23 @@ def test_the_model_raises_at_its_nth_forward_pass(name, error, training, tmp_pat
 
 
 # No Python code is safe while a with statement is being entered or left, or a finalizer runs: a few lines of many.
-NOT_WITHIN = ("__enter__", "attach", "detach", "replaced", "evaluating", "_recorded_biases", "_recorded_calls", "block")
+NOT_WITHIN = (
+    "__enter__",
+    "__exit__",
+    "attach",
+    "detach",
+    "replaced",
+    "evaluating",
+    "_recorded_biases",
+    "_recorded_calls",
+    "block",
+)
+
+
+def may_come_at(frame):
+    """Python looks for Ctrl-C after a call and at a jump back: not at a ``try:``, and not at a ``with``, whose line a
+    trace function sees once more when its block is being left."""
+    return not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(("try:", "with "))
 
 
 def interrupt_at(line, work):
@@ -148,7 +165,7 @@ def interrupt_at(line, work):
             # Not at each turn of a comprehension: Python 3.12 and 3.13 forget the with block around it when a trace
             # function, and only that, raises there.
             nonlocal left, last
-            if event == "line" and (sys.version_info < (3, 12) or frame.f_lineno != last):
+            if event == "line" and may_come_at(frame) and (sys.version_info < (3, 12) or frame.f_lineno != last):
                 last = frame.f_lineno
                 left -= 1
                 if left == 0:
