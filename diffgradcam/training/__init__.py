@@ -1,4 +1,7 @@
-"""TRAIN from end to end: settings, splits, the loop, the evaluation. ``diffgradcam train`` is made of these."""
+"""Saliency-guided training from end to end: settings, splits, the loop, the evaluation.
+
+``diffgradcam train`` is made of these.
+"""
 
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .evaluation import Estimate, Evaluation, agreement, evaluate_model
