@@ -127,17 +127,19 @@ def _pytorch_grad_cam(model: nn.Module, images: Tensor) -> dict[str, Call]:
 def _torch_cam(model: nn.Module, images: Tensor) -> dict[str, Call]:
     from torchcam.methods import GradCAM
 
+    with torch.inference_mode():
+        classes = model(images[:1]).shape[1]
     extractor = GradCAM(model, target_layer="layer4")
 
     def one() -> object:
         scores = model(images)
         return extractor(scores.argmax(1).tolist(), scores)
 
-    def ten() -> object:
+    def several(count: int) -> object:
         scores = model(images)
-        return [extractor(c, scores, retain_graph=c < TEN - 1) for c in range(TEN)]
+        return [extractor(c, scores, retain_graph=c < count - 1) for c in range(count)]
 
-    return {"one": one, "ten": ten}
+    return {"one": one, "ten": lambda: several(TEN), "all": lambda: several(classes)}
 
 
 def _captum(model: nn.Module, images: Tensor) -> dict[str, Call]:

@@ -87,7 +87,7 @@ def time_maps(present: list[Contender], batch: int, rounds: int, seconds: float,
         values = by_key[key] = measure.interleaved_ratios(reference, able, rounds, seconds)
         estimated = []
         if key == "all":
-            # The others take one class after the other: minutes for a number that follows from the rows above.
+            # These take one forward pass after the other: minutes for a number that follows from the rows above.
             for name in calls.keys() - able.keys():
                 one, ten = by_key["one"][name], by_key["ten"][name]
                 values[name] = one + (CLASSES - 1) * max(ten - one, 0.0) / (TEN - 1)
