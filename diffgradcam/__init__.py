@@ -113,7 +113,7 @@ draw_with(lambda: importlib.import_module(f"{__name__}.visualize.sheets"))
 
 
 def __getattr__(name: str) -> Any:
-    """Import a submodule when it is first used."""
+    """Import a submodule, or what takes long to import, when it is first used."""
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _OF_ROBUSTNESS:

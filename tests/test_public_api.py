@@ -1,6 +1,8 @@
 """Public names and signatures change only with the changelog; tests/public_api.py says how."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,19 @@ def test_names_and_signatures_are_those_on_file():
         f"{len(different)} public names have changed, such as {different[:5]}; if that is meant, run "
         "python -m tests.public_api, and say it in CHANGELOG.md"
     )
+
+
+def test_what_takes_long_to_import_is_imported_when_it_is_used():
+    code = """
+import sys, diffgradcam
+late = {f"diffgradcam.{name}" for name in ("cli", "data", "metrics", "robustness", "sham", "training", "visualize")}
+assert not late & set(sys.modules), late & set(sys.modules)
+from diffgradcam import *
+assert "diffgradcam.robustness" in sys.modules
+from diffgradcam.robustness import audit as same
+assert audit is same is diffgradcam.audit
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_file_is_as_it_is_written():
