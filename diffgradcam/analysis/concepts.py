@@ -120,9 +120,9 @@ class DeepFeatureFactorization:
         >>> head = nn.Linear(4, 2)
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
         >>> factorization = DeepFeatureFactorization(model, "1", computation_on_concepts=head)
-        >>> found = factorization.explain(torch.rand(5, 3, 8, 8), 3)
+        >>> found = factorization.explain(torch.rand(5, 3, 8, 8), 2)
         >>> found.vectors.shape, found.maps.shape, found.scores.shape
-        (torch.Size([3, 4]), torch.Size([5, 3, 6, 6]), torch.Size([3, 2]))
+        (torch.Size([2, 4]), torch.Size([5, 2, 6, 6]), torch.Size([2, 2]))
     """
 
     def __init__(

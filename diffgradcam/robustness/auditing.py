@@ -374,6 +374,7 @@ def audit(
         "Visualizing and Understanding Convolutional Networks", ECCV 2014. LayerCAM: Jiang et al., IEEE TIP 2021.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
         >>> _ = model[3].weight.data.add_(5.0)  # the same for every class: no decision changes
         >>> report = audit(model, "0", torch.rand(8, 3, 16, 16), progress=False)
