@@ -302,10 +302,9 @@ def _widths(module: nn.Module) -> tuple[set[int], set[int]]:
     first: set[int] = set()
     last: set[int] = set()
     for part in every_module(module):
-        parameters = [parameter for parameter in part._parameters.values() if parameter is not None]
-        if not parameters:
-            continue
-        sizes = {size for parameter in parameters for size in parameter.shape[:2]}
+        sizes = {
+            size for parameter in part._parameters.values() if parameter is not None for size in parameter.shape[:2]
+        }
         if type(part) not in _LAST:
             first |= sizes
         if not isinstance(part, _FIRST):

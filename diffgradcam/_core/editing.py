@@ -219,8 +219,8 @@ def check_head_is_last(
     """
 
     def probabilities(change: Callable[[Tensor], Tensor]) -> Tensor:
-        hook = model.get_submodule(name).register_forward_hook(lambda _m, _a, rows: change(rows))
-        with hook, torch.no_grad():
+        # One statement: between two, Ctrl-C could come and leave the hook.
+        with model.get_submodule(name).register_forward_hook(lambda _m, _a, rows: change(rows)), torch.no_grad():
             return output(model(images)).cpu().double().softmax(1)
 
     def wide(rows: Tensor) -> Tensor:  # adding 1 in bfloat16 would round by more than the tolerance

@@ -148,10 +148,18 @@ NOT_WITHIN = (
 )
 
 
-def may_come_at(frame):
-    """Python looks for Ctrl-C after a call and at a jump back: not at a ``try:``, and not at a ``with``, whose line a
-    trace function sees once more when its block is being left."""
-    return not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(("try:", "with "))
+def is_no_place(frame, last):
+    """Whether Ctrl-C cannot come at a line that a trace function sees: Python looks for it after calls and jumps back.
+
+    That is a ``with`` seen again, when its block is being left, and a ``try:`` that comes right after a ``with``.
+    """
+
+    def starts(line, word):
+        return linecache.getline(frame.f_code.co_filename, line).lstrip().startswith(word)
+
+    if starts(frame.f_lineno, "with "):
+        return frame.f_lasti > min(start for start, _, line in frame.f_code.co_lines() if line == frame.f_lineno)
+    return starts(frame.f_lineno, "try:") and last is not None and starts(last, "with ")
 
 
 def interrupt_at(line, work):
@@ -165,7 +173,9 @@ def interrupt_at(line, work):
             # Not at each turn of a comprehension: Python 3.12 and 3.13 forget the with block around it when a trace
             # function, and only that, raises there.
             nonlocal left, last
-            if event == "line" and may_come_at(frame) and (sys.version_info < (3, 12) or frame.f_lineno != last):
+            if event == "line" and (sys.version_info < (3, 12) or frame.f_lineno != last):
+                if is_no_place(frame, last):
+                    return local
                 last = frame.f_lineno
                 left -= 1
                 if left == 0:
