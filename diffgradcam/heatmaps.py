@@ -91,6 +91,8 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
         ValueError: If ``size`` has another number of dimensions than the maps, or they have more than three.
         TypeError: If ``size`` is no sequence of whole numbers.
     """
+    if isinstance(size, torch.Size) and size == maps.shape[1:]:
+        return maps
     size = _whole_numbers(size)
     spatial = tuple(maps.shape[1:])
     if len(size) != len(spatial) or len(size) not in _INTERPOLATION:

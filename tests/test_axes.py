@@ -202,6 +202,25 @@ def test_a_map_finer_than_the_image_is_refused_until_the_user_insists():
     assert GradCAM(model, "up", lambda x: x).explain(IMAGES).maps.shape == (2, 64, 96)
 
 
+class FixedGrid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d((32, 48)))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.pool(x).mean((2, 3)))
+
+
+def test_what_was_found_out_for_one_size_does_not_excuse_another():
+    model = seeded(FixedGrid)
+    cam = GradCAM(model, "pool")
+    for _ in range(2):
+        assert cam.explain(IMAGES).maps.shape == (2, 32, 48)
+        with pytest.raises(ValueError, match=r"32 x 48 places are finer than the image, 16 x 24"):
+            cam.explain(IMAGES[..., ::2, ::2])
+
+
 class Spectrogram(nn.Module):
     """Frequency is pooled away, then a convolution over time."""
 

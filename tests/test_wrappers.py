@@ -435,7 +435,7 @@ def test_compiled_models_of_two_threads_run_compiled_afterwards():
     model = torch.compile(deep(dtype=torch.float32), backend=backend)
     model(X)
     assert ran
-    one, other = eagerly(model.modules()), eagerly(model.modules())
+    one, other = eagerly(model), eagerly(model)
     with contextlib.ExitStack() as second:
         with one:
             second.enter_context(other)

@@ -587,7 +587,8 @@ class TrainableCAM(ScoredCAM):
 
     def _weighted(self, recording: Recording, number: int, grid: Tensor, gradients: Tensor) -> Tensor:
         rows = [recording.to_grid(row, number) for row in gradients.unbind(1)]
-        return torch.stack([self.layer_map(grid, self.weighting(grid, row)) for row in rows], 1)
+        maps = [self.layer_map(grid, self.weighting(grid, row)) for row in rows]
+        return torch.stack(maps, 1) if len(maps) > 1 else maps[0].unsqueeze(1)
 
     def _has_closed_form(self) -> bool:
         """Whether nothing that a subclass or an argument changed stands between the logits' maps and this one's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from .requests import Request
 from .tensors import outside_inference_mode, take, widen
 from .tracing import current_trace
 from .upper import Change, FromLayer
-from .wrappers import eagerly, every_module, inner_model
+from .wrappers import any_compiled, every_module, force_eager, inner_model
 
 _T = TypeVar("_T")
 _PROBABILITY_TOLERANCE = 1e-3
@@ -57,7 +57,7 @@ class Recording:
         for layer, tensor in zip(self.layers, self.activations, strict=True):
             if given is None:
                 check_rows(layer.name, tensor, logits)
-            self._grids.append(grid_of(layer, reader.model_to_run(), tensor, image, given))
+            self._grids.append(reader.grid_of(layer, tensor, image))
             if given is not None:
                 check_rows(layer.name, self._grids[-1](tensor), logits)
 
@@ -153,7 +153,7 @@ class ForwardPass(Recording):
         inputs: Inputs,
         logits: Tensor,
         recorded: Sequence[Recorded],
-        autocast: tuple[bool, torch.dtype],
+        autocast: torch.dtype | None,
     ) -> None:
         self.inputs = inputs
         self._autocast = autocast
@@ -288,8 +288,8 @@ class ForwardPass(Recording):
 
     def mixed_precision(self) -> torch.autocast:
         """The autocast that the forward pass was made under."""
-        enabled, dtype = self._autocast
-        return torch.autocast(self.logits.device.type, dtype, enabled, cache_enabled=False)
+        enabled = self._autocast is not None
+        return torch.autocast(self.logits.device.type, self._autocast, enabled, cache_enabled=False)
 
 
 class LayerReader:
@@ -333,6 +333,7 @@ class LayerReader:
         self.image = image
         self.graph = graph
         self._ran = False
+        self._grids: dict[Layer, tuple[object, ReshapeTransform]] = {}
 
     def first_time(self) -> bool:
         """Whether this is asked for the first time: what is noticed of a model is said once."""
@@ -355,6 +356,16 @@ class LayerReader:
     def model_to_run(self) -> nn.Module:
         """The model without what wraps it."""
         return inner_model(self.model)
+
+    def grid_of(self, layer: Layer, activations: Tensor, image: tuple[int, ...] | None) -> ReshapeTransform:
+        """As :func:`~.axes.grid_of`; what was found out without a transform is kept until another shape comes."""
+        if self.reshape_transform is not None or current_trace() is not None:
+            return grid_of(layer, self.model_to_run(), activations, image, self.reshape_transform)
+        shapes = (activations.shape, image)
+        known = self._grids.get(layer)
+        if known is None or known[0] != shapes:
+            known = self._grids[layer] = shapes, grid_of(layer, self.model_to_run(), activations, image)
+        return known[1]
 
     def run(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[ForwardPass]:
         """Run the model without gradients up to the first layer, and with them from there to the logits.
@@ -384,20 +395,19 @@ class LayerReader:
         with outside_inference_mode(), torch.no_grad(), contextlib.ExitStack() as stack:
             if torch.is_autocast_cache_enabled():
                 stack.enter_context(_no_autocast_cache())
-            modules = every_module(model)
-            stack.enter_context(eagerly(modules))
-            recorder = stack.enter_context(CutRecorder(self.layers, graph=self.graph))
-            weights = _counted_weights(modules, graph=self.graph)
-            if self.graph and any(isinstance(module, nn.RNNBase) for module in modules):
+            found = _survey(model, graph=self.graph)
+            if found.compiled:
+                stack.enter_context(force_eager())
+            if found.recurrent and self.graph:
                 # cuDNN has no backward pass of a recurrent layer in evaluation mode; PyTorch's own has.
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            versions = [weight._version for weight in weights]
+            recorder = stack.enter_context(CutRecorder(self.layers, graph=self.graph))
             logits = self.output(model(*inputs.args, **inputs.kwargs))
             recorder.detach()
             _check_logits(logits)
             device = logits.device.type
-            autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-            if autocast[0]:
+            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            if autocast is not None:
                 stack.enter_context(torch.autocast(device, enabled=False))
             torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
             recorded = recorder.recorded(model)
@@ -407,7 +417,7 @@ class LayerReader:
             stack.push(forward.name_the_cause)
             yield forward
             forward.checks.verify()
-            if [weight._version for weight in weights] != versions:
+            if [weight._version for weight in found.weights] != found.versions:
                 raise RuntimeError(messages.changed_meanwhile())  # another thread trains the model
 
 
@@ -433,12 +443,34 @@ def _no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(True)
 
 
-def _counted_weights(modules: list[nn.Module], *, graph: bool) -> list[nn.Parameter]:
-    """Those whose changes in place autograd counts: all but those made in inference mode."""
+class _Survey(NamedTuple):
+    """What matters of the modules and weights of a model before it runs.
+
+    Attributes:
+        compiled: Whether a module runs compiled code.
+        recurrent: Whether a module is recurrent.
+        weights: Those whose changes in place autograd counts: all but those made in inference mode.
+        versions: Of each of these, how often it was changed so far.
+    """
+
+    compiled: bool
+    recurrent: bool
+    weights: list[nn.Parameter]
+    versions: list[int]
+
+
+def _survey(model: nn.Module, *, graph: bool) -> _Survey:
+    """Look at every module and weight once. Of a small model this takes a good part of an explanation: keep it fast."""
+    modules = every_module(model)
     weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
     if any(map(is_lazy, weights)):
         raise ValueError("the model has lazy layers without parameters yet; run it once, on any batch, first")
-    counted = [weight for weight in weights if not weight.is_inference()]
-    if graph and len(counted) < len(weights):
-        raise RuntimeError(messages.inference_weights())
-    return counted
+    try:
+        versions = [weight._version for weight in weights]
+    except RuntimeError as error:  # nobody counts the changes of those made in inference mode
+        if graph:
+            raise RuntimeError(messages.inference_weights()) from error
+        weights = [weight for weight in weights if not weight.is_inference()]
+        versions = [weight._version for weight in weights]
+    recurrent = any(issubclass(kind, nn.RNNBase) for kind in set(map(type, modules)))
+    return _Survey(any_compiled(modules), recurrent, weights, versions)

@@ -44,7 +44,7 @@ def activation_gradients(
     Raises:
         RuntimeError: If the output depends on none of the activations.
     """
-    vectors = cotangents.to(output.dtype).movedim(1, 0)
+    cotangents = cotangents.to(output.dtype)
 
     def product(vector: Tensor, batched: bool) -> tuple[Tensor, ...]:
         with same_weights():
@@ -65,15 +65,15 @@ def activation_gradients(
         )
 
     def one_by_one() -> list[Tensor]:
-        rows = [product(vector, batched=False) for vector in vectors]
+        rows = [product(vector, batched=False) for vector in cotangents.unbind(1)]
         return [torch.stack(layer, 1) for layer in zip(*rows, strict=True)]
 
-    if len(vectors) == 1:
-        return [gradient.unsqueeze(1) for gradient in product(vectors[0], batched=False)]
+    if cotangents.shape[1] == 1:
+        return [gradient.unsqueeze(1) for gradient in product(cotangents[:, 0], batched=False)]
     if current_trace() is not None:  # a batched product would take the number of images for a constant
         return one_by_one()
     try:
-        products = product(vectors, batched=True)
+        products = product(cotangents.movedim(1, 0), batched=True)
     except RuntimeError:  # A custom autograd function that cannot be batched.
         return one_by_one()
     return [gradients.movedim(0, 1) for gradients in products]

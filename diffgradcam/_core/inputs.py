@@ -215,10 +215,17 @@ def by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, An
 
 def _first_image(value: Any) -> Any:
     """The first floating-point tensor that can be images; else the first of floating point; else the first."""
-    tensors = [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
-    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
-    images = [tensor for tensor in floating if tensor.ndim > 2]
-    return next(itertools.chain(images, floating, tensors), None)
+    floating = other = None
+    for leaf in _leaves(value):
+        if not isinstance(leaf, Tensor):
+            continue
+        if not leaf.is_floating_point():
+            other = leaf if other is None else other
+        elif leaf.ndim > 2:
+            return leaf
+        elif floating is None:
+            floating = leaf
+    return other if floating is None else floating
 
 
 def _leaves(value: Any) -> Iterator[Any]:

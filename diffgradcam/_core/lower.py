@@ -73,7 +73,7 @@ def find_lower_layer(
     targets = find_layers(model, target_layers)
     names = [Layer(module, False, None, "all", name) for name, module in model.named_modules() if name]
     names = [layer for layer in names if not isinstance(layer.module, (torch.jit.ScriptModule, *_PADDING))]
-    with outside_inference_mode(), torch.enable_grad(), eagerly(list(model.modules())):
+    with outside_inference_mode(), torch.enable_grad(), eagerly(model):
         pixels = normal(image.detach()).clone().requires_grad_(image.is_floating_point())
         with _Watcher([*targets, *names], targets=len(targets)) as watcher:
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -24,20 +24,26 @@ def inner_model(model: nn.Module) -> nn.Module:
 
 def every_module(model: nn.Module) -> list[nn.Module]:
     """A model and all modules in it, each once: as ``model.modules()``, in less than half the time."""
-    found: dict[int, nn.Module] = {}
-    waiting: list[nn.Module | None] = [model]
-    while waiting:
-        module = waiting.pop()
-        if module is not None and id(module) not in found:
-            found[id(module)] = module
-            waiting.extend(module._modules.values())
-    return list(found.values())
+    found = {model}
+    modules = [model]
+    for module in modules:  # grows meanwhile
+        for child in module._modules.values():
+            if child is not None and child not in found:
+                found.add(child)
+                modules.append(child)
+    return modules
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether calling the module runs code from ``torch.compile``, which ignores hooks set after it was compiled."""
+    return any_compiled([module])
+
+
+def any_compiled(modules: Sequence[nn.Module]) -> bool:
+    """Whether one of the modules is compiled, see :func:`is_compiled`."""
     # The wrapper class lives in torch._dynamo, whose import alone takes seconds.
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+    wrapped = any(kind.__name__ == "OptimizedModule" for kind in set(map(type, modules)))
+    return wrapped or any(getattr(module, "_compiled_call_impl", None) is not None for module in modules)
 
 
 class _ForAllThreads:
@@ -75,13 +81,14 @@ _force_eager = _ForAllThreads(lambda: torch.compiler.set_stance("force_eager"))
 _math_attention = _ForAllThreads(lambda: sdpa_kernel(SDPBackend.MATH))
 
 
-def eagerly(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:
-    """Within the block, compiled modules run as they were written, so that hooks and graphs are those of Python.
+def force_eager() -> contextlib.AbstractContextManager[None]:
+    """Within the block, compiled modules run as they were written, so that hooks and graphs are those of Python."""
+    return _force_eager.block()
 
-    Args:
-        modules: All modules of a model. If none of them is compiled, nothing is done.
-    """
-    return _force_eager.block() if any(map(is_compiled, modules)) else contextlib.nullcontext()
+
+def eagerly(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """As :func:`force_eager`, if anything in the model is compiled; else nothing is done."""
+    return force_eager() if any_compiled(every_module(model)) else contextlib.nullcontext()
 
 
 def written_out_attention() -> contextlib.AbstractContextManager[None]:

@@ -71,7 +71,7 @@ def guided_gradients(
             "diffgradcam.utils.image.preprocess_image makes it"
         )
     inner = inner_model(model)
-    with torch.inference_mode(False), torch.enable_grad(), eagerly(inner.modules()):  # compiled code hides its graph
+    with torch.inference_mode(False), torch.enable_grad(), eagerly(inner):  # compiled code hides its graph
         source = images.detach().clone().requires_grad_()
         logits = output(inner(source.clone()))  # a copy: the model's first layer may work in place
         check_finite("the output", logits)
