@@ -10,26 +10,40 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.lies import report as lies
+from experiments.pages import DOCS, table
 from experiments.saliency_guided import report as saliency
-from experiments.saliency_guided.comparison import LEVEL
+from experiments.saliency_guided.comparison import LEVEL, Comparison, interval
 from experiments.saliency_guided.real import report as real
 from experiments.sham import report as sham
 from experiments.sham.settings import HOAX_CELLS
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs" / "results"
-PEERS = ROOT / "benchmarks" / "results" / "peers.json"
+PEERS = Path(__file__).parents[1] / "benchmarks" / "results" / "peers.json"
 
 _SHAM = "`make experiment-sham`, [sham.md](sham.md)"
 _LIES = "`make experiment-lies`, [lies.md](lies.md)"
 _SALIENCY = "`make experiment-saliency`, [saliency_guided.md](saliency_guided.md)"
 _LOGSUMEXP = "DiffGradCAM logsumexp"
 _BASELINES = ("DiffGradCAM mean", _LOGSUMEXP, "DiffGradCAM max")
+_HOW_COMPARED = (
+    "paired by seed ({} on real images), with 95% intervals and p corrected for all comparisons; bold: below "
+    f"{LEVEL:g}."
+)
+_FOOLING = {
+    "one vector for all classes": "common mode",
+    "a scalar that depends on the image": "wrapper",
+    "the same behind a trigger": "triggered",
+    "features moved before the pooling": "spatial",
+    "fine-tuned by hand against GradCAM": "SHAM on GradCAM",
+    "trained without settings against GradCAM": "autofool on GradCAM",
+    "against DiffGradCAM itself": f"autofool on {_LOGSUMEXP}",
+    "against GradCAM, DiffGradCAM and LayerCAM together": "autofool on three",
+    "the image changed, not the model": lies.ON_INPUTS,
+}
 
 
 class Claim(NamedTuple):
@@ -59,28 +73,37 @@ def diffgradcam(results: sham.Results, fooled: lies.Results) -> list[Claim]:
             "Maps of single logits are open to passive fooling: a model can be changed to show a false map while it "
             "decides as before.",
             "held",
-            "One vector added to all classes moves no probability, so behaviour stays too. GradCAM's honesty (r with "
-            "what the model relies on, held-out images): "
-            + lies.by_setting(fooled, "common mode", "GradCAM")
-            + ". In the older experiment (KL at most "
-            f"{_worst_kl(results):.0e} nats) GradCAM keeps r = "
-            + _each(results, "common mode", "GradCAM", "kept", "fitted")
-            + " with its clean map on images that the vector was fitted on, and "
-            + _each(results, "common mode", "GradCAM", "kept", "held_out")
-            + " on others.",
+            "One vector added to all classes moves no probability, so behaviour stays too. *Honesty*: GradCAM's r with "
+            "what the model relies on, held-out images, before → after.\n\n"
+            + _by_setting(fooled.settings, {"honesty": lies.by_setting(fooled, "common mode", "GradCAM")})
+            + f"\n\nIn the older experiment (KL at most {_worst_kl(results):.0e} nats), GradCAM's r with its clean "
+            "map:\n\n"
+            + _by_setting(
+                settings,
+                {
+                    "images that the vector was fitted on": _each(results, "common mode", "GradCAM", "kept", "fitted"),
+                    "others": _each(results, "common mode", "GradCAM", "kept", "held_out"),
+                },
+            ),
             _LIES,
         ),
         Claim(
             "SHAM measures the robustness of CAMs",
             "SHAM, an entropy-aware form of passive fooling, serves as a benchmark of CAM robustness.",
             "held, with fine-tuning that sees enough images",
-            "Entropy of GradCAM, clean / after SHAM on GradCAM / of the hoax itself, in nats, on seen images: "
-            + ", ".join(f"{s} {_entropies(results, s)}" for s in settings)
-            + ". GradCAM reaches the hoax with r = "
-            + _each(results, "SHAM on GradCAM", "GradCAM", "reached_after", "fitted")
-            + " on seen images, "
-            + _each(results, "SHAM on GradCAM", "GradCAM", "reached_after", "held_out")
-            + " on others.",
+            "GradCAM after SHAM on GradCAM: its entropy in nats, and its r with the hoax.\n\n"
+            + _by_setting(
+                settings,
+                {
+                    "entropy, clean / fooled / of the hoax, seen images": {s: _entropies(results, s) for s in settings},
+                    "r with the hoax, seen images": _each(
+                        results, "SHAM on GradCAM", "GradCAM", "reached_after", "fitted"
+                    ),
+                    "r with the hoax, others": _each(
+                        results, "SHAM on GradCAM", "GradCAM", "reached_after", "held_out"
+                    ),
+                },
+            ),
             _SHAM,
         ),
         Claim(
@@ -88,33 +111,36 @@ def diffgradcam(results: sham.Results, fooled: lies.Results) -> list[Claim]:
             "DiffGradCAM is not susceptible to passive fooling.",
             "held for what all logits share, by construction; **not** for features that are moved, nor "
             f"({', '.join(lies.lied_on(fooled))}) for weights that are trained against it",
-            "Honesty of DiffGradCAM (logsumexp) before and after, with the verdict and what it cost in decisions, "
-            f"held-out images. {_which_fooling(fooled)} Lie: decisions and behaviour stay and the map no longer says "
-            "what the model relies on. Change: the model relies on other things, and the map says so. [The older "
-            "experiment](sham.md), without a bound on decisions and with the whole network open, counts maps that "
-            "moved: under the common mode every contrastive map keeps at least r = "
-            f"{sham.lowest_kept(results, 'common mode'):.4f} of itself; on seen images, "
-            + "; ".join(
-                f"{what}, {explainer} {'keeps' if figure == 'kept' else 'reaches'} "
-                + _each(results, attack, explainer, figure, "fitted")
-                for what, attack, explainer, figure in (
-                    ("SHAM fine-tuning on GradCAM", "SHAM on GradCAM", "GradCAM", "kept"),
-                    ("the same", "SHAM on GradCAM", _LOGSUMEXP, "kept"),
-                    ("aimed at it", "SHAM on DiffGradCAM logsumexp", _LOGSUMEXP, "kept"),
-                    ("aimed at it", "SHAM on DiffGradCAM logsumexp", _LOGSUMEXP, "reached_after"),
-                    ("features rolled by half the map", "spatial", _LOGSUMEXP, "kept"),
-                )
+            "Honesty of DiffGradCAM (logsumexp) before → after, held-out images, with the verdict and, where it is not "
+            "0, the cost in decisions. *Lie*: decisions and behaviour stay, and the map no longer says what the model "
+            "relies on. *Change*: the model relies on other things, and the map says so.\n\n"
+            + _by_setting(
+                fooled.settings, {what: lies.by_setting(fooled, how, _LOGSUMEXP) for what, how in _FOOLING.items()}
             )
-            + ".",
+            + "\n\n[The older experiment](sham.md), without a bound on decisions and with the whole network open, "
+            "counts maps that moved: under the common mode every contrastive map keeps at least r = "
+            f"{sham.lowest_kept(results, 'common mode'):.4f} of itself. On seen images:\n\n"
+            + _by_setting(
+                settings,
+                {
+                    what: _each(results, attack, explainer, figure, "fitted")
+                    for what, attack, explainer, figure in (
+                        ("SHAM on GradCAM, GradCAM's r with its clean map", "SHAM on GradCAM", "GradCAM", "kept"),
+                        ("the same, DiffGradCAM's", "SHAM on GradCAM", _LOGSUMEXP, "kept"),
+                        ("SHAM on DiffGradCAM, its r with its clean map", f"SHAM on {_LOGSUMEXP}", _LOGSUMEXP, "kept"),
+                        ("the same, with the hoax", f"SHAM on {_LOGSUMEXP}", _LOGSUMEXP, "reached_after"),
+                        ("features rolled by half the map, DiffGradCAM", "spatial", _LOGSUMEXP, "kept"),
+                    )
+                },
+            ),
             _LIES,
         ),
         Claim(
             "DiffGradCAM matches GradCAM on clean models",
             "DiffGradCAM matches GradCAM in the non-adversarial case.",
             "a property of the baseline, not of the method",
-            "Mean r with GradCAM of the same clean model, held-out images: "
-            + "; ".join(f"{b.removeprefix('DiffGradCAM ')}: {_clean(results, b)}" for b in _BASELINES)
-            + ".",
+            "Mean r with GradCAM of the same clean model, held-out images, by baseline.\n\n"
+            + _by_setting(settings, {b.removeprefix("DiffGradCAM "): _clean(results, b) for b in _BASELINES}),
             _SHAM,
         ),
         Claim(
@@ -129,20 +155,9 @@ def diffgradcam(results: sham.Results, fooled: lies.Results) -> list[Claim]:
     ]
 
 
-def _which_fooling(fooled: lies.Results) -> str:
-    """Each kind of fooling, and what it made of DiffGradCAM."""
-    kinds = {
-        "One vector for all classes": "common mode",
-        "A scalar that depends on the image": "wrapper",
-        "The same behind a trigger": "triggered",
-        "Features moved before the pooling": "spatial",
-        "Fine-tuned by hand against GradCAM": "SHAM on GradCAM",
-        "Trained without settings against GradCAM": "autofool on GradCAM",
-        "Against DiffGradCAM itself": f"autofool on {_LOGSUMEXP}",
-        "Against GradCAM, DiffGradCAM and LayerCAM together": "autofool on three",
-        "The image changed, not the model": lies.ON_INPUTS,
-    }
-    return " ".join(f"{what}: {lies.by_setting(fooled, attack, _LOGSUMEXP)}." for what, attack in kinds.items())
+def _by_setting(settings: Sequence[str], rows: Mapping[str, Mapping[str, str]]) -> str:
+    """A table with a column for each setting; empty where it was not measured."""
+    return table(["", *settings], [[what, *(found.get(s, "") for s in settings)] for what, found in rows.items()])
 
 
 def divisive(results: saliency.Results, images: real.Results) -> list[Claim]:
@@ -164,9 +179,8 @@ def divisive(results: saliency.Results, images: real.Results) -> list[Claim]:
             "The maps of both classes should diverge where humans look",
             "In binary tasks, the maps of the true and of the false class should diverge where humans look.",
             "measured as what training for it does",
-            "The share of the difference map's energy in the marked region, against training with cross-entropy. Real "
-            f"images, {len(images.seeds)} seeds: {_verdicts(real_maps, methods, 'CE')} Stand-ins: "
-            + _gains(maps, "CE", methods),
+            "The share of the difference map's energy in the marked region, minus that after training with "
+            f"cross-entropy, {_HOW_COMPARED.format(len(images.seeds))}\n\n" + _gains(real_maps, maps, "CE", methods),
             _SALIENCY,
         ),
         Claim(
@@ -174,9 +188,8 @@ def divisive(results: saliency.Results, images: real.Results) -> list[Claim]:
             "Three training methods with both maps generalise better than the true class's alone (CYBORG), on closed "
             "and open sets.",
             _shown(real_decisions),
-            f"AUROC against CYBORG, paired by seed. Real images, {len(images.seeds)} seeds: "
-            f"{_verdicts(real_decisions, real.BOTH_MAPS, 'CYBORG')} Stand-ins: "
-            + _gains(decisions, "CYBORG", real.BOTH_MAPS),
+            f"AUROC minus that of CYBORG, {_HOW_COMPARED.format(len(images.seeds))}\n\n"
+            + _gains(real_decisions, decisions, "CYBORG", real.BOTH_MAPS),
             _SALIENCY,
         ),
         Claim(
@@ -199,15 +212,15 @@ def divisive(results: saliency.Results, images: real.Results) -> list[Claim]:
     ]
 
 
-def _shown(comparisons: Sequence[real.Comparison]) -> str:
+def _shown(comparisons: Sequence[Comparison]) -> str:
     """The verdict on both maps against one, from what the corrected comparisons show."""
-    own = [c for c in comparisons if c.reference == "CYBORG" and c.method in real.BOTH_MAPS]
+    own = _against_cyborg(comparisons)
     better = [c for c in own if c.adjusted_p < LEVEL and c.paired.difference > 0]
     worse = [c for c in own if c.adjusted_p < LEVEL and c.paired.difference < 0]
     if len(better) == len(own):
         return "held on real images"
 
-    def words(found: Sequence[real.Comparison]) -> str:
+    def words(found: Sequence[Comparison]) -> str:
         return ", ".join(f"{c.method} on the {c.part} set" for c in found) or "none"
 
     if not better and not worse:
@@ -216,10 +229,6 @@ def _shown(comparisons: Sequence[real.Comparison]) -> str:
         f"did not hold in full: better on real images for {words(better)}, worse for {words(worse)}, of our three "
         "readings"
     )
-
-
-def _verdicts(comparisons: Sequence[real.Comparison], methods: Sequence[str], reference: str) -> str:
-    return "; ".join(f"{part} set, {real.verdict(comparisons, methods, part, reference)}" for part in real.PARTS) + "."
 
 
 def markdown(contrast: Sequence[Claim], training: Sequence[Claim], answer: Sequence[str]) -> str:
@@ -235,8 +244,10 @@ def markdown(contrast: Sequence[Claim], training: Sequence[Claim], answer: Seque
         "on the maps of both classes]"
         "(claims.png)",
         *answer,
-        "| claim | what we found | measured in |\n| --- | --- | --- |\n"
-        + "\n".join(f"| {c.short} | {c.verdict} | {c.command} |" for _, claims in titles for c in claims),
+        table(
+            ["claim", "what we found", "measured in"],
+            [(c.short, c.verdict, c.command) for _, claims in titles for c in claims],
+        ),
         "## How it was done",
         "Generated by `python -m experiments.claims` from committed cells; do not edit. The claims are paraphrased "
         "from the abstracts, the only part of the papers that we had. The methods are our reading of them, and so is "
@@ -250,15 +261,15 @@ def markdown(contrast: Sequence[Claim], training: Sequence[Claim], answer: Seque
     return "\n\n".join(parts) + "\n"
 
 
-def answers(fooled: lies.Results, training: saliency.Results) -> list[str]:
+def answers(fooled: lies.Results, training: saliency.Results, images: real.Results) -> list[str]:
     """Three sentences for a reader who stops there."""
+
+    def better(comparisons: Sequence[Comparison]) -> str:
+        found = [c for c in _against_cyborg(comparisons) if c.adjusted_p < LEVEL and c.paired.difference > 0]
+        return ", ".join(f"{c.method} {c.paired.difference:+.3f} on the {c.part} set" for c in found) or "none"
+
     aimed, changes, runs = lies.aimed(fooled)
     moved = fooled.verdicts(("spatial",), lies.BASELINES, "held_out")
-    gains = ", ".join(
-        f"{c.method} {c.paired.difference:+.3f} on the {c.setting} set"
-        for c in _against_cyborg(training)
-        if c.adjusted_p < LEVEL and c.paired.difference > 0
-    )
     return [
         "**Confirmed: a single logit can be made to lie, and a contrast not in the same way.** One vector added to all "
         f"classes takes GradCAM's honesty {lies.span(fooled, 'common mode', 'GradCAM')}; no DiffGradCAM loses more "
@@ -267,12 +278,13 @@ def answers(fooled: lies.Results, training: saliency.Results) -> list[str]:
         f"pooling costs no decision and makes it lie in {moved['lie']} of {moved.total()} cases; training against it, "
         f"within {lies.KEEP:g} nats, in {aimed} of {runs}, and in {changes} the model changed.",
         "**Partly confirmed: training with the maps of both classes.** Of our three readings of those losses, these "
-        f"had a higher AUROC than CYBORG on our stand-in tasks (corrected p below {LEVEL:g}): {gains or 'none'}.",
+        f"had a higher AUROC than CYBORG (corrected p below {LEVEL:g}): on real images "
+        f"{better(real.compare(images, 'auroc'))}; on stand-ins {better(saliency.compare(training, 'auroc'))}.",
     ]
 
 
-def _against_cyborg(training: saliency.Results) -> list[saliency.Comparison]:
-    return [c for c in saliency.compare(training, "auroc") if c.reference == "CYBORG" and c.method in real.BOTH_MAPS]
+def _against_cyborg(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    return [c for c in comparisons if c.reference == "CYBORG" and c.method in real.BOTH_MAPS]
 
 
 def draw(fooled: lies.Results, training: saliency.Results, path: Path) -> None:
@@ -303,8 +315,8 @@ def draw(fooled: lies.Results, training: saliency.Results, path: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("honesty, r (bar: clean; mark: attacked)", fontsize=9)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=9)
-    comparisons = _against_cyborg(training)
-    labels = [f"{c.method}, {c.setting} set" for c in comparisons]
+    comparisons = _against_cyborg(saliency.compare(training, "auroc"))
+    labels = [f"{c.method}, {c.part} set" for c in comparisons]
     for y, c in enumerate(comparisons):
         right.plot([c.paired.low, c.paired.high], [y, y], color="C2", linewidth=1.2)
         right.plot(c.paired.difference, y, "o", color="C2", markersize=5)
@@ -317,9 +329,9 @@ def draw(fooled: lies.Results, training: saliency.Results, path: Path) -> None:
     plt.close(figure)
 
 
-def _each(results: sham.Results, attack: str, explainer: str, what: str, part: str) -> str:
+def _each(results: sham.Results, attack: str, explainer: str, what: str, part: str) -> dict[str, str]:
     settings = [s for s in results.settings if results.has(s, attack)]
-    return ", ".join(f"{s} {results.map(s, attack, explainer, what, part).mean:.2f}" for s in settings)
+    return {s: f"{results.map(s, attack, explainer, what, part).mean:.2f}" for s in settings}
 
 
 def _worst_kl(results: sham.Results) -> float:
@@ -335,11 +347,11 @@ def _entropies(results: sham.Results, setting: str) -> str:
     return f"{entropy('before'):.2f} / {entropy('after'):.2f} / {math.log(HOAX_CELLS):.2f}"
 
 
-def _clean(results: sham.Results, explainer: str) -> str:
-    means = {
-        s: results.over_seeds((s, sham.CLEAN, None), lambda cell: cell["maps"][explainer]) for s in results.settings
+def _clean(results: sham.Results, explainer: str) -> dict[str, str]:
+    return {
+        s: f"{results.over_seeds((s, sham.CLEAN, None), lambda cell: cell['maps'][explainer]).mean:.3f}"
+        for s in results.settings
     }
-    return ", ".join(f"{setting} {figure.mean:.3f}" for setting, figure in means.items())
 
 
 def _cost() -> str:
@@ -355,17 +367,24 @@ def _cost() -> str:
     )
 
 
-def _gains(comparisons: Sequence[saliency.Comparison], reference: str, methods: Sequence[str]) -> str:
-    sets = []
-    for setting in saliency.SETTINGS:
-        found = {c.method: c for c in comparisons if (c.setting, c.reference) == (setting, reference)}
-        texts = [
-            f"{m} {found[m].paired.difference:+.3f} (corrected p {found[m].adjusted_p:.2g})"
-            for m in methods
-            if m in found
-        ]
-        sets.append(f"{setting} set: {', '.join(texts)}")
-    return "; ".join(sets) + "."
+def _gains(
+    images: Sequence[Comparison], stand_ins: Sequence[Comparison], reference: str, methods: Sequence[str]
+) -> str:
+    """A table: a row for each method, a column for each kind of images and set."""
+    found = {("real images", c.part, c.method): c for c in images if c.reference == reference}
+    found |= {("stand-ins", c.part, c.method): c for c in stand_ins if c.reference == reference}
+    columns = [("real images", part) for part in real.PARTS] + [("stand-ins", part) for part in saliency.SETTINGS]
+
+    def cell(comparison: Comparison | None) -> str:
+        if comparison is None:
+            return ""
+        text = f"{interval(comparison.paired)}, p {comparison.adjusted_p:.2g}"
+        return f"**{text}**" if comparison.adjusted_p < LEVEL else text
+
+    return table(
+        ["", *(f"{kind}, {part} set" for kind, part in columns)],
+        [[method, *(cell(found.get((*column, method))) for column in columns)] for method in methods],
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -374,8 +393,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
     options = parser.parse_args(arguments)
     options.docs.mkdir(parents=True, exist_ok=True)
-    fooled, training = lies.load(), saliency.load()
-    page = markdown(diffgradcam(sham.load(), fooled), divisive(training, real.load()), answers(fooled, training))
+    fooled, training, images = lies.load(), saliency.load(), real.load()
+    page = markdown(diffgradcam(sham.load(), fooled), divisive(training, images), answers(fooled, training, images))
     draw(fooled, training, options.docs / "claims.png")
     (options.docs / "claims.md").write_text(page, encoding="utf-8")
 

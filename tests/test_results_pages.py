@@ -32,7 +32,7 @@ PAGES = Path(__file__).parent.parent / "docs" / "results"
             lambda: claims.markdown(
                 claims.diffgradcam(sham.load(), lies.load()),
                 claims.divisive(saliency.load(), real.load()),
-                claims.answers(lies.load(), saliency.load()),
+                claims.answers(lies.load(), saliency.load(), real.load()),
             ),
         ),
     ],

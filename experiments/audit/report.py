@@ -10,7 +10,6 @@ attacked without such a loss is shown by itself: it is neither a lie to find nor
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -28,12 +27,12 @@ from diffgradcam.metrics import auroc
 from diffgradcam.robustness import AuditReport, AuditThresholds
 from diffgradcam.robustness.auditing import OUTWEIGHS, AuditVerdict
 from experiments.cells import read
+from experiments.pages import report_parser, table
 
 from .real import MODELS
 from .run import HARMLESS, RESULTS, SPLITS, attacks, planned
 from .zoo import ARCHITECTURES, SEEN, Config
 
-DOCS = Path(__file__).parents[2] / "docs" / "results"
 WANTED, WANTED_FOUND, ALLOWED = 0.98, 0.9, 0.05  # AUROC; lies found; false alarms at which they are
 ADAPTIVE = ("trained on DiffGradCAM", "trained on DiffGradCAM, corner")
 COUNTS = (8, 16, 32)  # images of an audit
@@ -467,7 +466,7 @@ def _lead_table(study: Study) -> str:
         shares = rates(kind.versions)
         area_of = f"{_area(negatives(study), kind.versions):.3f}" if kind.what.startswith("lie: ") else ""
         rows.append([kind.what, len(kind.versions), *(f"{shares[v]:.0%}" for v in reversed(VERDICTS)), area_of])
-    return _table(["what was done to the model", "models", *reversed(VERDICTS), "AUROC"], rows)
+    return table(["what was done to the model", "models", *reversed(VERDICTS), "AUROC"], rows)
 
 
 def tables(study: Study) -> str:
@@ -569,11 +568,6 @@ def _levels(cells: Iterable[Cell], factor: str) -> list[str]:
     return sorted({str(cell["design"][factor]) for cell in cells})
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def _sign_table(study: Study) -> str:
     honest = [v for v in study.versions("test") if not v.attacked]
     lies = {row.what: row.versions for row in kinds(study) if row.what.startswith("lie: ") and not row.versions[0].real}
@@ -581,7 +575,7 @@ def _sign_table(study: Study) -> str:
     for what, score in SIGNS.values():
         areas = [area([score(v) for v in honest], [score(v) for v in versions]) for versions in lies.values()]
         rows.append([what, *(f"{value:.2f}" for value in areas)])
-    return _table(["sign", *(what.removeprefix("lie: ") for what in lies)], rows)
+    return table(["sign", *(what.removeprefix("lie: ") for what in lies)], rows)
 
 
 def _threshold_table(study: Study) -> str:
@@ -593,13 +587,13 @@ def _threshold_table(study: Study) -> str:
         f"{what}: {', '.join(f'{getattr(at, name):g}' for name in BEHAVIOUR)}"
         for at, what in ((DEFAULT, "library"), (chosen, "chosen"))
     ]
-    return _table(["called fooled", "models", *header], rows)
+    return table(["called fooled", "models", *header], rows)
 
 
 def _count_table(study: Study) -> str:
     counts = [count for count in COUNTS if count <= study.config.images]
     rows = [[k.what, *(f"{rates(k.versions, DEFAULT, n)['fooled']:.0%}" for n in counts)] for k in kinds(study)]
-    return _table(["called fooled \\ images", *map(str, counts)], rows)
+    return table(["called fooled \\ images", *map(str, counts)], rows)
 
 
 def _size_table(study: Study) -> str:
@@ -612,7 +606,7 @@ def _size_table(study: Study) -> str:
             what = f"{low:.1g} to {high:.1g}" if high < edges[-1] else f"more than {low:.1g}"
             honest = negatives(study)
             rows.append([what, found, f"{found_at(honest, of):.0%}", f"{_area(honest, of):.2f}"])
-    return _table(["honesty lost", "called fooled", "found at 5% false alarms", "AUROC"], rows)
+    return table(["honesty lost", "called fooled", "found at 5% false alarms", "AUROC"], rows)
 
 
 def _change_table(study: Study) -> str:
@@ -631,7 +625,7 @@ def _change_table(study: Study) -> str:
         rows.append([name, len(of), *numbers, f"{reported} of {len(of)}", _proportion(found)])
     header = ["version", "models", "same decisions", "behaviour kept", "GradCAM's r with clean"]
     header += ["DiffGradCAM's r with clean", "GradCAM's honesty lost", "DiffGradCAM's honesty lost"]
-    return _table([*header, "called fooled", "of the lies"], rows)
+    return table([*header, "called fooled", "of the lies"], rows)
 
 
 def _proportion(found: Sequence[bool]) -> str:
@@ -660,7 +654,7 @@ def _real(study: Study) -> str:
         "*Offset*: median cosine of the common mode with the sum of the activations. *Gap*: by how much the agreement "
         "with occlusion is better without the common mode. *Honesty* and *consistency*: of the map without the common "
         "mode. Without a word in the third column, the attack moved too little for a lie.\n\n"
-        + _table([*header, "gap", "honesty", "consistency", "verdict"], rows)
+        + table([*header, "gap", "honesty", "consistency", "verdict"], rows)
     )
 
 
@@ -671,7 +665,7 @@ def _accuracy_table(study: Study) -> str:
             of = [cell["accuracy"] for cell in study.learned(split) if cell["design"]["data"] == data]
             spread = f"{np.median(of):.3f} ({min(of):.3f} to {max(of):.3f})" if of else "-"
             rows.append([data, split, len(of), spread])
-    return _table(["data", "networks", "learned", "accuracy: median (range)"], rows)
+    return table(["data", "networks", "learned", "accuracy: median (range)"], rows)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -732,9 +726,7 @@ def draw_signs(study: Study, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and write the pages and the figures."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.audit.report", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
+    parser = report_parser("experiments.audit.report", __doc__, RESULTS)
     options = parser.parse_args(arguments)
     study = load(options.results)
     options.docs.mkdir(parents=True, exist_ok=True)

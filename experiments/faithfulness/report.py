@@ -7,7 +7,6 @@ read from cells).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +19,12 @@ from diffgradcam.heatmaps import minmax, rectify
 from diffgradcam.metrics import PairedComparison, mean_interval, paired_comparison
 from diffgradcam.visualize import grid, overlay
 from experiments.cells import read
+from experiments.pages import report_parser, table
 from experiments.photos import centre, lite0, photo, to_input
 
 from .methods import CONTRAST, METHODS, NEITHER, PLAIN
 from .run import RESULTS
 
-DOCS = Path(__file__).parents[2] / "docs" / "results"
 CONTROL = "RandomCAM"
 METRICS = {  # name: (as the table shows it, whether more is better, factor)
     "deletion": ("deletion, log-odds", False, 1),
@@ -184,7 +183,7 @@ def _lead_table(results: Results) -> str:
         rows.append([*row, f"{np.median(first['seconds']):.2g}"])
     titles = [f"{METRICS[metric][0].split(',')[0]} {'↑' if METRICS[metric][1] else '↓'}" for metric in _RANKING]
     header = ["method", *(f"{title}, {what}" for title in titles for what in ("logit", "contrast")), "seconds"]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
+    return table(header, rows)
 
 
 def _reading(results: Results) -> list[str]:
@@ -219,7 +218,7 @@ def _table(results: Results) -> str:
     for key, of in results.metrics.items():
         cells = [f"{_interval(of[name] * factor)}" for name, (_, _, factor) in METRICS.items()]
         rows.append([*key, *cells, f"{np.median(of['seconds']):.2g}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
+    return table(header, rows)
 
 
 def _interval(values: Values) -> str:
@@ -279,9 +278,7 @@ def draw_gallery(path: Path, columns: int = 6) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and write the pages and the pictures."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.faithfulness.report", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
+    parser = report_parser("experiments.faithfulness.report", __doc__, RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results = load(options.results)

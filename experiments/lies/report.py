@@ -6,7 +6,6 @@ Reads the finished cells and writes to ``docs/results``: the answer (``lies.md``
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from experiments.cells import read
+from experiments.pages import report_parser, table
 from experiments.sham.explainers import CONTRASTIVE, PLAIN
 
 from . import measure
@@ -22,7 +22,6 @@ from .attacks import ATTACKS, AUTOFOOL, BUDGETS, CURVE, FREE, KEEP, ON_INPUTS, T
 from .run import CURVED, CURVES, RESULTS, SEEDS, bound, plan
 from .settings import SETTINGS, SOURCES, WHOLE
 
-DOCS = Path(__file__).parents[2] / "docs" / "results"
 EXPLAINERS = (*PLAIN, *CONTRASTIVE)
 PARTS = {"fitted": "seen", "held_out": "held out"}
 VERDICTS = ("lie", "change", "unclear", "unmoved")
@@ -278,9 +277,9 @@ def _weakness(results: Results) -> str:
     )
 
 
-def by_setting(results: Results, attack: str, explainer: str, part: str = "held_out") -> str:
-    """What an attack made of an explainer's honesty, in words: the verdict and what it cost, by setting."""
-    found = []
+def by_setting(results: Results, attack: str, explainer: str, part: str = "held_out") -> dict[str, str]:
+    """What an attack made of an explainer's honesty: before, after, the verdict and what it cost, by setting."""
+    found = {}
     for setting in results.settings:
         if not results.has(setting, attack, explainer, part):
             continue
@@ -288,9 +287,9 @@ def by_setting(results: Results, attack: str, explainer: str, part: str = "held_
         rows = results.rows(setting, attack, explainer, part)
         cells = results.cells[setting, attack, bound(attack)]
         kl = _mean(row["kl"][0] for row in rows) if attack == ON_INPUTS else _mean(c[part]["kl"][0] for c in cells)
-        cost = "no cost" if kl < 1e-6 else f"{kl:.2g} nats"
-        found.append(f"{setting} {_r(one.before)} to {_r(one.after)} ({one.verdict}, {cost})")
-    return ", ".join(found) or "not run"
+        cost = "" if kl < 1e-6 else f", {kl:.2g} nats"
+        found[setting] = f"{_outcome(one)}{cost}"
+    return found
 
 
 def _lead_table(results: Results) -> str:
@@ -301,7 +300,7 @@ def _lead_table(results: Results) -> str:
             worst = results.worst(setting, ("common mode", *ON_WEIGHTS), explainer, "held_out")
             line.append("" if worst is None else _outcome(worst))
         lines.append(line)
-    return _table(["explainer", *results.settings], lines)
+    return table(["explainer", *results.settings], lines)
 
 
 def _outcome(worst: Worst) -> str:
@@ -489,7 +488,7 @@ def _against_hand(results: Results) -> str:
         "are those of *behaviour free*: what was set by hand has no bound on behaviour either. "
         f"The better of both reaches more than the trained attacks in {won(trained)} pairs, and more than the closed "
         f"form of the common mode, from which it starts where there is one, in {won(closed)}.\n\n"
-        + _table(
+        + table(
             ["setting", "by hand", "reaches", "autofool, behaviour free", "autofool, behaviour kept"],
             [[d.setting, d.by_hand, shown(d.hand), shown(d.free), shown(d.bounded)] for d in found],
         )
@@ -513,7 +512,7 @@ def _transfer_table(results: Results) -> str:
                     for part in PARTS
                 ]
                 lines.append([setting, attack, *values])
-    return _table(["setting", "attack", *PARTS.values()], lines)
+    return table(["setting", "attack", *PARTS.values()], lines)
 
 
 def _cost_table(results: Results) -> str:
@@ -534,7 +533,7 @@ def _cost_table(results: Results) -> str:
                     ]
                 lines.append(line)
     header = [f"{what}, {where}" for where in PARTS.values() for what in ("KL, nats", "agreement", "behaviour")]
-    return _table(["setting", "attack", *header], lines)
+    return table(["setting", "attack", *header], lines)
 
 
 def _verdict_table(results: Results) -> str:
@@ -544,7 +543,7 @@ def _verdict_table(results: Results) -> str:
             found = results.verdicts((attack,), some, "held_out")
             if found:
                 lines.append([attack, name, *(str(found[verdict]) for verdict in VERDICTS)])
-    return _table(["attack", "explainers", *VERDICTS], lines)
+    return table(["attack", "explainers", *VERDICTS], lines)
 
 
 def _honesty_table(results: Results, setting: str) -> str:
@@ -562,7 +561,7 @@ def _honesty_table(results: Results, setting: str) -> str:
             one = results.outcome(setting, attack, explainer, "held_out")
             line.append(f"{one.after:.2f} ({_mean(row['kept'][0] for row in rows):.2f}) {one.verdict}")
         lines.append(line)
-    return _table(["attack", *shown], lines)
+    return table(["attack", *shown], lines)
 
 
 def _r(value: float) -> str:
@@ -571,10 +570,6 @@ def _r(value: float) -> str:
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -655,9 +650,7 @@ def draw_curves(results: Results, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and write the pages and the figures."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.lies.report", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
+    parser = report_parser("experiments.lies.report", __doc__, RESULTS)
     options = parser.parse_args(arguments)
     results = load(options.results)
     options.docs.mkdir(parents=True, exist_ok=True)

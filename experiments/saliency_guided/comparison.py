@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,27 @@ from diffgradcam.metrics import PairedComparison, mean_and_spread
 LEVEL = 0.05
 
 
+class Comparison(NamedTuple):
+    """A method against a reference.
+
+    Attributes:
+        part: The set, closed or open.
+        method: The method.
+        reference: CE or CYBORG.
+        paired: By seed.
+        adjusted_p: With Holm's correction for all comparisons that were made together.
+    """
+
+    part: str
+    method: str
+    reference: str
+    paired: PairedComparison
+    adjusted_p: float
+
+
 def compare_all(
     paired: Callable[[str, str, str], PairedComparison], parts: Sequence[str], methods: Sequence[str]
-) -> list[tuple[str, str, str, PairedComparison, float]]:
+) -> list[Comparison]:
     """Every method against CE, and every other one against CYBORG.
 
     Args:
@@ -23,7 +42,7 @@ def compare_all(
         methods: All of them, CE and CYBORG included.
 
     Returns:
-        ``(part, method, reference, comparison, p)`` of each, p with Holm's correction for all of them.
+        Each of them.
     """
     wanted = [
         (part, method, reference)
@@ -34,7 +53,7 @@ def compare_all(
     ]
     pairs = [paired(*each) for each in wanted]
     adjusted = holm([pair.p_value for pair in pairs])
-    return [(*each, pair, p) for each, pair, p in zip(wanted, pairs, adjusted, strict=True)]
+    return [Comparison(*each, pair, p) for each, pair, p in zip(wanted, pairs, adjusted, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -7,7 +7,6 @@ setting and method has are used, since methods are compared in pairs, seed by se
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -17,15 +16,15 @@ from numpy.typing import NDArray
 
 from diffgradcam.metrics import PairedComparison, paired_comparison
 from experiments.cells import read
+from experiments.pages import report_parser, table
 
-from .comparison import LEVEL, compare_all, interval, spread
+from .comparison import LEVEL, Comparison, compare_all, interval, spread
 from .real import report as real
 from .run import RESULTS, SETTINGS
 from .tasks import KINDS
 from .terms import RESULTS as TERMS
 from .training import METHODS, Config
 
-DOCS = Path(__file__).parents[2] / "docs" / "results"
 ALL = "mean of tasks"
 RESAMPLES = 2000  # of the seeds, for an interval
 
@@ -42,16 +41,6 @@ class Results(NamedTuple):
     config: Config
     seconds: float  # median training time
     left_out: int  # cells of incomplete seeds
-
-
-class Comparison(NamedTuple):
-    """A method against a reference on the mean over the tasks, with Holm's correction for all comparisons."""
-
-    setting: str
-    method: str
-    reference: str
-    paired: PairedComparison
-    adjusted_p: float
 
 
 def load(results: Path = RESULTS) -> Results:
@@ -104,7 +93,7 @@ def compare(results: Results, metric: str) -> list[Comparison]:
         first, second = (results.figures[ALL, setting, each][metric] for each in (method, reference))
         return _paired(first, second)
 
-    return [Comparison(*each) for each in compare_all(paired, SETTINGS, tuple(METHODS))]
+    return compare_all(paired, SETTINGS, tuple(METHODS))
 
 
 def _paired(values: NDArray[np.float64], reference: NDArray[np.float64]) -> PairedComparison:
@@ -223,7 +212,7 @@ def _in_short(decisions: Sequence[Comparison], maps: Sequence[Comparison]) -> st
         held = [
             c.method
             for c in comparisons
-            if (c.setting, c.reference) == (setting, reference) and c.adjusted_p < LEVEL and c.paired.difference > 0
+            if (c.part, c.reference) == (setting, reference) and c.adjusted_p < LEVEL and c.paired.difference > 0
         ]
         return ", ".join(held) or "none"
 
@@ -242,7 +231,7 @@ def _sentences(what: str, comparisons: Iterable[Comparison]) -> list[str]:
     lines = []
     for setting in SETTINGS:
         for reference in ("CE", "CYBORG"):
-            family = [c for c in comparisons if (c.setting, c.reference) == (setting, reference)]
+            family = [c for c in comparisons if (c.part, c.reference) == (setting, reference)]
             verdicts = {
                 "held: higher for": [c for c in family if c.adjusted_p < LEVEL and c.paired.difference > 0],
                 "the opposite held: lower for": [c for c in family if c.adjusted_p < LEVEL and c.paired.difference < 0],
@@ -261,7 +250,7 @@ def _sentences(what: str, comparisons: Iterable[Comparison]) -> list[str]:
 def _table(results: Results) -> str:
     header = ["task", "set", "method", "AUROC", "accuracy", "EER", "APCER", "energy", "pointing", "r", "IoU"]
     header += ["AUROC - CE", "AUROC - CYBORG"]
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    rows = []
     for task in (*results.tasks, ALL):
         for setting in SETTINGS:
             for method in METHODS:
@@ -278,8 +267,8 @@ def _table(results: Results) -> str:
                         continue
                     pair = _paired(of["auroc"], results.figures[task, setting, reference]["auroc"])
                     cells.append(f"{interval(pair)}, p {pair.p_value:.2g}")
-                lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                rows.append(cells)
+    return table(header, rows)
 
 
 def draw(results: Results, path: Path) -> None:
@@ -321,11 +310,9 @@ def _draw_method(axis: Any, y: int, of: Mapping[str, NDArray[np.float64]], refer
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and write the page and its figures."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.saliency_guided.report", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells of the stand-ins")
+    parser = report_parser("experiments.saliency_guided.report", __doc__, RESULTS)
     parser.add_argument("--real", type=Path, default=real.RESULTS, help="folder of the stages on real images")
     parser.add_argument("--terms", type=Path, default=TERMS, help="folder of the cells of .terms")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
     options = parser.parse_args(arguments)
     results = load(options.results)
     options.docs.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ Reads the finished cells and writes to ``docs/results``: the answer (``sham.md``
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +15,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from experiments.cells import read
+from experiments.pages import report_parser, table
 
 from .attacks import ATTACKS, CLOSED_FORM, STRENGTH, TRAINING, shown_strength, training_of
 from .explainers import CONTRASTIVE, PLAIN
 from .run import CLEAN, RESULTS, SWEPT_ATTACKS, SWEPT_SETTINGS
 from .settings import SETTINGS
 
-DOCS = Path(__file__).parents[2] / "docs" / "results"
 EXPLAINERS = (*PLAIN, *CONTRASTIVE)
 PARTS = {"held_out": "held-out images", "fitted": "images that the attack saw"}
 IMMUNE, RUINED, REPLACED = 0.99, 0.5, 0.5  # Pearson's r; the words of the page
@@ -174,7 +173,7 @@ def _lead_table(results: Results) -> str:
             ]
             first = explainer == "GradCAM"
             lines.append([what if first else "", explainer, *cells, f"{min(same):.2f} to {max(same):.2f}" * first])
-    return _table(["attack", "explainer", *results.settings, "same decisions"], lines)
+    return table(["attack", "explainer", *results.settings, "same decisions"], lines)
 
 
 def tables(results: Results) -> str:
@@ -338,7 +337,7 @@ def _decisions_table(results: Results) -> str:
             rows.append(row)
     header = ["setting", "attack"]
     header += [f"{what}, {where}" for where in ("seen", "held out") for what in ("accuracy", "agreement", "KL, nats")]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _maps_table(results: Results, setting: str, part: str) -> str:
@@ -351,7 +350,7 @@ def _maps_table(results: Results, setting: str, part: str) -> str:
             shown = _kept_reached(results, setting, attack, explainer, part)
             row.append(f"**{shown}**" if results.map(setting, attack, explainer, "kept", part).low >= IMMUNE else shown)
         rows.append(row)
-    return _table(["explainer", "clean", *attacks], rows)
+    return table(["explainer", "clean", *attacks], rows)
 
 
 def _clean_table(results: Results) -> str:
@@ -361,7 +360,7 @@ def _clean_table(results: Results) -> str:
         return _range(results.over_seeds((setting, CLEAN, None), lambda cell: cell["maps"][explainer]), 3)
 
     rows = [[explainer, *(agreement(setting, explainer) for setting in settings)] for explainer in EXPLAINERS]
-    return _table(["explainer", *settings], rows)
+    return table(["explainer", *settings], rows)
 
 
 def _kept_reached(results: Results, setting: str, attack: str, explainer: str, part: str) -> str:
@@ -386,10 +385,6 @@ def _range(values: Range, digits: int) -> str:
 
 def _small(values: Range) -> str:
     return f"{values.mean:.2g} [{values.low:.2g}, {values.high:.2g}]"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -514,9 +509,7 @@ def _draw_strength(axis: Any, results: Results, setting: str, attack: str) -> No
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and write the pages and the figures."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.sham.report", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the cells")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to")
+    parser = report_parser("experiments.sham.report", __doc__, RESULTS)
     options = parser.parse_args(arguments)
     results = load(options.results)
     options.docs.mkdir(parents=True, exist_ok=True)

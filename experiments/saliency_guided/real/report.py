@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from diffgradcam.metrics import PairedComparison, mean_interval, paired_comparison
 from experiments.cells import read
+from experiments.pages import table
 
-from ..comparison import LEVEL, compare_all, interval, spread
+from ..comparison import LEVEL, Comparison, compare_all, interval, spread
 from .regions import TOOL, WAYS
 from .run import (
     MAIN_TASKS,
@@ -55,16 +56,6 @@ class Results(NamedTuple):
     cells: dict[tuple[str, str, int], dict[str, Any]]
     folder: Path
     left_out: int
-
-
-class Comparison(NamedTuple):
-    """A method against a reference over all pairs of task and seed, with Holm's correction for all comparisons."""
-
-    part: str
-    method: str
-    reference: str
-    paired: PairedComparison
-    adjusted_p: float
 
 
 def load(folder: Path = RESULTS) -> Results:
@@ -118,8 +109,7 @@ def compare(results: Results, metric: str, parts: Sequence[str] = PARTS) -> list
     Returns:
         The comparisons, corrected together.
     """
-    found = compare_all(lambda *each: _paired(results, ALL, *each, metric), parts, tuple(METHODS))
-    return [Comparison(*each) for each in found]
+    return compare_all(lambda *each: _paired(results, ALL, *each, metric), parts, tuple(METHODS))
 
 
 def _paired(results: Results, task: str, part: str, method: str, reference: str, metric: str) -> PairedComparison:
@@ -240,7 +230,7 @@ def _how_many(results: Results) -> str:
 
 def _table(results: Results) -> str:
     columns = ["task", "set", "method", "AUROC", "APCER", "energy", "pointing", "AUROC - CE", "AUROC - CYBORG"]
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    rows = []
     for task in (*MAIN_TASKS, ALL):
         for part in PARTS:
             for method in METHODS:
@@ -258,8 +248,8 @@ def _table(results: Results) -> str:
                 for reference in ("CE", "CYBORG"):
                     same = method in ("CE", reference)
                     cells.append("" if same else interval(_paired(results, task, part, method, reference, "auroc")))
-                lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                rows.append(cells)
+    return table(columns, rows)
 
 
 def _how(results: Results) -> list[str]:
@@ -286,12 +276,12 @@ def _how(results: Results) -> list[str]:
         f"{rate:g}: {np.mean([c['development']['auroc'] for c in pilot if c['settings']['learning_rate'] == rate]):.3f}"
         for rate in RATES
     )
-    lines = ["| method | configuration | AUROC on development images | chosen |", "| --- | --- | --- | --- |"]
+    tried = []
     for method, (_, grid) in METHODS.items():
         for number, option in enumerate(grid):
             found = _development(tuning, method, number)
             words = ", ".join(f"{name} {value}" for name, value in option.items())
-            lines.append(f"| {method} | {words} | {found:.3f} | {'yes' if option == chosen[method] else ''} |")
+            tried.append([method, words, f"{found:.3f}", "yes" if option == chosen[method] else ""])
     return [
         "The images are real and public, none of them the papers' own, and not part of this project: "
         "`experiments/saliency_guided/real/tasks.py` says where they are looked for, and a task whose images are "
@@ -317,7 +307,7 @@ def _how(results: Results) -> list[str]:
         "the code works. The table was looked at when one seed was complete and the next half done, and again at two "
         "and three seeds; at the first look the numbers below that know nothing of the content were chosen anew, and "
         "nothing about the trainings was changed.",
-        "\n".join(lines),
+        table(["method", "configuration", "AUROC on development images", "chosen"], tried),
     ]
 
 
@@ -330,17 +320,14 @@ def _development(tuning: Sequence[dict[str, Any]], method: str, option: int) -> 
 def _shortcut(results: Results) -> str:
     found = {(cell["task"], cell["seed"]): cell for cell in read(results.folder / "shortcuts")}
     numbers = ("gradient", "contrast", "brightness")
-    lines = [
-        "| task | set | " + " | ".join((*numbers, *SIDE_METHODS)) + " |",
-        "|" + " --- |" * (2 + len(numbers) + len(SIDE_METHODS)),
-    ]
+    rows = []
     for task in TASKS:
         seeds = [seed for seed in results.seeds if (task, "CE", seed) in results.cells and (task, seed) in found]
         for part in PARTS if seeds else ():
             values = [np.array([found[task, seed][part][name] for seed in seeds]) for name in numbers]
             values += [results.values[task, method, part]["auroc"] for method in SIDE_METHODS]
             name = "chestxray, 64 x 64, equalised" if task == "chestxray64" else task
-            lines.append(f"| {name} | {part} | " + " | ".join(map(spread, values)) + " |")
+            rows.append([name, part, *map(spread, values)])
     return (
         "Three numbers of an image know nothing of lungs, or of what else an image shows: *gradient* (mean absolute "
         "difference of neighbouring pixels), *contrast* (standard deviation) and *brightness*. Their AUROC, either "
@@ -348,7 +335,7 @@ def _shortcut(results: Results) -> str:
         "open set of the chest X-rays, come from other hospitals, and the two folders of NIH differ in texture. "
         "Equalising the histograms makes these numbers others, not all of them lower. What a network has beyond such a "
         "number may be of the finding, or of a shortcut that we did not think of: these images cannot tell.\n\n"
-        + "\n".join(lines)
+        + table(["task", "set", *numbers, *SIDE_METHODS], rows)
     )
 
 
@@ -356,7 +343,7 @@ def _tool(results: Results) -> str:
     found = {
         method: [results.cells["tiles", method, seed]["regions"] for seed in results.seeds] for method in REGION_METHODS
     }
-    lines = ["| trained with | regions of | pointing | IoU | deletion | IoU - GradCAM |", "|" + " --- |" * 6]
+    regions = []
     verdicts = []
     for method, rows in found.items():
         for way in WAYS:
@@ -366,7 +353,7 @@ def _tool(results: Results) -> str:
                 low, high = mean_interval(own, resamples=RESAMPLES)
                 cells.append(f"{own.mean():.3f} [{low:.3f}, {high:.3f}]")
             pair = _pair(rows, way, "GradCAM", "iou")
-            lines.append("| " + " | ".join([*cells, "" if way == "GradCAM" else interval(pair)]) + " |")
+            regions.append([*cells, "" if way == "GradCAM" else interval(pair)])
         words = []
         for metric in ("pointing", "iou", "deletion"):
             pairs = {way: _pair(rows, TOOL, way, metric) for way in WAYS if way != TOOL}
@@ -384,7 +371,7 @@ def _tool(results: Results) -> str:
         "By the interval of the paired difference, which is narrow with so few seeds, the tool's regions are, "
         + "; ".join(verdicts).replace("; iou", ", IoU").replace("; deletion", ", deletion")
         + ".\n\n"
-        + "\n".join(lines)
+        + table(["trained with", "regions of", "pointing", "IoU", "deletion", "IoU - GradCAM"], regions)
     )
 
 
@@ -437,10 +424,7 @@ def _shares(results: Results) -> str | None:
     seeds = [s for s in results.seeds if all((*key, s, share) in cells for key in keys for share in SHARES)]
     if len(seeds) < 2:
         return None
-    lines = [
-        "| task | set | method | " + " | ".join(f"{share:.0%}" for share in (0, *SHARES, 1)) + " |",
-        "|" + " --- |" * (5 + len(SHARES)),
-    ]
+    rows = []
 
     def over(get: Callable[[int], dict[str, Any]], part: str) -> str:
         return spread(np.array([get(seed)[part]["auroc"] for seed in seeds]))
@@ -453,10 +437,10 @@ def _shares(results: Results) -> str | None:
                 for share in SHARES
             ]
             row += [over(lambda s, key=(task, method): results.cells[(*key, s)], part)]  # type: ignore[misc]
-            lines.append("| " + " | ".join([task, part, method, *row]) + " |")
+            rows.append([task, part, method, *row])
     return (
         f"AUROC by the share of human maps that training has; 0% is cross-entropy alone. {len(seeds)} seeds.\n\n"
-        + "\n".join(lines)
+        + table(["task", "set", "method", *(f"{share:.0%}" for share in (0, *SHARES, 1))], rows)
     )
 
 
@@ -467,7 +451,7 @@ def _pretrained(results: Results) -> str | None:
     seeds = [s for s in sorted({key[2] for key in cells}) if all((*pair, s) in cells for pair in every)]
     if len(seeds) < 2:
         return None
-    lines = ["| task | set | method | AUROC | AUROC - CE | AUROC - CYBORG | energy |", "|" + " --- |" * 7]
+    rows = []
     for task in tasks:
         for part in PARTS:
             columns = {method: _columns([cells[task, method, seed][part] for seed in seeds]) for method in METHODS}
@@ -477,7 +461,7 @@ def _pretrained(results: Results) -> str | None:
                     difference = (own["auroc"] - columns[reference]["auroc"]).mean()
                     row.append("" if method in ("CE", reference) else f"{difference:+.3f}")
                 row.append(f"{own['true_energy'].mean():.2f}" if "true_energy" in own else "")
-                lines.append("| " + " | ".join(row) + " |")
+                rows.append(row)
     rate = cells[tasks[0], "CE", seeds[0]]["settings"]["learning_rate"]
     return (
         f"{len(seeds)} seeds, trained on one H100 in half precision: all that its time allowed, and too few for "
@@ -485,7 +469,7 @@ def _pretrained(results: Results) -> str | None:
         f"fine-tuned as a whole as above, with the learning rate {rate:g}, which cross-entropy alone chose from "
         f"{', '.join(f'{each:g}' for each in RESNET_RATES)} on the development images; the methods' other settings are "
         "those that the small network chose. *Energy*: share of the true-class map's positive energy in the marks.\n\n"
-        + "\n".join(lines)
+        + table(["task", "set", "method", "AUROC", "AUROC - CE", "AUROC - CYBORG", "energy"], rows)
     )
 
 
@@ -521,12 +505,12 @@ def why_terms(folder: Path) -> str:
     def pull(when: str, part: str) -> float:
         return mean(lambda cell: cell[when][part]["gradient"])
 
-    lines = ["| CYBORG plus | weight | AUROC, closed | AUROC, open |", "|" + " --- |" * 4]
+    rows = []
     cases = [("none", 0.0), *((term, w) for term in names for w in weights if complete(term, w, seeds))]
     for term, weight in cases:
         row = [mean(lambda cell, part=part: cell[part]["auroc"], term, weight) for part in PARTS]  # type: ignore[misc]
         name = names.get(term, "nothing")
-        lines.append(f"| {name} | {weight:g} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
+        rows.append([name, f"{weight:g}", *(f"{value:.3f}" for value in row)])
     scales = "; ".join(
         f"{when} training: squared error {pull(when, 'squared_error'):.2f}, cross-entropy "
         f"{pull(when, 'cross_entropy'):.2f}, agreement {pull(when, 'agreement'):.2f}, ln(H + 1) "
@@ -550,7 +534,7 @@ def why_terms(folder: Path) -> str:
         "of the stand-ins both have weight 1. With less weight, most of what they cost goes away. AUROC lost to "
         f"CYBORG on the closed set: {losses}. Norms of the gradients of the unweighted terms, {scales} (of CYBORG's "
         f"networks; {len(keys)} pairs of task and "
-        "seed, of no seed of the table).\n\n" + "\n".join(lines)
+        "seed, of no seed of the table).\n\n" + table(["CYBORG plus", "weight", "AUROC, closed", "AUROC, open"], rows)
     )
 
 
