@@ -20,20 +20,20 @@ demo: $(VENV)/.installed-examples ## Explain real photos with a real ImageNet mo
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed-test ## Run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 siege: $(VENV)/.installed-test ## Run the long form of tests/siege: thousands of networks, arguments and interruptions (minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "siege or not siege" tests/siege
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "siege or not siege" tests/siege
 
 test-device: $(VENV)/.installed-test ## Run the tests that need a GPU, and measure it: benchmarks/results/device.json (skips without one)
 	$(BIN)/python -m pytest -rs tests/test_cuda.py || [ $$? -eq 5 ]
 	$(BIN)/python -m benchmarks.device
 
 test-engines: $(VENV)/.installed-test $(VENV)/.installed-ray ## Test Ray Data and torchrun, with two workers each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/test_ray.py tests/test_distributed.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m "ray or not siege" tests/test_ray.py tests/test_distributed.py
 
 coverage: $(VENV)/.installed-dev ## Check that the tests cover 95% of all lines and branches (1.5 times as long as make test)
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest --numprocesses 2 --dist worksteal
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --show-missing --fail-under=95
 

@@ -3,6 +3,7 @@ import os
 # Small tensors gain nothing from threads, and several test processes share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import importlib
 import shutil
 import signal
@@ -23,6 +24,12 @@ settings.load_profile("quick")
 # A shell ignores Ctrl-C for what it runs in the background, and its children inherit that; some tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """What was imported by now stays: the cycle collector, which many tests call, need not look at it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

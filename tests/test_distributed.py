@@ -98,6 +98,7 @@ def test_torchrun_finds_exactly_what_one_process_finds(tmp_path):
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+@pytest.mark.ray
 def test_the_ray_example_finds_what_explain_finds(tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="not in the test environment; pip install '.[ray]'")
     monkeypatch.syspath_prepend(ROOT / "examples")

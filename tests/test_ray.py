@@ -12,11 +12,12 @@ import torch
 from diffgradcam import DiffGradCAM
 from tests import models
 
-pytest.importorskip("ray", reason="not in the test environment; pip install '.[ray]'")
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent
 
 
 def test_two_workers_find_what_one_process_finds_though_one_of_them_dies(tmp_path):
+    pytest.importorskip("ray", reason="not in the test environment; pip install '.[ray]'")
     import pandas
 
     generator = torch.Generator().manual_seed(0)
