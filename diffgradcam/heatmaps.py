@@ -78,7 +78,7 @@ def scale_signed(maps: Tensor) -> Tensor:
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize each map by (bi-, tri-)linear interpolation, pixel centres aligned as in OpenCV.
 
-    A constant map stays constant, to the last digit.
+    A constant map stays exactly constant.
 
     Args:
         maps: Maps, ``(B, *S)`` with one to three spatial dimensions.
@@ -89,7 +89,7 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 
     Raises:
         ValueError: If ``size`` has another number of dimensions than the maps, or they have more than three.
-        TypeError: If ``size`` is no sequence of whole numbers.
+        TypeError: If ``size`` is not a sequence of whole numbers.
     """
     if isinstance(size, torch.Size) and size == maps.shape[1:]:
         return maps

@@ -547,7 +547,7 @@ class SaliencyGuidedLoss(nn.Module):
             ``(total, classification, saliency)``.
 
         Raises:
-            ValueError: If a loss is no scalar, or shapes do not match each other or the saliency loss.
+            ValueError: If a loss is not a scalar, or shapes do not match each other or the saliency loss.
 
         Example:
             >>> criterion = SaliencyGuidedLoss(CyborgLoss(), alpha=0.75)

@@ -270,7 +270,7 @@ def as_score(score: ScoreFunction) -> Score:
         The value.
 
     Raises:
-        TypeError: If it is no function, or a class of score instead of a score.
+        TypeError: If it is not a function, or a class of score instead of a score.
 
     Example:
         >>> as_score(logit_difference), as_score(LogitDifference("max"))

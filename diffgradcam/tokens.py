@@ -216,7 +216,7 @@ def _grid_in_image(
     size = " x ".join(map(str, image_size))
     if not fitting:
         raise ValueError(
-            f"the {count} tokens of activations {tuple(tensor.shape)} are no grid of patches of an image of {size}"
+            f"the {count} tokens of activations {tuple(tensor.shape)} are not a grid of patches of an image of {size}"
             + ("" if extra_tokens is None else f" with {extra_tokens} extra tokens")
             + "; give the grid that they are, such as reshape_transform=functools.partial(tokens_to_grid, height=..., "
             "width=..., extra_tokens=...), or choose a layer whose tokens are patches of the image"

@@ -118,7 +118,7 @@ def test_a_class_out_of_range_in_a_training_step_fails_an_assertion_on_the_devic
     code += "    print(cam.maps(model(cases.IMAGES.cuda()), torch.tensor([0, 3, 5], device='cuda')).sum())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode != 0
-    assert "maps(): the classes are no class indices of this model" in run.stderr
+    assert "maps(): the classes are not class indices of this model" in run.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

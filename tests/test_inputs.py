@@ -149,7 +149,7 @@ def test_the_image_by_position_keyword_or_function():
     exact(by_position, by_function.explain(IMAGES, 1, OTHERS).maps)
     with pytest.raises(ValueError, match=r"image is 'middle', but the model was called with the arguments \[0, 1\]"):
         ScoreCAM(model, "backbone.relu", image="middle", **options).explain(IMAGES, 1, OTHERS)
-    with pytest.raises(ValueError, match="that is no argument of the model; return one of the tensors"):
+    with pytest.raises(ValueError, match="that is not an argument of the model; return one of the tensors"):
         ScoreCAM(model, "backbone.relu", image=lambda *_: IMAGES + 1, **options).explain(IMAGES, 1, OTHERS)
     with pytest.raises(TypeError, match=r"image is 1.5; expected a position, a keyword, or a function"):
         ScoreCAM(model, "backbone.relu", image=1.5, **options).explain(IMAGES, 1, OTHERS)

@@ -142,7 +142,7 @@ def test_what_a_square_would_get_wrong(count, size, shape):
 
 
 def test_tokens_that_are_no_patches_of_the_image():
-    refused(r"the 77 tokens .* are no grid of patches of an image of 224 x 224; give the grid", torch.zeros(2, 77, 8),
+    refused(r"the 77 tokens .* are not a grid of patches of an image of 224 x 224", torch.zeros(2, 77, 8),
             image_size=(224, 224))  # fmt: skip
     refused(r"with 3 extra tokens; give the grid", torch.zeros(2, 197, 8), image_size=(224, 224), extra_tokens=3)
 

@@ -226,7 +226,7 @@ def _check_places(
 
 
 def _check_given(layer: Layer, tensor: Tensor, grid: object, size: ImageSize, patches: tuple[int, ...] | None) -> None:
-    """Refuse what the user's transform returned, if it is certainly no grid of places in the image."""
+    """Refuse what the user's transform returned, if it is certainly not a grid of places in the image."""
     if not isinstance(grid, Tensor):
         raise TypeError(f"reshape_transform= returned {described(grid)}; expected a tensor (B, C, ...)")
     shape, given = tuple(tensor.shape), tuple(grid.shape)

@@ -23,7 +23,7 @@ class ClassNames(Mapping[int, str]):
         names: The name of each class in order, or a mapping from class indices to names; None for no names.
 
     Raises:
-        TypeError: If it is neither, a name is no string, or a key is no integer.
+        TypeError: If it is neither, a name is not a string, or a key is not an integer.
         ValueError: If a key is negative.
 
     Example:
@@ -86,7 +86,7 @@ class ClassNames(Mapping[int, str]):
             logits: What the model returned. Only logits ``(B, K)`` have classes that can be counted.
 
         Raises:
-            ValueError: If a list has not one name for each class, or a mapping names a class that there is not.
+            ValueError: If a list does not have one name for each class, or a mapping names a class that does not exist.
         """
         if logits.ndim != 2:
             return

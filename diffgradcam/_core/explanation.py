@@ -110,7 +110,7 @@ class Explanation(NamedResult, _Fields):
             [-1, 1] with 0 kept at 0. As the call of the CAM gives them, where it explains one layer.
 
         Raises:
-            ValueError: If the maps have not as many dimensions as the size.
+            ValueError: If the maps do not have as many dimensions as the size.
         """
         maps = self._flat()
         resized = maps if size is None else heatmaps.resize(maps, size)
@@ -132,7 +132,7 @@ class Explanation(NamedResult, _Fields):
         Raises:
             TypeError: If an image is of another type.
             ValueError: If there are not as many images as in the batch, their sizes differ, one is out of range, or the
-                maps have not two dimensions.
+                maps do not have two dimensions.
         """
         return renderer().overlays(self.heatmaps, images, self.signed, **options)
 
@@ -141,7 +141,7 @@ class Explanation(NamedResult, _Fields):
 
         Columns: ``image`` (its number in the batch), ``class``, ``name`` (None where there is none), ``logit``,
         ``probability`` (by softmax), ``entropy`` of the map (:func:`diffgradcam.losses.cam_entropy`, in nats). The
-        class of a target that is no class is -1, and its logit and probability are NaN.
+        class of a target that is not a class is -1, and its logit and probability are NaN.
 
         Raises:
             ImportError: If pandas is not installed.

@@ -41,7 +41,7 @@ class Recording:
         image: The shape of the image argument; None if there is none.
 
     Raises:
-        ValueError: If the activations of a layer are no grid of places in the image, for each image.
+        ValueError: If the activations of a layer are not a grid of places in the image, for each image.
     """
 
     def __init__(
@@ -380,7 +380,7 @@ class LayerReader:
 
         Raises:
             TypeError: If the model returns no tensor of logits.
-            ValueError: If an activation or a logit is not finite, activations are no grid of positions, or the model
+            ValueError: If an activation or a logit is not finite, activations are not a grid of positions, or the model
                 has lazy layers that never ran.
             LayerDidNotRun: If no layer ran.
             RuntimeError: If the logits do not depend on any layer.

@@ -122,8 +122,8 @@ class Inputs:
             found: Any = image(self.args, self.kwargs)
             if not any(found is value for value in _leaves((self.args, self.kwargs))):
                 raise ValueError(
-                    f"image= returned {described(found)} that is no argument of the model; return one of the tensors "
-                    "of (args, kwargs) itself, such as lambda args, kwargs: args[0]['image']"
+                    f"image= returned {described(found)} that is not an argument of the model; return one of the "
+                    "tensors of (args, kwargs) itself, such as lambda args, kwargs: args[0]['image']"
                 )
         else:
             named = by_name(self.args, self.kwargs)

@@ -35,8 +35,8 @@ def probabilities() -> str:
     """For a model that returns probabilities where logits are expected."""
     return (
         "the model's outputs look like probabilities (each row is in [0, 1] and sums to 1), not logits: a score of "
-        "them is squashed by the softmax, and a contrast of them is no contrast of logits; explain the model without "
-        "its last softmax, or pass output=lambda p: p.log()"
+        "them is squashed by the softmax, and a contrast of them is not a contrast of logits; explain the model "
+        "without its last softmax, or pass output=lambda p: p.log()"
     )
 
 
@@ -155,7 +155,7 @@ def too_few_runs(name: str, number: int, runs: int) -> str:
 
 
 def not_activations(name: str, what: str) -> str:
-    """For a layer whose output is no floating-point tensor."""
+    """For a layer whose output is not a floating-point tensor."""
     return (
         f"layer {name} gives {what}; expected one floating-point tensor (B, C, ...): choose a module inside it, or "
         "layer_input() of a module that takes one"

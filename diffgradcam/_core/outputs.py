@@ -91,7 +91,7 @@ def not_finite(name: str, tensor: Tensor) -> NonFiniteValues | None:
 
 
 def check_rows(name: str, activations: Tensor, logits: Tensor) -> None:
-    """Refuse activations that have not one row for each image.
+    """Refuse activations that do not have one row for each image.
 
     Args:
         name: The layer, for the message.
@@ -163,7 +163,7 @@ def class_index(logits: Tensor, classes: Classes, require: Require | None = None
         fix = _LABELS_BY_INDEX if hot else "expected integers (class indices, such as labels.long())"
         raise TypeError(f"classes are {index.dtype}; {fix}")
     if hot and index.numel():
-        many_hot = index.amax() > 1  # of more than two classes, 0 and 1 alone are no choice of classes
+        many_hot = index.amax() > 1  # of more than two classes, 0 and 1 alone are not a choice of classes
         _look(
             many_hot, lambda: ValueError(f"classes hold only 0 and 1 for {count} classes; {_LABELS_BY_INDEX}"), require
         )
@@ -197,7 +197,7 @@ def asserted(holds: Tensor, failure: Callable[[], Exception | None]) -> None:
         failure: Makes the error.
     """
     if holds.is_cuda:
-        torch._assert_async(holds, "maps(): the classes are no class indices of this model")
+        torch._assert_async(holds, "maps(): the classes are not class indices of this model")
     elif (error := None if bool(holds) else failure()) is not None:
         raise error
 

@@ -78,7 +78,7 @@ def averaged_call(
         Heat maps ``(B, *S)``, float32, and the logits of the images as they are.
 
     Raises:
-        TypeError: If the images are no floating-point tensor.
+        TypeError: If the images are not a floating-point tensor.
     """
     images = versionable(cam, inputs)
     if isinstance(targets, Iterable) and not callable(targets):  # an iterator would be used up by the first call
@@ -121,7 +121,7 @@ def mean_of_versions(
         versions: Which versions.
         images: ``(B, C, *S)``.
         first: The maps of the images as they are, ``(B, *S)`` or ``(B, N, *S)``.
-        lead: How many dimensions of the maps are no positions, 1 or 2.
+        lead: How many dimensions of the maps are not positions, 1 or 2.
         again: Maps of versions ``(M, C, *T)`` of the images ``(M,)``.
         batch_size: How many versions run at once.
 

@@ -36,7 +36,7 @@ def factorize(activations: Tensor, components: int, *, seed: int = 0, iterations
 
     Channels with negative values are first shifted by their minimum over the batch, and their concepts back; then the
     sum in :class:`Concepts` is that of the shifted activations. The factors are one solution of several, given by the
-    seed, and are no function of the activations that could be differentiated.
+    seed, and are not a differentiable function of the activations.
 
     Args:
         activations: ``(B, C, *S)``.

@@ -52,7 +52,7 @@ def guided_gradients(
         Signed gradients, ``(B, C, *S)``, or ``(B, N, C, *S)`` for several classes; detached, not scaled.
 
     Raises:
-        TypeError: If images are no floating-point tensor, or as :meth:`diffgradcam.BaseCAM.explain`.
+        TypeError: If images are not a floating-point tensor, or as :meth:`diffgradcam.BaseCAM.explain`.
         ValueError: If no ReLU lies between the images and the logits, or as :meth:`diffgradcam.BaseCAM.explain`.
         RuntimeError: If the model detaches the images.
 

@@ -137,7 +137,7 @@ def important_features(
 
     Raises:
         ValueError: If it is not one image, the threshold is out of range, or as :meth:`~diffgradcam.BaseCAM.explain`.
-        TypeError: If the image is no tensor, or as :meth:`~diffgradcam.BaseCAM.explain`.
+        TypeError: If the image is not a tensor, or as :meth:`~diffgradcam.BaseCAM.explain`.
 
     Reference:
         The post-hoc use of Difference Salience is our reading of Piland, Sweet, Czajka, "Divisive Decisions", 2025

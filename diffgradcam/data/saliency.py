@@ -79,7 +79,7 @@ class SaliencyDataset(Dataset[SaliencyItem]):
 
     Raises:
         FileNotFoundError: If the CSV does not exist, or an image or map that a row names.
-        ValueError: If the CSV is no text in UTF-8, lacks a column, has one twice or has no rows, or a row's label,
+        ValueError: If the CSV is not text in UTF-8, lacks a column, has one twice or has no rows, or a row's label,
             path, file or map size is wrong; when an item is read, if its pixels can't be. The message names the row.
         TypeError: When an item is read, if the transform does not return two tensors.
 

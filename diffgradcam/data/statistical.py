@@ -63,7 +63,7 @@ def lda_saliency(
             speaks for the class): use them wherever human maps are.
 
     Raises:
-        ValueError: If shapes do not match, labels are no integers, there is one class only, or an option is out of its
+        ValueError: If shapes do not match, labels are not integers, there is one class only, or an option is out of its
             range.
 
     Reference:

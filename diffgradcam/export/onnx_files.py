@@ -99,7 +99,7 @@ class OnnxExplainer:
         size: The shape of one image.
 
     Raises:
-        ValueError: If the checksum is another one, the file keeps weights in other files, or it is no model with maps.
+        ValueError: If the checksum differs, the file keeps weights in other files, or it is not a model with maps.
         ImportError: If onnx or onnxruntime is not installed.
     """
 

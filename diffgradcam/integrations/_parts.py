@@ -90,7 +90,7 @@ class Guidance:
             part = getattr(batch, key) if named else batch[key]
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{name}={key!r} is no part of the batch, which is {_described(batch)}; expected a position in a "
+                f"{name}={key!r} is not a part of the batch, which is {_described(batch)}; expected a position in a "
                 "tuple, a key of a dictionary or a field of a named tuple"
             ) from error
         if not isinstance(part, Tensor):

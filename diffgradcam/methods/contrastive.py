@@ -46,7 +46,7 @@ class DiffGradCAM(_Contrast):
     """DiffGradCAM: Grad-CAM of the difference between a class's logit and a baseline of the others.
 
     Whatever all logits have in common, which softmax cannot see, is not in the map: a model that was changed only there
-    shows the same DiffGradCAM as before. It is no protection against an attack on DiffGradCAM itself, nor against one
+    shows the same DiffGradCAM as before. It does not protect against an attack on DiffGradCAM itself, nor against one
     that moves the activations.
 
     Args:

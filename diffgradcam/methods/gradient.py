@@ -166,7 +166,7 @@ class RefineCAM(TrainableCAM):
         **options: As :class:`ScoredCAM`.
 
     Raises:
-        TypeError: If the base method is no such class.
+        TypeError: If the base method is not such a class.
 
     Reference:
         "How to Evaluate and Refine your CAM" (arXiv 2605.14641), read in the code of pytorch-grad-cam and torch-cam.

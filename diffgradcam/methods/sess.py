@@ -68,7 +68,7 @@ class SESS(WrappedCAM):
         batch_size: How many windows are explained at once.
 
     Raises:
-        TypeError: If ``cam`` is no CAM, or ``weight`` is no function.
+        TypeError: If ``cam`` is not a CAM, or ``weight`` is not a function.
         ValueError: If an option is out of range; when explaining, if images are smaller than the blur.
 
     Reference:
@@ -140,7 +140,7 @@ class SESS(WrappedCAM):
             ``(logits, classes, maps)``: the logits of the images as they are, and maps of their size.
 
         Raises:
-            TypeError: If the images are no floating-point tensor; otherwise as the CAM's own.
+            TypeError: If the images are not a floating-point tensor; otherwise as the CAM's own.
             ValueError: As the CAM's own; if the images are not ``(B, C, H, W)``, or too small.
             RuntimeError: As the CAM's own.
         """

@@ -111,7 +111,7 @@ class SmoothedCAM(WrappedCAM):
             ``(logits, classes, maps)``: the logits of the images as they are, and the mean map.
 
         Raises:
-            TypeError: If the images are no floating-point tensor; otherwise as the CAM's own.
+            TypeError: If the images are not a floating-point tensor; otherwise as the CAM's own.
             ValueError: As the CAM's own.
             RuntimeError: As the CAM's own.
         """
@@ -120,7 +120,7 @@ class SmoothedCAM(WrappedCAM):
 
         first = self._explained(inputs, classes)
         following = self._following(inputs, first.logits)
-        # Targets that are no class have an index of -1; each version is then explained for the target itself.
+        # Targets that are not a class have an index of -1; each version is then explained for the target itself.
         targets = list(classes) if isinstance(classes, Sequence) and any(map(callable, classes)) else None
 
         def again(versions: Tensor, rows: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ def arcc(
     """ARCC: the harmonic mean of coherency, simplicity and ROAD of the maps of a CAM.
 
     Maps are scaled to [0, 1] at the size of the images. The coherency is Pearson's correlation of the map with the map
-    that the CAM shows for the same class of the image times the map. A low complexity is no virtue of its own: a map of
-    one pixel has the lowest.
+    that the CAM shows for the same class of the image times the map. A low complexity is not a virtue in itself: a map
+    of one pixel has the lowest.
 
     pytorch-grad-cam calls the mean geometric in its docstring; its code, and this, is harmonic. It adds 1e-8 to each
     term, and its ROAD removes all pixels of equal value together, see :func:`~diffgradcam.metrics.road`.

@@ -162,7 +162,7 @@ def decisions_kept(before: Tensor, after: Tensor) -> DecisionsKept:
         On the CPU; the divergence is computed in float64.
 
     Raises:
-        ValueError: If the shapes differ, or they are no floating-point numbers.
+        ValueError: If the shapes differ, or they are not floating-point numbers.
 
     Example:
         >>> decisions_kept(torch.tensor([[0.0, 1.0]]), torch.tensor([[5.0, 6.0]]))  # softmax sees no difference

@@ -54,7 +54,7 @@ def class_sensitivity(
 
     Raises:
         ValueError: If an option is out of range, there is one class only, or as :meth:`~diffgradcam.BaseCAM.explain`.
-        TypeError: If ``cam`` is no CAM, or images are no tensor.
+        TypeError: If ``cam`` is not a CAM, or images are not a tensor.
         ImportError: If SciPy is not installed.
 
     Reference:

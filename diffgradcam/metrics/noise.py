@@ -71,7 +71,7 @@ def noise_response(
     Raises:
         ValueError: If an option is out of range, the similarity has another shape, or as
             :meth:`~diffgradcam.BaseCAM.explain`.
-        TypeError: If ``cam`` is no CAM, or images are no tensor.
+        TypeError: If ``cam`` is not a CAM, or images are not a tensor.
 
     Reference:
         Our reading of Sarkar et al., "Assessing the Noise Robustness of Class Activation Maps", Image and Vision

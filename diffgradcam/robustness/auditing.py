@@ -4,8 +4,8 @@ A logit is ``z_c = (z_c - mean z) + mean z``, and GradCAM is linear in the score
 The first map is *visible* to softmax, and so to every decision, probability and loss. The second, the *common mode*, is
 not: no decision ever needed what it shows.
 
-A large common mode is an *exposure*: GradCAM could be hiding something. It is no lie as long as GradCAM still says what
-the model relies on, and clean models may have one. The gradient of cross-entropy with respect to the logits,
+A large common mode is an *exposure*: GradCAM could be hiding something. It is not a lie as long as GradCAM still says
+what the model relies on, and clean models may have one. The gradient of cross-entropy with respect to the logits,
 ``p - onehot``, sums to 0 over the classes, so plain gradient descent adds vectors to the rows of the last layer that
 sum to 0, and never changes their mean. A common mode therefore comes from the initialisation (which weight decay
 shrinks), from the per-weight scaling of optimisers like Adam, from rows that share vectors of a codebook, from losses
@@ -195,7 +195,7 @@ class AuditReport(ShownMaps):
         """Which signs say that a map lies.
 
         ``"common mode"``: GradCAM lies, and neither DiffGradCAM nor GradCAM after :func:`repair` is affected. It is
-        contradicted, and the common mode is no mere offset; or more than 0.8 of GradCAM's energy is common mode.
+        contradicted, and the common mode is not a mere offset; or more than 0.8 of GradCAM's energy is common mode.
         ``"behaviour"``: they lie too. The interval over the images (90%) of the agreement, of honesty or of consistency
         is below its threshold. There is none for fewer than 8 images.
         """
@@ -330,8 +330,8 @@ def audit(
     - *Exposure* (one pass): how much of GradCAM softmax cannot see, and whether that is a mere offset.
     - *Agreement* (16 passes): windows of 3 x 3 cells of a 7 x 7 grid, around every second cell, are filled with the
       image's mean colour, and the drop of the log-odds is correlated with the mean of the map in the window. GradCAM
-      and the map without the common mode are compared with the same drops. Where there is an exposure that is no mere
-      offset, and the latter agrees much better, GradCAM lies.
+      and the map without the common mode are compared with the same drops. Where there is an exposure that is not a
+      mere offset, and the latter agrees much better, GradCAM lies.
     - *Following* (one pass): whether the map without the common mode moves with the image. Its mean with the agreement
       is the *honesty* of that map. Below what clean models have, it lies, and so does DiffGradCAM.
     - *A lower layer* (one pass): whether the map without the common mode agrees with LayerCAM of the next lower layer,

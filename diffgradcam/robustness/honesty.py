@@ -1,8 +1,8 @@
 """Did the map lie, or did the model change? A verdict on one explainer of a model before and after an attack.
 
-A map that moved is no lie if what the model relies on moved with it. What the model relies on is measured on the model
-alone (:func:`diffgradcam.metrics.behaviour`), so it can be compared with itself before (*behaviour kept*), and with the
-map of the same model (*honesty*).
+A map that moved is not a lie if what the model relies on moved with it. What the model relies on is measured on the
+model alone (:func:`diffgradcam.metrics.behaviour`), so it can be compared with itself before (*behaviour kept*), and
+with the map of the same model (*honesty*).
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def autofool(
     Raises:
         ValueError: If there is no such head, the hoax does not fit the maps or is constant, or an option is out of
             range.
-        TypeError: If images are no tensor, or the method is not trainable.
+        TypeError: If images are not a tensor, or the method is not trainable.
 
     Reference:
         Ours. Passive fooling aimed at one explainer: Heo, Joo, Moon, NeurIPS 2019; Piland, Sweet, Czajka, 2025 (arXiv
@@ -197,7 +197,7 @@ def _start(problem: Problem, head: nn.Module | str | None) -> _Found:
     batches = torch.split(problem.images, 8 * problem.batch_size)
     try:
         common = common_mode_hoax(problem.clean, layers[0], batches, problem.hoax, head=head, strength=_STRENGTH)
-    except ValueError:  # the head is no linear layer of the pooled activations
+    except ValueError:  # the head is not a linear layer of the pooled activations
         return found
     effect = Measured(problem, common).within(found.effect.reached)
     return found if effect is None or effect.reached <= found.effect.reached else _Found(common, effect)

@@ -130,7 +130,7 @@ def finetune(
         target_layers: Layers of ``model`` whose map is to be fooled, as a CAM takes them.
         mask: The hoax, at the size of the maps.
         method: The victim: a class of the library, or a ``functools.partial`` of one. With ``DiffGradCAM`` this is the
-            adaptive attack, against which contrast is no protection.
+            adaptive attack, against which contrast does not protect.
         epochs: Up to how many epochs in all, those before a resume included.
         loss: What to minimise on the maps: ``sham_loss``, ``location_loss``, ``top_k_loss``, ``centre_mass_loss``,
             ``active_loss``, or a function of that form.

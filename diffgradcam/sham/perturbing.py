@@ -89,7 +89,7 @@ def perturb(
 
     Raises:
         ValueError: If the hoax does not fit the maps or is constant, or an option is out of range.
-        TypeError: If ``cam`` is not trainable, or images are no tensor.
+        TypeError: If ``cam`` is not trainable, or images are not a tensor.
 
     Reference:
         After Dombrowski et al., "Explanations can be manipulated and geometry is to blame", NeurIPS 2019 (arXiv

@@ -68,14 +68,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         See :class:`Checkpoint`.
 
     Raises:
-        ValueError: If it is no such file, or was not written here.
+        ValueError: If it is not such a file, or was not written here.
         ImportError: If safetensors is not installed.
     """
     safetensors = import_optional("safetensors", "a checkpoint")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get(_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dictionary
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
     try:

@@ -195,7 +195,7 @@ def _strips(titles: Sequence[str], height: int, width: int) -> list[Array]:
 
 
 def _fitted(title: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The title in as few lines as it needs to be no wider than ``width`` pixels."""
+    """The title in as few lines as it needs to be at most ``width`` pixels."""
     text = title
     for characters in range(len(title), 0, -1):
         text = "\n".join(textwrap.fill(line, characters) for line in title.split("\n"))

@@ -493,7 +493,7 @@ def tables(study: Study) -> str:
         f"{study.config.lie:g} of its honesty ({len(spoilt)} of them, {fooled} called fooled), it has no part in this. "
         "The threshold of the gap, "
         f"{DEFAULT.gap:g}, is the {study.config.lie:g} by which a lie is defined, and the noise of 32 images on top. "
-        f"That of the share, {DEFAULT.share:g}, is for an exposure, which is no lie by itself; above 0.8 it is.",
+        f"That of the share, {DEFAULT.share:g}, is for an exposure, which is not a lie by itself; above 0.8 it is.",
         _threshold_table(study),
         "## With fewer images",
         f"Share that is called fooled; mean over {DRAWS} draws of the images.",

@@ -170,7 +170,7 @@ class TestErrors:
     def test_parts_that_are_not_in_the_batch(self, tmp_path):
         model = network()
         before = hooks(model)
-        with pytest.raises(ValueError, match=r"^human='maps' is no part of the batch, which is a dictionary with 'pix"):
+        with pytest.raises(ValueError, match=r"^human='maps' is not a part of the batch, which is a dictionary with"):
             guided(model, tmp_path, data=without_maps(),
                    keys={"human": "maps"}).train()  # fmt: skip
         assert not any(hooks(model)[LAYER].values())

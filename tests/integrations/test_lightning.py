@@ -146,10 +146,10 @@ class TestErrors:
     def test_a_part_that_is_not_in_the_batch(self):
         model = network()
         message = (
-            r"^human='people' is no part of the batch, which is SaliencyItem of 5 \(image, .*\); expected a position"
+            r"^human='people' is not a part of the batch, which is SaliencyItem of 5 \(image, .*\); expected a position"
         )
         self.raises(Module(model), guidance(model, human="people"), message)
-        message = "^mask=7 is no part of the batch, which is list of 4; expected a position in a tuple, a key of a dict"
+        message = "^mask=7 is not a part of the batch, which is list of 4; expected a position in a tuple, a key"
         data = DataLoader([item[:4] for item in items()], batch_size=4)
         self.raises(Module(model), guidance(model, labels=1, human=2, mask=7), message, data=data)
         message = "^human='group' of the batch is (list|tuple); expected a tensor"

@@ -52,5 +52,5 @@ def test_a_batch_is_described():
     for batch, told in (({"a": 1, "b": 2}, "a dictionary with 'a', 'b'; expected"), ([1, 2], "list of 2; expected"),
                         (items(1)[0], r"SaliencyItem of 5 \(image, label, saliency, has_saliency, group\); expected"),
                         (5, "int; expected")):  # fmt: skip
-        with pytest.raises(ValueError, match=f"labels='labels' is no part of the batch, which is {told}"):
+        with pytest.raises(ValueError, match=f"labels='labels' is not a part of the batch, which is {told}"):
             own.loss(batch, torch.zeros(1, 2), torch.zeros(()))

@@ -142,5 +142,5 @@ def test_the_layout_of_tokens_follows_the_image():
     places = torch.arange(24.0).view(1, 24, 1)
     with_others = torch.cat([torch.full((1, 2, 1), -1.0), places, torch.full((1, 1, 1), -1.0)], 1)
     torch.testing.assert_close(zoo.Tokens(2, 1)(with_others, (64, 96)), places.view(1, 1, 4, 6))
-    with pytest.raises(LookupError, match=r"^25 tokens are no grid of an image of \(64, 96\)$"):
+    with pytest.raises(LookupError, match=r"^25 tokens are not a grid of an image of \(64, 96\)$"):
         zoo.Tokens(1)(with_others[:, :26], (64, 96))

@@ -95,7 +95,7 @@ class Tokens:
         else:
             grid = tuple(round(side / stride) for side, stride in zip(size, self.strides, strict=True))
         if math.prod(grid) != count:
-            raise LookupError(f"{count} tokens are no grid of an image of {size}")
+            raise LookupError(f"{count} tokens are not a grid of an image of {size}")
         return places.transpose(1, 2).unflatten(2, grid)
 
 
