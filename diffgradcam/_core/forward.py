@@ -395,10 +395,10 @@ class LayerReader:
         with outside_inference_mode(), torch.no_grad(), contextlib.ExitStack() as stack:
             if torch.is_autocast_cache_enabled():
                 stack.enter_context(_no_autocast_cache())
-            found = _survey(model, graph=self.graph)
-            if found.compiled:
+            survey = _survey(model, graph=self.graph)
+            if survey.compiled:
                 stack.enter_context(force_eager())
-            if found.recurrent and self.graph:
+            if survey.recurrent and self.graph:
                 # cuDNN has no backward pass of a recurrent layer in evaluation mode; PyTorch's own has.
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             recorder = stack.enter_context(CutRecorder(self.layers, graph=self.graph))
@@ -417,7 +417,7 @@ class LayerReader:
             stack.push(forward.name_the_cause)
             yield forward
             forward.checks.verify()
-            if [weight._version for weight in found.weights] != found.versions:
+            if [weight._version for weight in survey.weights] != survey.versions:
                 raise RuntimeError(messages.changed_meanwhile())  # another thread trains the model
 
 
@@ -460,7 +460,7 @@ class _Survey(NamedTuple):
 
 
 def _survey(model: nn.Module, *, graph: bool) -> _Survey:
-    """Look at every module and weight once. Of a small model this takes a good part of an explanation: keep it fast."""
+    """Look at each module and weight once. For a small model this is a good part of what an explanation costs."""
     modules = every_module(model)
     weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
     if any(map(is_lazy, weights)):

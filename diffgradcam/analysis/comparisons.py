@@ -90,7 +90,7 @@ def explain_together(
 
     Raises:
         ValueError: If there are no CAMs, or they cannot share a forward pass; otherwise as :meth:`BaseCAM.explain`.
-        TypeError: If one is no CAM, as a smoothing is none; otherwise as :meth:`BaseCAM.explain`.
+        TypeError: If one is not a CAM, such as a smoothing; otherwise as :meth:`BaseCAM.explain`.
         RuntimeError: As :meth:`BaseCAM.explain`.
     """
     if not cams:
@@ -135,7 +135,7 @@ def explain_pairs(
         :class:`.analysis.PairExplanation`.
 
     Raises:
-        TypeError: If ``cam`` is no CAM; otherwise as :meth:`BaseCAM.explain`.
+        TypeError: If ``cam`` is not a CAM; otherwise as :meth:`BaseCAM.explain`.
         ValueError: If there are fewer than two classes, or one comes twice; otherwise as :meth:`BaseCAM.explain`.
         RuntimeError: As :meth:`BaseCAM.explain`.
 

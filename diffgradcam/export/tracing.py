@@ -96,7 +96,8 @@ def with_maps(cam: AnyCAM, example_images: Tensor, classes: FixedClasses = "argm
         The module.
 
     Raises:
-        TypeError: If ``cam`` is no CAM, ``example_images`` no floating-point tensor, or ``classes`` of another kind.
+        TypeError: If ``cam`` is not a CAM, ``example_images`` is not a floating-point tensor, or ``classes`` is of
+            another kind.
         ValueError: If the model is in training mode; otherwise as ``explain``.
         RuntimeError: If it cannot be one graph: the method runs the model many times, as ScoreCAM and the smoothing
             methods do, or draws random numbers, as RandomCAM; or the model, or a function of yours, decides by the

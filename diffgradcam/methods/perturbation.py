@@ -325,8 +325,8 @@ class ISCAM(_MaskingCAM):
     """Integrated Score-CAM: :class:`ScoreCAM` with the scores averaged over masks that grow step by step.
 
     ``w_k = softmax_k(mean_i score(a_i image * mask_k))``, ``i = 1 ... N``, with the steps ``j / N`` summed up:
-    ``a_i = 1 / N + ... + i / N = i (i + 1) / 2N``. That is torch-cam's form; the paper was not read. Mind that it is no
-    path from black to the masked image: it goes on to ``(N + 1) / 2`` times the image, 5.5 times for 10 samples.
+    ``a_i = 1 / N + ... + i / N = i (i + 1) / 2N``. That is torch-cam's form; the paper was not read. This is not a path
+    from black to the masked image: it goes on to ``(N + 1) / 2`` times the image, 5.5 times for 10 samples.
 
     Args:
         model: As :class:`BaseCAM`.

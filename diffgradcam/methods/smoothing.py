@@ -81,7 +81,7 @@ class SmoothedCAM(WrappedCAM):
         batch_size: How many versions of images run at once, beside the images as they are, which run as they come.
 
     Raises:
-        TypeError: If ``cam`` is no CAM.
+        TypeError: If ``cam`` is not a CAM.
         ValueError: If ``batch_size`` is not at least 1.
     """
 
@@ -186,7 +186,7 @@ class AugSmooth(SmoothedCAM):
         batch_size: How many versions of images run at once, beside the images as they are, which run as they come.
 
     Raises:
-        TypeError: If ``cam`` is no CAM.
+        TypeError: If ``cam`` is not a CAM.
         ValueError: If a flip is not negative or given twice, a factor or scale is not positive, there are none, or
             ``batch_size`` is not at least 1.
 
@@ -230,7 +230,7 @@ class NoiseSmooth(SmoothedCAM):
         batch_size: How many noisy images run at once, beside the images as they are, which run as they come.
 
     Raises:
-        TypeError: If ``cam`` is no CAM.
+        TypeError: If ``cam`` is not a CAM.
         ValueError: If ``samples`` or ``batch_size`` is not at least 1, or ``std`` is negative or not finite.
 
     Reference:
@@ -265,14 +265,14 @@ class EigenSmooth(SmoothedCAM):
     """Eigen smoothing: the first principal component of the weighted activations instead of their sum.
 
     The same as ``cam(images, eigen_smooth=True)``, for ``explain`` too;
-    :func:`diffgradcam.heatmaps.principal_component` says how the sign is chosen. A method whose map is no
-    sum over the channels, such as Eigen-CAM, stays as it is.
+    :func:`diffgradcam.heatmaps.principal_component` says how the sign is chosen. A method whose map is not
+    a sum over the channels, such as Eigen-CAM, stays as it is.
 
     Args:
         cam: The CAM itself; wrap the result to smooth further, as in ``AugSmooth(EigenSmooth(cam))``.
 
     Raises:
-        TypeError: If ``cam`` is no CAM.
+        TypeError: If ``cam`` is not a CAM.
 
     Reference:
         ``eigen_smooth`` of the library pytorch-grad-cam, after Muhammad and Yeasin, "Eigen-CAM", 2020 (arXiv

@@ -71,7 +71,7 @@ def arcc(
 
     Raises:
         ValueError: As :func:`~diffgradcam.metrics.road`.
-        TypeError: As :func:`~diffgradcam.metrics.road`; if ``cam`` is no CAM.
+        TypeError: As :func:`~diffgradcam.metrics.road`; if ``cam`` is not a CAM.
         ImportError: If SciPy is not installed.
 
     Reference:

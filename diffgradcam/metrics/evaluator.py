@@ -197,7 +197,7 @@ def evaluated_cam(cam: ModelExplainer) -> ModelExplainer:
         It, or a copy if any part of its model is in training mode.
 
     Raises:
-        TypeError: If it is no CAM.
+        TypeError: If it is not a CAM.
     """
     check_explains(cam)
     if not in_training(cam.model):

@@ -554,7 +554,7 @@ def _setup(study: Study) -> str:
             "ResNet-18, and the goal was missed on an earlier set of 13 test networks and the same real models. The "
             "lower layer and its consistency were then thought out on 14 networks of the calibration's design. That a "
             "common mode may be an offset was thought out on ResNet-18 and EfficientNet-Lite0, whose new heads had "
-            "been false alarms; so for new heads those two are no independent test. All networks were trained anew "
+            "been false alarms; so for new heads those two are not an independent test. All networks were trained anew "
             "with other combinations of data and architecture, and some seeds are those of the earlier set. **Decided "
             "later**: the threshold of honesty, from 0.25 to 0.15, when all calibration networks were there and asked "
             "for it. The test networks had been looked at by then; on them it takes away one false alarm, and finds "
@@ -696,7 +696,7 @@ def draw_answer(study: Study, path: Path) -> None:
 
 
 def _shaped(version: Version) -> bool:
-    """Whether there is an exposure that is no mere offset."""
+    """Whether there is an exposure that is not a mere offset."""
     report = judged(version)
     return report.exposed and not report.is_offset
 
