@@ -261,26 +261,46 @@ def _present() -> dict[str, tuple[str, str]]:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The report as tables, with the notes needed to read them."""
-    lines = [f"| work | unit | diffgradcam | bound | {' | '.join(PEERS)} |", f"|---|---|---|---|{'---|' * len(PEERS)}"]
-    for row in [row for part in ("AblationCAM", "ScoreCAM", "relatives") for row in report["parts"].get(part, [])]:
-        values = row["values"]
-        cells = [f"{values[name]:.2f}" if name in values else "-" for name in PEERS]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    notes = [f"{report['model']}; {versions}.", "`peers`: no slower than the fastest of them."]
+    return "\n\n".join([*tables(report).values(), "\n".join(notes)])
+
+
+def tables(report: dict[str, Any]) -> dict[str, str]:
+    """Each table of the report, as Markdown."""
+    parts = report["parts"]
+    return {
+        "ablated": _costs(parts.get("AblationCAM", [])),
+        "masked": _costs([*parts.get("ScoreCAM", []), *parts.get("relatives", [])]),
+        "batch sizes": _table(
+            ["pixels", "chosen", *(f"{size} at once" for size in SIZES)],
+            [
+                [row["pixels"], row["chosen"], *(f"{row['values'][str(size)]:.2f}" for size in SIZES)]
+                for row in parts.get("batch sizes", [])
+            ],
+        ),
+        "agreement": _table(
+            ["method", "layer", "channels=", "r, mean", "least"],
+            [
+                [row["method"], row["layer"], row["channels"], f"{row['mean']:.2f}", f"{row['least']:.2f}"]
+                for row in parts.get("agreement", [])
+            ],
+        ),
+    }
+
+
+def _costs(rows: list[Row]) -> str:
+    def cells(row: Row) -> list[str]:
         bound = f"≤ {row['bound']:g}, peers" if row["bound"] else "peers"
         verdict = f"{bound}: {'pass' if row['passed'] else 'FAIL'}"
-        lines.append(
-            f"| {row['work']} | {row['unit']} | {values['diffgradcam']:.2f} | {verdict} | {' | '.join(cells)} |"
-        )
-    lines += ["", f"| pixels | chosen | {' | '.join(map(str, SIZES))} |", f"|---|---|{'---|' * len(SIZES)}"]
-    for row in report["parts"].get("batch sizes", []):
-        cells = [f"{row['values'][str(size)]:.2f}" for size in SIZES]
-        lines.append(f"| {row['pixels']} | {row['chosen']} | {' | '.join(cells)} |")
-    lines += ["", "| method | layer | channels= | Pearson, mean | least |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row['method']} | {row['layer']} | {row['channels']} | {row['mean']:.2f} | {row['least']:.2f} |"
-        for row in report["parts"].get("agreement", [])
-    ]
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return "\n".join([*lines, "", f"{report['model']}; {versions}.", "`peers`: no slower than the fastest of them."])
+        theirs = [f"{row['values'][name]:.2f}" if name in row["values"] else "-" for name in PEERS]
+        return [row["work"], row["unit"], f"{row['values']['diffgradcam']:.2f}", verdict, *theirs]
+
+    return _table(["work", "unit", "diffgradcam", "bound", *PEERS], [cells(row) for row in rows])
+
+
+def _table(header: list[str], rows: list[list[Any]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, ["---"] * len(header), *rows))
 
 
 if __name__ == "__main__":

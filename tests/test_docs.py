@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffgradcam
-from benchmarks import device, recording
+from benchmarks import device, perturbation, recording
 from benchmarks.torchvision_shim import define_missing_operators
 
 from .conftest import import_peer
@@ -235,6 +235,17 @@ def test_quoted_figures_are_those_of_the_results() -> None:
 def test_the_table_of_the_recorders_is_that_of_the_benchmark() -> None:
     report = json.loads((ROOT / "benchmarks" / "results" / "recording.json").read_text())
     assert recording.as_markdown(report) in (DOCS / "design" / "recording.md").read_text()
+
+
+def test_the_tables_of_perturbation_are_those_of_the_benchmark() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "perturbation.json").read_text())
+    page = (DOCS / "methods.md").read_text()
+    assert all(table in page for table in perturbation.tables(report).values())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
+    assert not re.search(r"@[A-Z]+@|\bTODO\b|\bTBD\b|\bXXX\b", page.read_text())
 
 
 def test_the_table_of_the_gpu_is_that_of_the_benchmark() -> None:
