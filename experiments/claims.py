@@ -241,7 +241,7 @@ def markdown(contrast: Sequence[Claim], training: Sequence[Claim], answer: Seque
         "# The claims of the two papers, and what we measured",
         "![Left: how much GradCAM and DiffGradCAM say of what the model relies on, before and after one vector was "
         "added to all classes, and after training against them. Right: the gain in AUROC over CYBORG of three losses "
-        "on the maps of both classes]"
+        "on the maps of both classes, on real images and on stand-ins]"
         "(claims.png)",
         *answer,
         table(
@@ -287,7 +287,7 @@ def _against_cyborg(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return [c for c in comparisons if c.reference == "CYBORG" and c.method in real.BOTH_MAPS]
 
 
-def draw(fooled: lies.Results, training: saliency.Results, path: Path) -> None:
+def draw(fooled: lies.Results, training: saliency.Results, images: real.Results, path: Path) -> None:
     """Left: honesty of GradCAM and DiffGradCAM before and after two attacks. Right: AUROC of losses minus CYBORG's."""
     import matplotlib.pyplot as plt
 
@@ -315,13 +315,20 @@ def draw(fooled: lies.Results, training: saliency.Results, path: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("honesty, r (bar: clean; mark: attacked)", fontsize=9)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=9)
-    comparisons = _against_cyborg(saliency.compare(training, "auroc"))
-    labels = [f"{c.method}, {c.part} set" for c in comparisons]
-    for y, c in enumerate(comparisons):
-        right.plot([c.paired.low, c.paired.high], [y, y], color="C2", linewidth=1.2)
-        right.plot(c.paired.difference, y, "o", color="C2", markersize=5)
+    rows = [(method, part) for part in real.PARTS for method in real.BOTH_MAPS]
+    kinds = (
+        ("real images", real.compare(images, "auroc"), "C2", -0.14),
+        ("stand-ins", saliency.compare(training, "auroc"), "0.6", 0.14),
+    )
+    for kind, comparisons, colour, shift in kinds:
+        for c in _against_cyborg(comparisons):
+            y = rows.index((c.method, c.part)) + shift
+            right.plot([c.paired.low, c.paired.high], [y, y], color=colour, linewidth=1.2)
+            right.plot(c.paired.difference, y, "o", color=colour, markersize=5, label=kind)
+    named = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
+    figure.legend(named.values(), named.keys(), loc="outside lower right", ncols=2, fontsize=9)
     right.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    right.set_yticks(range(len(labels)), labels)
+    right.set_yticks(range(len(rows)), [f"{method}, {part} set" for method, part in rows])
     right.invert_yaxis()
     right.set_title("training with both maps", fontsize=10)
     right.set_xlabel("AUROC minus CYBORG's\n(paired mean, 95% interval)", fontsize=9)
@@ -395,7 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.docs.mkdir(parents=True, exist_ok=True)
     fooled, training, images = lies.load(), saliency.load(), real.load()
     page = markdown(diffgradcam(sham.load(), fooled), divisive(training, images), answers(fooled, training, images))
-    draw(fooled, training, options.docs / "claims.png")
+    draw(fooled, training, images, options.docs / "claims.png")
     (options.docs / "claims.md").write_text(page, encoding="utf-8")
 
 
