@@ -670,6 +670,16 @@ def test_blur_mirrors_the_edges():
     np.testing.assert_allclose(seen[0].numpy(), expected, rtol=1e-5)
 
 
+def test_blur_of_the_smallest_grid_mixes_both_rows_and_columns():
+    human, seen = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), []
+    SaliencyGuidedLoss(lambda maps, human, **_: seen.append(human) or maps.sum(), blur=1.0)(
+        torch.zeros(1, 2), torch.tensor([0]), torch.zeros(1, 2, 2), human
+    )
+    side = math.exp(-0.5)
+    own, other = 1 / (1 + 2 * side), 2 * side / (1 + 2 * side)  # the edge mirrors: the other row lies on both sides
+    assert torch.allclose(seen[0], torch.tensor([[[own * own, own * other], [own * other, other * other]]]))
+
+
 def test_blur_of_a_pair_is_drawn_from_the_generator_of_pytorch():
     human = torch.rand(1, 4, 4)
 

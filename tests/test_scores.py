@@ -275,9 +275,15 @@ def test_only_named_baselines_have_a_shortcut():
     maps, logits, classes = torch.randn(2, 3, 4), torch.randn(2, 3), torch.tensor([[0, 1], [2, 2]])
     for score in (Probability(), LogProbability(), Finer(), LogitDifference(1), LogitDifference(torch.mean)):
         assert score.combine(maps, logits, classes) is None
-    for score in (Logit(), LogitDifference(), LogitDifference("max"), LogitDifference("mean"), Counterfactual()):
+    named = (Logit(), LogitDifference(), LogitDifference("max"), LogitDifference("mean"))
+    for score in (*named, Counterfactual(), Counterfactual(LogitDifference())):
         expected = torch.stack([score_gradients(score, logits, each[:, None]) @ maps for each in classes.T], 2)
         torch.testing.assert_close(score.combine(maps, logits, classes), expected.squeeze(1))
+
+
+def test_a_score_that_ignores_the_logits_has_no_gradient():
+    with pytest.raises(ValueError, match=r"^the score does not depend on the logits, so there is nothing to explain$"):
+        score_gradients(lambda logits, _classes: torch.ones(len(logits)), torch.randn(2, 3), torch.tensor([[0], [1]]))
 
 
 def test_scores_are_values():

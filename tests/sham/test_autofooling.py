@@ -1,5 +1,9 @@
+import math
+from collections import OrderedDict
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -269,6 +273,47 @@ def test_time_is_up():
     assert found.best.steps < 1000
 
 
+def test_time_that_is_not_up_changes_nothing():
+    options = {"behaviour": False, "scopes": ["head"], "steps": 6}
+    found = run(pooled(), images(8), "relu", HOAX, seconds=1e6, **options)
+    assert found.given == run(pooled(), images(8), "relu", HOAX, **options).given
+    assert sum(each.steps for each in found.restarts) == 6
+
+
+@pytest.mark.parametrize(
+    ("kl", "kept", "reached", "within"),
+    [
+        (0.01, 0.9, 0.5, True),  # both bounds are part of what is allowed
+        (0.0101, 0.9, 0.5, False),
+        (math.nan, 0.9, 0.5, False),
+        (0.01, 0.89, 0.5, False),
+        (0.01, None, 0.2, True),  # no better than what is there: behaviour is not looked at
+    ],
+)
+def test_what_is_within_bounds(kl, kept, reached, within):
+    problem = SimpleNamespace(bounds=_problem.Bounds(0.01, 0.9, 8))
+    measured = _problem.Measured(problem, pooled())
+    on_maps = _problem.Effect(kl=kl, agreement=1.0, kept=0.3, reached=reached, behaviour=None)
+    vars(measured).update(divergence=kl, kept=kept, on_maps=on_maps)
+    assert measured.within(0.2) == (replace(on_maps, behaviour=kept) if within else None)
+
+
+def test_without_a_bound_on_behaviour_there_is_one_share():
+    measured = _problem.Measured(SimpleNamespace(bounds=_problem.Bounds(0.02, None, 8)), pooled())
+    vars(measured).update(divergence=0.01, kept=0.5)
+    assert measured.shares() == [0.5]
+
+
+def test_victims_keep_the_sign_of_their_maps():
+    (cam,) = _problem.Maker([GradCAM], ["relu"])(pooled())
+    assert cam.rectify is False
+
+
+def test_a_model_of_one_stage_is_opened_whole():
+    model = nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(3), flat=nn.Flatten(), head=nn.Linear(12, 2)))
+    assert autofooling._first_of_last_stage(model, "head") == "norm.weight"
+
+
 def test_the_bar_counts_steps(capfd):
     autofool(pooled(), images(8), "relu", HOAX, keep=1.0, behaviour=False, scopes=["head"], steps=5)
     assert "head: 100%" in capfd.readouterr().err
@@ -286,7 +331,7 @@ def test_bad_input_is_refused():
         run(model, x, "relu", HOAX, scopes=["tail"])
     with pytest.raises(ValueError, match="judged is 0; expected an integer of at least 1"):
         run(model, x, "relu", HOAX, judged=0)
-    with pytest.raises(ValueError, match="method is empty; expected a CAM class, such as GradCAM, or several"):
+    with pytest.raises(ValueError, match=r"^method is empty; expected a CAM class, such as GradCAM, or several$"):
         run(model, x, "relu", HOAX, [])
     with pytest.raises(ValueError, match=r"^batch_size is 0; expected an integer of at least 1"):
         run(model, x, "relu", HOAX, batch_size=0)
