@@ -39,6 +39,7 @@ from benchmarks.resnet import ResNet18
 from benchmarks.torchvision_shim import define_missing_operators
 from diffgradcam import ISCAM, SSCAM, AblationCAM, GradCAM, ScoreCAM, layer_input, metrics
 from diffgradcam._core.batches import images_at_once
+from experiments.pages import table
 
 RESULTS = Path(__file__).parent / "results" / "perturbation.json"
 PEERS = {"pytorch-grad-cam": ("grad-cam", "pytorch_grad_cam"), "torch-cam": ("torchcam", "torchcam")}
@@ -272,14 +273,14 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
     return {
         "ablated": _costs(parts.get("AblationCAM", [])),
         "masked": _costs([*parts.get("ScoreCAM", []), *parts.get("relatives", [])]),
-        "batch sizes": _table(
+        "batch sizes": table(
             ["pixels", "chosen", *(f"{size} at once" for size in SIZES)],
             [
                 [row["pixels"], row["chosen"], *(f"{row['values'][str(size)]:.2f}" for size in SIZES)]
                 for row in parts.get("batch sizes", [])
             ],
         ),
-        "agreement": _table(
+        "agreement": table(
             ["method", "layer", "channels=", "r, mean", "least"],
             [
                 [row["method"], row["layer"], row["channels"], f"{row['mean']:.2f}", f"{row['least']:.2f}"]
@@ -296,11 +297,7 @@ def _costs(rows: list[Row]) -> str:
         theirs = [f"{row['values'][name]:.2f}" if name in row["values"] else "-" for name in PEERS]
         return [row["work"], row["unit"], f"{row['values']['diffgradcam']:.2f}", verdict, *theirs]
 
-    return _table(["work", "unit", "diffgradcam", "bound", *PEERS], [cells(row) for row in rows])
-
-
-def _table(header: list[str], rows: list[list[Any]]) -> str:
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, ["---"] * len(header), *rows))
+    return table(["work", "unit", "diffgradcam", "bound", *PEERS], [cells(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
         ValueError: If ``size`` has another number of dimensions than the maps, or they have more than three.
         TypeError: If ``size`` is not a sequence of whole numbers.
     """
-    if isinstance(size, torch.Size) and size == maps.shape[1:]:
+    if isinstance(size, torch.Size) and size == maps.shape[1:]:  # of one layer: nothing to check, nothing to do
         return maps
     size = _whole_numbers(size)
     spatial = tuple(maps.shape[1:])
