@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 from diffgradcam import DiffGradCAM, GradCAM, HiResCAM, scores
-from diffgradcam._core import gradients
-from diffgradcam._core.gradients import class_blocks, linear_maps, pooled_linear_maps
+from diffgradcam._core import pooled_linear
+from diffgradcam._core.gradients import class_blocks
 from diffgradcam._core.layers import find_layers
+from diffgradcam._core.pooled_linear import linear_maps, pooled_linear_maps
 from diffgradcam._core.recorder import CutRecorder
 from diffgradcam.scores import LogitDifference, Probability, as_score, logit_difference, score_gradients
 from tests import models
@@ -142,7 +143,7 @@ def test_the_maps_of_all_contrasts_ask_for_one_gradient_and_not_for_one_each(nam
         asked.append(classes.shape[1])
         return score_gradients(score, logits, classes)
 
-    for module in (scores, gradients):
+    for module in (scores, pooled_linear):
         monkeypatch.setattr(module, "score_gradients", counting)
     logits, maps = torch.randn(2, 70), torch.randn(2, 70, 3)
     linear_maps(maps, CONTRASTS[name], logits, torch.arange(70).expand(2, 70))

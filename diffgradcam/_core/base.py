@@ -25,11 +25,11 @@ from .axes import input_channels
 from .class_names import GivenClassNames, as_class_names
 from .explanation import Explanation
 from .forward import ForwardPass, LayerReader, Output, Recording, ReshapeTransform
-from .gradients import linear_maps
 from .inputs import ImageOf, Inputs, positional
 from .layers import LayerSpec, Run
 from .naming import callable_name
 from .outputs import Classes, asserted, class_index, find_logits
+from .pooled_linear import linear_maps
 from .recorder import GraphRecorder
 from .requests import ClassRequest, Request, TargetRequest
 from .tensors import columns, plain

@@ -14,10 +14,11 @@ from . import messages
 from .axes import grid_of
 from .deferred import DeferredChecks
 from .errors import HeadIsNotPooledLinear, NotTraceable
-from .gradients import PooledLinearMaps, activation_gradients, pooled_linear_maps
+from .gradients import activation_gradients
 from .inputs import ImageOf, Inputs, following_rows
 from .layers import Layer, LayerSpec, Run, find_layers
 from .outputs import Classes, check_rows, class_index, find_logits
+from .pooled_linear import PooledLinearMaps, pooled_linear_maps, recorded_head
 from .recorder import CutRecorder, Recorded
 from .requests import Request
 from .tensors import outside_inference_mode, take, widen
@@ -115,6 +116,9 @@ class Recording:
         Returns:
             ``(B, N, ...)`` for each layer, in the form of its activations.
         """
+        head = None if create_graph else recorded_head(self.logits, self.activations)
+        if head is not None:
+            return [head.at_activations(request.products(self.logits, head.weight))]
         cotangents = request.cotangents(self.logits, create_graph=create_graph)
         return activation_gradients(
             self.logits,
@@ -191,7 +195,7 @@ class ForwardPass(Recording):
         return found.maps
 
     def pooled_linear_maps(self) -> PooledLinearMaps | None:
-        """The maps of all logits and whether they hold, see :func:`~.gradients.pooled_linear_maps`."""
+        """The maps of all logits and whether they hold, see :func:`~.pooled_linear.pooled_linear_maps`."""
         if not all(self.used):
             return None
         return pooled_linear_maps(self._reader.model_to_run(), self.logits, self.activations, self.to_grid)
@@ -401,9 +405,8 @@ class LayerReader:
             if survey.recurrent and self.graph:
                 # cuDNN has no backward pass of a recurrent layer in evaluation mode; PyTorch's own has.
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            recorder = stack.enter_context(CutRecorder(self.layers, graph=self.graph))
-            logits = self.output(model(*inputs.args, **inputs.kwargs))
-            recorder.detach()
+            with CutRecorder(self.layers, graph=self.graph) as recorder:
+                logits = self.output(model(*inputs.args, **inputs.kwargs))
             _check_logits(logits)
             device = logits.device.type
             autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

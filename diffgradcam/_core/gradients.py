@@ -7,14 +7,11 @@ What remains is linear, and the same for every score: these cotangents times the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..scores import Score, score_gradients
 from .recorder import same_weights
-from .tensors import spread, widen
 from .tracing import current_trace
 
 _CLASSES_PER_BLOCK = 64
@@ -137,99 +134,3 @@ def class_blocks(classes: Tensor, numbers: int) -> tuple[Tensor, ...]:
     if current_trace() is None:
         size = min(max(_NUMBERS_PER_BLOCK // max(len(classes) * numbers, 1), 1), size)
     return (classes,) if classes.shape[1] <= size else torch.split(classes, size, dim=1)
-
-
-class PooledLinearMaps(NamedTuple):
-    """All K class activation maps in closed form, if it holds.
-
-    Attributes:
-        maps: Signed maps of all logits, ``(B, K, *S)``.
-        holds: Whether the head is of this kind: one bool, not yet looked at.
-        weight: Of the linear layer, ``(K, C)``.
-    """
-
-    maps: Tensor
-    holds: Tensor
-    weight: Tensor
-
-
-def pooled_linear_maps(
-    model: nn.Module, logits: Tensor, activations: Sequence[Tensor], to_grid: Callable[[Tensor], Tensor] = widen
-) -> PooledLinearMaps | None:
-    """All K class activation maps in closed form, for logits that are a linear layer of the mean over the positions.
-
-    Then the gradient of logit ``k`` is ``weight[k] / number of positions`` everywhere, and the map of any score is its
-    cotangents times these maps. Whether the head really is of this kind is not guessed from its structure: one
-    vector-Jacobian product with random cotangents, computed both ways, decides it. Of logits in half precision, as
-    under autocast, the weights are rounded as the layer rounds them; the maps are float32.
-
-    Args:
-        model: The model, whose linear layers are the candidates.
-        logits: ``(B, K)`` with the graph down to the activations.
-        activations: Of a single layer, ``(B, C, *S)`` after ``to_grid``; several are never in closed form.
-        to_grid: Brings activations, and their gradients, into the form ``(B, C, *S)``.
-
-    Returns:
-        The maps, and whether they hold; None if no linear layer fits. While tracing, the layer is known.
-
-    Reference:
-        Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016 (CAM).
-    """
-    kind = logits.dtype
-    half = widen(logits) is not logits
-    if len(activations) != 1 or (activations[0].dtype != kind and not half):
-        return None
-    features = to_grid(activations[0].detach())
-    trace = current_trace()
-    if trace is not None:
-        known = trace.head
-        return None if known is None else PooledLinearMaps(_maps_of_head(known, features), torch.tensor(True), known)
-    shape = (logits.shape[1], features.shape[1])
-    weights = [layer.weight.detach() for layer in model.modules() if isinstance(layer, nn.Linear)]
-    candidates = [w for w in weights if w.shape == shape and w.device == logits.device and (half or w.dtype == kind)]
-    if half:
-        candidates = [w.to(kind).to(features.dtype) for w in candidates]
-    if not candidates or not logits.numel():
-        return None
-    positions = features.shape[2:].numel()
-    vector = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=kind).to(logits.device)
-    with same_weights():
-        actual = to_grid(torch.autograd.grad(logits, activations, vector, retain_graph=True)[0])
-    step = torch.finfo(kind).eps
-    tolerance = (4 * step if half else step**0.5) * actual.abs().amax()
-    fits = []
-    for weight in candidates:
-        expected = spread(widen(vector) @ weight / positions, actual.ndim)
-        fits.append(((actual - expected).abs() <= tolerance).all())
-    # Of several candidates the first that fits, without looking at the flags.
-    which = torch.stack(fits).long().argmax()
-    weight = candidates[0] if len(candidates) == 1 else torch.stack(candidates).index_select(0, which[None])[0]
-    return PooledLinearMaps(_maps_of_head(weight, features), torch.stack(fits).any(), weight)
-
-
-def _maps_of_head(weight: Tensor, features: Tensor) -> Tensor:
-    maps = weight @ features.flatten(2) / features.shape[2:].numel()
-    return maps.view(*maps.shape[:2], *features.shape[2:])
-
-
-def linear_maps(logit_maps: Tensor, score: Score, logits: Tensor, classes: Tensor) -> Tensor:
-    """Maps of any score from the maps of the logits, where a map is linear in the score.
-
-    Args:
-        logit_maps: Of all logits, ``(B, K, *S)``.
-        score: What is explained; its :meth:`~diffgradcam.scores.Score.combine` is used where it has one.
-        logits: ``(B, K)``.
-        classes: ``(B, N)``.
-
-    Returns:
-        ``(B, N, *S)``.
-
-    Raises:
-        ValueError: As :func:`~diffgradcam.scores.score_gradients`.
-    """
-    flat = logit_maps.flatten(2)
-    maps = score.combine(flat, widen(logits), classes)
-    if maps is None:
-        blocks = class_blocks(classes, logits.shape[1])
-        maps = torch.cat([score_gradients(score, logits, block) @ flat for block in blocks], 1)
-    return maps.view(*classes.shape, *logit_maps.shape[2:])

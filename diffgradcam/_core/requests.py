@@ -8,8 +8,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ..scores import Score, score_gradients
+from ..scores import Logit, Score, score_gradients
 from ..targets import OutputTarget, target_gradients, target_values
 from .checks import check_scores
 from .gradients import class_blocks
@@ -28,6 +29,18 @@ class Request(Protocol):
 
         Returns:
             ``(B, N, *O)``.
+        """
+        ...
+
+    def products(self, logits: Tensor, weight: Tensor) -> Tensor:
+        """Their gradient with respect to the input of a linear layer that puts out the logits.
+
+        Args:
+            logits: ``(B, K)``.
+            weight: Of the layer, ``(K, C)``.
+
+        Returns:
+            ``(B, N, C)``.
         """
         ...
 
@@ -68,6 +81,12 @@ class ClassRequest:
         """See :class:`Request`."""
         return score_gradients(self.score, logits, self.classes, create_graph=create_graph)
 
+    def products(self, logits: Tensor, weight: Tensor) -> Tensor:
+        """See :class:`Request`. Of a logit it is the row of its class."""
+        if self.score == Logit():
+            return functional.embedding(self.classes, weight)
+        return self.cotangents(logits).to(weight.dtype) @ weight
+
     def values(self, logits: Tensor, rows: Tensor) -> Tensor:
         """See :class:`Request`."""
         found = []
@@ -96,6 +115,10 @@ class TargetRequest:
     def cotangents(self, logits: Tensor, *, create_graph: bool = False) -> Tensor:
         """See :class:`Request`."""
         return target_gradients(self.targets, logits, create_graph=create_graph)
+
+    def products(self, logits: Tensor, weight: Tensor) -> Tensor:
+        """See :class:`Request`."""
+        return self.cotangents(logits).to(weight.dtype) @ weight
 
     def values(self, logits: Tensor, rows: Tensor) -> Tensor:
         """See :class:`Request`."""

@@ -13,8 +13,9 @@ from .. import heatmaps, weightings
 from .._core.base import ScoredCAM, ScoredOptions, TrainableCAM
 from .._core.checks import check_count, check_std
 from .._core.forward import ForwardPass, Recording, ReshapeTransform
-from .._core.gradients import hessian_products, linear_maps
+from .._core.gradients import hessian_products
 from .._core.layers import LayerSpec
+from .._core.pooled_linear import linear_maps
 from .._core.registry import register
 from .._core.requests import ClassRequest, Request
 from .._core.versions import noises, pixel_range, versionable

@@ -13,8 +13,8 @@ from diffgradcam._core.batches import image_batches
 from diffgradcam._core.checks import check_mask_size, check_mask_varies
 from diffgradcam._core.editing import add_to_rows, by_name, copy_model, find_head, linear_head, linear_layers_that_run
 from diffgradcam._core.forward import ForwardPass, LayerReader
-from diffgradcam._core.gradients import pooled_linear_maps
 from diffgradcam._core.layers import LayerInput, LayerSpec
+from diffgradcam._core.pooled_linear import pooled_linear_maps
 from diffgradcam._core.tensors import widen
 
 Permutation = Callable[[Tensor], Tensor] | Tensor

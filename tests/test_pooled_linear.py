@@ -1,0 +1,206 @@
+"""Heads that are read from the graph that autograd recorded, against the gradients that autograd computes."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffgradcam import DiffGradCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, scores
+from diffgradcam._core.gradients import activation_gradients
+from diffgradcam._core.pooled_linear import recorded_head
+from diffgradcam.targets import ClassifierOutputTarget
+from tests import models
+from tests.methods import exact
+
+
+class Head(nn.Module):
+    """A layer ``relu`` with activations ``(B, C, *S)``, then ``pool`` and a linear layer."""
+
+    def __init__(self, pool, *, dims=2, bias=True):
+        super().__init__()
+        self.below = nn.Sequential(*[layer for _, layer in models.backbone(dims)[:3]])
+        self.relu = nn.ReLU()
+        self.pool = pool
+        self.linear = nn.Linear(models.CHANNELS, 5, bias)
+
+    def forward(self, x):
+        return self.linear(self.pool(self.relu(self.below(x))))
+
+
+class Tokens(Head):
+    """The layer ``tokens`` puts out ``(B, L, C)``."""
+
+    def __init__(self):
+        super().__init__(lambda x: x.mean(1))
+        self.tokens = nn.Identity()
+
+    def forward(self, x):
+        return self.linear(self.pool(self.tokens(self.relu(self.below(x)).flatten(2).mT.contiguous())))
+
+
+class HookedInside(Head):
+    """Puts a hook on its own logits."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: 2 * gradient)
+        return logits
+
+
+def to_grid(tokens):
+    return tokens.mT.unflatten(2, models.SIZE[2])
+
+
+def recorded(model, layer="relu", images=None):
+    """The logits and activations of a forward pass, and the head that is read from its graph."""
+    images = models.images() if images is None else images
+    with GradCAM(model, layer, to_grid if layer == "tokens" else None).reader.run(images) as forward:
+        return forward.logits, forward.activations, recorded_head(forward.logits, forward.activations)
+
+
+def built(*args, kind=Head, **options):
+    return models.seeded(lambda: kind(*args, **options))
+
+
+KNOWN = {
+    "adaptive pooling, 2 dimensions": lambda: (models.pooled(), "relu", models.images()),
+    "adaptive pooling, 3 dimensions": lambda: (models.pooled(dims=3), "relu", models.images(dims=3)),
+    "a mean": lambda: (built(lambda x: x.mean((2, 3))), "relu", models.images()),
+    "a mean over the last dimensions": lambda: (built(lambda x: x.mean((-1, -2))), "relu", models.images()),
+    "a mean that keeps its dimensions": lambda: (
+        built(lambda x: x.mean((2, 3), keepdim=True).squeeze(3).squeeze(2)),
+        "relu",
+        models.images(),
+    ),
+    "one dimension": lambda: (built(lambda x: x.mean(2), dims=1), "relu", models.images(dims=1)),
+    "without a bias": lambda: (built(lambda x: x.mean((2, 3)), bias=False), "relu", models.images()),
+    "tokens": lambda: (built(kind=Tokens), "tokens", models.images()),
+    "one image": lambda: (models.pooled(), "relu", models.images(1)),
+    "float32": lambda: (models.pooled(dtype=torch.float32), "relu", models.images(dtype=torch.float32)),
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_gradients_of_a_recorded_head_are_those_of_autograd(kind):
+    model, layer, images = KNOWN[kind]()
+    logits, activations, head = recorded(model, layer, images)
+    assert head is not None
+    assert torch.equal(head.weight, list(model.parameters())[-1 if kind == "without a bias" else -2])
+    cotangents = torch.randn(len(images), 4, 5, dtype=logits.dtype)
+    (expected,) = activation_gradients(logits, activations, cotangents)
+    actual = head.at_activations(cotangents @ head.weight)
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected)
+
+
+OTHERS = {
+    "a layer before": lambda: (models.pooled(), "features"),
+    "maximum": lambda: (models.max_pooled(), "relu"),
+    "every position": lambda: (models.flat(), "relu"),
+    "squares": lambda: (models.mean_of_squares(), "relu"),
+    "two linear layers": lambda: (models.deep(), "relu"),
+    "an average of some positions": lambda: (built(lambda x: nn.functional.avg_pool2d(x, (6, 5)).flatten(1)), "relu"),
+    "a mean over the images too": lambda: (built(lambda x: x.mean((0, 2, 3)).expand(len(x), -1)), "relu"),
+    "a mean over one of two dimensions": lambda: (built(lambda x: x.mean(3)[:, :, 0]), "relu"),
+    "a mean of twice the activations": lambda: (built(lambda x: (2 * x).mean((2, 3))), "relu"),
+    "twice the mean": lambda: (built(lambda x: 2 * x.mean((2, 3))), "relu"),
+    "a dropout": lambda: (built(lambda x: nn.functional.dropout(x.mean((2, 3)), 0.5, True)), "relu"),
+    "a hook on the logits": lambda: (built(lambda x: x.mean((2, 3)), kind=HookedInside), "relu"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_other_graph_has_no_recorded_head(kind):
+    assert recorded(*OTHERS[kind]())[2] is None
+
+
+class Square(nn.Module):
+    """As many channels as columns, whose means are taken; the shapes are those of a pooled linear head."""
+
+    def __init__(self, dims):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 5, 1)
+        self.linear = nn.Linear(5, 4)
+        self.dims = dims
+
+    def forward(self, x):
+        return self.linear(self.layer(x).mean(self.dims))
+
+
+@pytest.mark.parametrize("dims", [(1, 2), (2, 3), (1, 3)])
+def test_it_is_known_which_dimensions_the_mean_is_over(dims):
+    model, images = models.seeded(lambda: Square(dims)), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    logits, activations, head = recorded(model, "layer", images)
+    assert head.channels == ({1, 2, 3} - set(dims)).pop()
+    cotangents = torch.randn(2, 1, 4, dtype=torch.float64)
+    exact(head.at_activations(cotangents @ head.weight), activation_gradients(logits, activations, cotangents)[0])
+
+
+class Scaled(nn.Module):
+    """``bias + scale * (mean @ weight)``, in one operation."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, 1)
+        self.weight = nn.Parameter(torch.randn(6, 5))
+        self.scale = scale
+
+    def forward(self, x):
+        return torch.addmm(self.weight[0, :5], self.layer(x).mean((2, 3)), self.weight, alpha=self.scale)
+
+
+@pytest.mark.parametrize(("scale", "known"), [(1, True), (2, False)])
+def test_a_scale_within_the_linear_layer_is_not_overlooked(scale, known):
+    model, images = models.seeded(lambda: Scaled(scale)), models.images()
+    _, activations, head = recorded(model, "layer", images)
+    assert (head is not None) is known
+    maps = GradCAM(model, "layer", rectify=False).explain(images, 3).maps
+    weights = scale * model.weight[:, 3] / 30
+    exact(maps, torch.einsum("c,bchw->bhw", weights.detach(), activations[0].detach()))
+
+
+def test_a_head_behind_several_layers_is_left_to_autograd():
+    model = models.pooled()
+    with GradCAM(model, ["features", "relu"]).reader.run(models.images()) as forward:
+        assert recorded_head(forward.logits, forward.activations) is None
+
+
+def test_logits_without_a_graph_have_no_head():
+    assert recorded_head(torch.randn(2, 5), [torch.randn(2, 6, 3, 3)]) is None
+
+
+def test_a_weight_that_was_changed_meanwhile_is_refused():
+    model = models.pooled()
+    logits, activations, _ = recorded(model)
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="weights changed while it was explained"):
+        recorded_head(logits, activations)
+
+
+@pytest.mark.parametrize("method", [GradCAM, DiffGradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM])
+@pytest.mark.parametrize("score", [scores.Logit(), scores.LogitDifference("max"), scores.probability])
+@pytest.mark.parametrize("classes", [None, [[1, 4], [0, 0], [3, 2]], "all"])
+def test_maps_are_those_of_a_backward_pass(method, score, classes):
+    model, images = models.pooled(), models.images()
+    cam = method(model, "relu", rectify=False).replace(score=score)
+    # A copy of the logits is one more operation, which the head is not followed through.
+    by_autograd = method(model, "relu", rectify=False, output=torch.clone).replace(score=score)
+    exact(cam.explain(images, classes).maps, by_autograd.explain(images, classes).maps)
+
+
+def test_targets_of_pytorch_grad_cam():
+    model, images = models.pooled(), models.images()
+    targets = [ClassifierOutputTarget(number) for number in (3, 0, 3)]
+    called = GradCAM(model, "relu")(images, targets)
+    assert (called == GradCAM(model, "relu")(images, [3, 0, 3])).all()
+    own = [lambda output: output[1].exp()] * 3
+    by_autograd = GradCAM(model, "relu", output=torch.clone)
+    exact(GradCAM(model, "relu").explain(images, own).maps, by_autograd.explain(images, own).maps)
+
+
+def test_no_backward_pass_is_made(monkeypatch):
+    model, images = models.pooled(), models.images()
+    expected = GradCAM(model, "relu").explain(images, 2).maps
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    assert torch.equal(GradCAM(model, "relu").explain(images, 2).maps, expected)
