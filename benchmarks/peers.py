@@ -199,6 +199,22 @@ def as_markdown(report: dict[str, Any]) -> str:
     )
 
 
+def in_short(report: dict[str, Any]) -> str:
+    """The table of the README: each kind of work once, for all sizes of a batch."""
+    names = [c.name for c in (OURS, *PEERS)]
+    heads = [names[0], *(f"{name} {report['versions'][name]}" for name in names[1:])]
+    by_work: dict[str, list[Row]] = {}
+    for r in report["rows"]:
+        by_work.setdefault(r["work"], []).append(r)
+    lines = [f"| work | {' | '.join(heads)} |", f"|---|{'---|' * len(names)}"]
+    for work, rows in by_work.items():
+        found = [[_cell(r, name, report["versions"]) for r in rows] for name in names]
+        cells = ["-" if set(each) == {"-"} else " / ".join(each) for each in found]
+        lines.append(f"| {work}{', seconds' if rows[0]['unit'] == 's' else ''} | {' | '.join(cells)} |")
+    by_hand = " / ".join(_cell(r, BY_HAND, {BY_HAND: ""}) for r in report["rows"] if BY_HAND in r["values"])
+    return "\n".join([*lines, "", f"Grad-CAM written by hand, without any check, takes {by_hand} for one map."])
+
+
 def _cell(r: Row, name: str, versions: dict[str, str]) -> str:
     if name not in versions:
         return "not installed"

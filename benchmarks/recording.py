@@ -68,7 +68,10 @@ def one_map(model: nn.Module, images: Tensor) -> dict[str, Call]:
     """The cut, and what it saves."""
     follow = images.clone().requires_grad_()
     return {
-        "`explain`: the graph starts at the layer": partial(GradCAM(model, LAYER).explain, images),
+        "`explain`: the weights of the head, no backward pass": partial(GradCAM(model, LAYER).explain, images),
+        "`explain` where the head is another: back to the layer, where the graph starts": partial(
+            GradCAM(model, LAYER, output=torch.clone).explain, images
+        ),
         "graph of the whole model, back to the layer": partial(without_cut, model, images),
         "graph of the whole model, back to the image": partial(without_cut, model, follow, beyond=[follow]),
         "graph of the whole model, back to all weights": partial(
@@ -80,12 +83,13 @@ def one_map(model: nn.Module, images: Tensor) -> dict[str, Call]:
 def all_maps(model: nn.Module, images: Tensor) -> dict[str, Call]:
     """Many classes, from one forward pass."""
     cam = GradCAM(model, LAYER)
-    # Not declared linear, so that the CAM does not know of the closed form.
-    batched = cam.replace(weighting=lambda activations, gradients: weightings.gradcam(activations, gradients))
+    # The copy hides the head, and a weighting that is not declared linear hides that there is a closed form.
+    other = GradCAM(model, LAYER, output=torch.clone)
+    batched = other.replace(weighting=lambda activations, gradients: weightings.gradcam(activations, gradients))
 
     def one_by_one() -> list[Tensor]:
-        with cam.reader.run(images) as forward:
-            return [cam.explanation(forward, number).maps for number in range(CLASSES)]
+        with other.reader.run(images) as forward:
+            return [other.explanation(forward, number).maps for number in range(CLASSES)]
 
     return {
         '`explain(images, "all")`: closed form': partial(cam.explain, images, "all"),

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffgradcam
-from benchmarks import device, perturbation, recording
+from benchmarks import device, peers, perturbation, recording
 from benchmarks.torchvision_shim import define_missing_operators
 
 from .conftest import import_peer
@@ -235,6 +235,11 @@ def test_quoted_figures_are_those_of_the_results() -> None:
 def test_the_table_of_the_recorders_is_that_of_the_benchmark() -> None:
     report = json.loads((ROOT / "benchmarks" / "results" / "recording.json").read_text())
     assert recording.as_markdown(report) in (DOCS / "design" / "recording.md").read_text()
+
+
+def test_the_table_of_the_readme_is_that_of_the_benchmark() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "peers.json").read_text())
+    assert peers.in_short(report) in (ROOT / "README.md").read_text()
 
 
 def test_the_tables_of_perturbation_are_those_of_the_benchmark() -> None:

@@ -93,6 +93,32 @@ def test_gradients_of_a_recorded_head_are_those_of_autograd(kind):
     torch.testing.assert_close(actual, expected)
 
 
+def narrow_below(model):
+    model.below.float()
+    return model
+
+
+def hooked(model):
+    model.pool.register_full_backward_hook(lambda _module, gradients, _of_output: gradients)
+    return model
+
+
+class FromActivations(nn.Module):
+    """A linear layer of the mean whose bias or weight depends on the activations, too."""
+
+    def __init__(self, *, bias=False, weight=False):
+        super().__init__()
+        self.inner = models.pooled()
+        self.bias, self.weight = bias, weight
+
+    def forward(self, x):
+        layers = self.inner
+        features = layers.relu(layers.features(layers.act(layers.stem(x))))
+        bias = layers.head.bias + features.amax((1, 2, 3)).unsqueeze(1) if self.bias else layers.head.bias
+        weight = layers.head.weight * features.amax() if self.weight else layers.head.weight
+        return torch.addmm(bias, features.mean((2, 3)), weight.t())
+
+
 OTHERS = {
     "a layer before": lambda: (models.pooled(), "features"),
     "maximum": lambda: (models.max_pooled(), "relu"),
@@ -103,8 +129,16 @@ OTHERS = {
     "a mean over the images too": lambda: (built(lambda x: x.mean((0, 2, 3)).expand(len(x), -1)), "relu"),
     "a mean over one of two dimensions": lambda: (built(lambda x: x.mean(3)[:, :, 0]), "relu"),
     "a mean of twice the activations": lambda: (built(lambda x: (2 * x).mean((2, 3))), "relu"),
+    "a mean in a wider type": lambda: (
+        narrow_below(built(lambda x: x.mean((2, 3), dtype=torch.float64))),
+        "relu",
+        models.images(dtype=torch.float32),
+    ),
     "twice the mean": lambda: (built(lambda x: 2 * x.mean((2, 3))), "relu"),
     "a dropout": lambda: (built(lambda x: nn.functional.dropout(x.mean((2, 3)), 0.5, True)), "relu"),
+    "a bias from the activations": lambda: (FromActivations(bias=True), "inner.relu"),
+    "a weight from the activations": lambda: (FromActivations(weight=True), "inner.relu"),
+    "a hook on a module": lambda: (hooked(models.pooled()), "relu"),
     "a hook on the logits": lambda: (built(lambda x: x.mean((2, 3)), kind=HookedInside), "relu"),
 }
 
@@ -157,6 +191,12 @@ def test_a_scale_within_the_linear_layer_is_not_overlooked(scale, known):
     maps = GradCAM(model, "layer", rectify=False).explain(images, 3).maps
     weights = scale * model.weight[:, 3] / 30
     exact(maps, torch.einsum("c,bchw->bhw", weights.detach(), activations[0].detach()))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_head_of_parameters_is_recorded_frozen_or_not(frozen):
+    model = FromActivations().requires_grad_(not frozen)
+    assert recorded(model, "inner.relu")[2] is not None
 
 
 def test_a_head_behind_several_layers_is_left_to_autograd():

@@ -36,7 +36,7 @@ from .tensors import columns, plain
 from .versions import Array, Augmentations, averaged_call
 from .wrappers import inner_model
 
-_FEW_CLASSES = 10  # so many vector-Jacobian products cost less than asking whether there is a closed form
+_FEW_CLASSES = 10  # so many maps cost less one by one than asking whether there is a closed form
 
 _Self = TypeVar("_Self", bound="BaseCAM")
 _Trainable = TypeVar("_Trainable", bound="TrainableCAM")

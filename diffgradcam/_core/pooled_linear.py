@@ -75,12 +75,15 @@ def recorded_head(output: Tensor, activations: Sequence[Tensor]) -> RecordedHead
     node: Any = output.grad_fn
     if node is None or output._backward_hooks or len(activations) != 1 or current_trace() is not None:
         return None
+    inputs = [function for function, _ in node.next_functions]
     if node.name() == "AddmmBackward0" and node._saved_alpha == 1:
-        below = node.next_functions[1][0]
+        bias, below, weights = inputs
     elif node.name() == "MmBackward0":
-        below = node.next_functions[0][0]
+        bias, (below, weights) = None, inputs
     else:
         return None
+    if not (_is_parameter(bias) and _is_parameter(weights)):
+        return None  # they may depend on the activations
     while below is not None and below.name() in _KEEP_THE_ORDER:
         below = below.next_functions[0][0]
     if below is None or below.name() != "MeanBackward1":
@@ -95,9 +98,16 @@ def recorded_head(output: Tensor, activations: Sequence[Tensor]) -> RecordedHead
     kept = [dim for dim in range(features.ndim) if not mean_over & {dim, dim - features.ndim}]
     with same_weights():
         weight = node._saved_mat2.detach().t()
-    if len(kept) != 2 or kept[0] != 0 or weight.shape[1] != features.shape[kept[1]]:
+    if len(kept) != 2 or kept[0] != 0 or weight.shape[1] != features.shape[kept[1]] or weight.dtype != features.dtype:
         return None
     return RecordedHead(weight, features.shape, kept[1])
+
+
+def _is_parameter(node: Any) -> bool:
+    """Whether a node is that of a tensor that nothing was computed for, at most transposed; None is one frozen."""
+    while node is not None and node.name() == "TBackward0":
+        node = node.next_functions[0][0]
+    return node is None or hasattr(node, "variable")
 
 
 class PooledLinearMaps(NamedTuple):
