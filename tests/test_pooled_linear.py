@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from diffgradcam import DiffGradCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, scores
 from diffgradcam._core.gradients import activation_gradients
@@ -15,12 +16,12 @@ from tests.methods import exact
 class Head(nn.Module):
     """A layer ``relu`` with activations ``(B, C, *S)``, then ``pool`` and a linear layer."""
 
-    def __init__(self, pool, *, dims=2, bias=True):
+    def __init__(self, pool, *, dims=2, bias=True, inputs=models.CHANNELS):
         super().__init__()
         self.below = nn.Sequential(*[layer for _, layer in models.backbone(dims)[:3]])
         self.relu = nn.ReLU()
         self.pool = pool
-        self.linear = nn.Linear(models.CHANNELS, 5, bias)
+        self.linear = nn.Linear(inputs, 5, bias)
 
     def forward(self, x):
         return self.linear(self.pool(self.relu(self.below(x))))
@@ -35,6 +36,24 @@ class Tokens(Head):
 
     def forward(self, x):
         return self.linear(self.pool(self.tokens(self.relu(self.below(x)).flatten(2).mT.contiguous())))
+
+
+class SavedElsewhere(Head):
+    """What its head saves for the backward pass is computed again, or kept on the CPU."""
+
+    def __init__(self, *, again):
+        super().__init__(lambda x: x.mean((2, 3)))
+        self.again = again
+
+    def head(self, x):
+        return self.linear(self.pool(x))
+
+    def forward(self, x):
+        features = self.relu(self.below(x))
+        if self.again:
+            return checkpoint(self.head, features, use_reentrant=False)
+        with torch.autograd.graph.save_on_cpu():
+            return self.head(features)
 
 
 class HookedInside(Head):
@@ -75,6 +94,8 @@ KNOWN = {
     "one dimension": lambda: (built(lambda x: x.mean(2), dims=1), "relu", models.images(dims=1)),
     "without a bias": lambda: (built(lambda x: x.mean((2, 3)), bias=False), "relu", models.images()),
     "tokens": lambda: (built(kind=Tokens), "tokens", models.images()),
+    "what is saved is computed again": lambda: (built(kind=SavedElsewhere, again=True), "relu", models.images()),
+    "what is saved is on the CPU": lambda: (built(kind=SavedElsewhere, again=False), "relu", models.images()),
     "one image": lambda: (models.pooled(), "relu", models.images(1)),
     "float32": lambda: (models.pooled(dtype=torch.float32), "relu", models.images(dtype=torch.float32)),
 }
@@ -128,6 +149,13 @@ OTHERS = {
     "an average of some positions": lambda: (built(lambda x: nn.functional.avg_pool2d(x, (6, 5)).flatten(1)), "relu"),
     "a mean over the images too": lambda: (built(lambda x: x.mean((0, 2, 3)).expand(len(x), -1)), "relu"),
     "a mean over one of two dimensions": lambda: (built(lambda x: x.mean(3)[:, :, 0]), "relu"),
+    "a mean over some positions": lambda: (built(lambda x: x.mean(3).flatten(1), inputs=36), "relu"),
+    "a mean over the channels too": lambda: (built(lambda x: x.mean((1, 2, 3)).unsqueeze(1), inputs=1), "relu"),
+    "as many channels as images, which are exchanged": lambda: (
+        built(lambda x: x.mean((0, 2)), inputs=5),
+        "relu",
+        models.images(6),
+    ),
     "a mean of twice the activations": lambda: (built(lambda x: (2 * x).mean((2, 3))), "relu"),
     "a mean in a wider type": lambda: (
         narrow_below(built(lambda x: x.mean((2, 3), dtype=torch.float64))),
@@ -203,6 +231,22 @@ def test_a_head_behind_several_layers_is_left_to_autograd():
     model = models.pooled()
     with GradCAM(model, ["features", "relu"]).reader.run(models.images()) as forward:
         assert recorded_head(forward.logits, forward.activations) is None
+
+
+@pytest.mark.parametrize("change", [torch.clone, torch.detach, lambda parameter: parameter])
+def test_a_head_of_something_else_than_the_layer(change):
+    class Model(Head):
+        def forward(self, x):
+            self.relu(self.below(x))
+            return self.linear(self.pool(change(self.template)))
+
+    def build():
+        model = Model(lambda x: x.mean((2, 3)))
+        model.template = nn.Parameter(torch.ones(1, models.CHANNELS, 6, 5))
+        return model
+
+    with pytest.raises(RuntimeError, match="does not depend on"):
+        GradCAM(models.seeded(build), "relu").explain(models.images(1))
 
 
 def test_logits_without_a_graph_have_no_head():

@@ -89,7 +89,7 @@ def recorded_head(output: Tensor, activations: Sequence[Tensor]) -> RecordedHead
     if below is None or below.name() != "MeanBackward1":
         return None
     copy = below.next_functions[0][0]
-    if copy is None or copy.name() != "CloneBackward0":
+    if copy.name() != "CloneBackward0":
         return None
     (features,) = activations
     if getattr(copy.next_functions[0][0], "variable", None) is not features:
@@ -98,7 +98,7 @@ def recorded_head(output: Tensor, activations: Sequence[Tensor]) -> RecordedHead
     kept = [dim for dim in range(features.ndim) if not mean_over & {dim, dim - features.ndim}]
     with same_weights():
         weight = node._saved_mat2.detach().t()
-    if len(kept) != 2 or kept[0] != 0 or weight.shape[1] != features.shape[kept[1]] or weight.dtype != features.dtype:
+    if len(kept) != 2 or kept[0] != 0 or weight.dtype != features.dtype:
         return None
     return RecordedHead(weight, features.shape, kept[1])
 
