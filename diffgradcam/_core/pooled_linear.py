@@ -18,6 +18,7 @@ from .recorder import same_weights
 from .tensors import spread, widen
 from .tracing import current_trace
 
+_LEAF = "torch::autograd::AccumulateGrad"
 _KEEP_THE_ORDER = frozenset(
     f"{operation}Backward{variant}"
     for operation in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
@@ -92,7 +93,8 @@ def recorded_head(output: Tensor, activations: Sequence[Tensor]) -> RecordedHead
     if copy.name() != "CloneBackward0":
         return None
     (features,) = activations
-    if getattr(copy.next_functions[0][0], "variable", None) is not features:
+    leaf = copy.next_functions[0][0]
+    if leaf is None or leaf.name() != _LEAF or leaf.variable is not features:
         return None
     mean_over = {dim - 2**64 if dim >= 2**63 else dim for dim in below._saved_dim}  # saved without a sign
     kept = [dim for dim in range(features.ndim) if not mean_over & {dim, dim - features.ndim}]
@@ -107,7 +109,7 @@ def _is_parameter(node: Any) -> bool:
     """Whether a node is that of a tensor that nothing was computed for, at most transposed; None is one frozen."""
     while node is not None and node.name() == "TBackward0":
         node = node.next_functions[0][0]
-    return node is None or hasattr(node, "variable")
+    return node is None or node.name() == _LEAF
 
 
 class PooledLinearMaps(NamedTuple):
