@@ -273,6 +273,16 @@ def test_maps_are_those_of_a_backward_pass(method, score, classes):
     exact(cam.explain(images, classes).maps, by_autograd.explain(images, classes).maps)
 
 
+def test_a_weighting_may_reshape_and_overwrite_the_gradients_it_is_given():
+    def largest(activations, gradients):
+        assert gradients.view(len(gradients), -1).shape[1] == activations[0].numel()
+        return gradients.relu_()
+
+    maps = GradCAM(models.pooled(), "relu", weighting=largest).explain(models.images(), 1).maps
+    by_autograd = GradCAM(models.pooled(), "relu", weighting=largest, output=torch.clone)
+    exact(maps, by_autograd.explain(models.images(), 1).maps)
+
+
 def test_targets_of_pytorch_grad_cam():
     model, images = models.pooled(), models.images()
     targets = [ClassifierOutputTarget(number) for number in (3, 0, 3)]

@@ -46,13 +46,14 @@ class RecordedHead(NamedTuple):
             of_mean: ``(B, N, C)``.
 
         Returns:
-            ``(B, N, ...)``, the same numbers at all positions, in the same memory.
+            ``(B, N, ...)``, the same numbers at all positions.
         """
         batch, count, channels = of_mean.shape
         share = of_mean / (self.shape[1:].numel() // channels)
         ones = [1] * len(self.shape)
         ones[self.channels] = channels
-        return share.view(batch, count, *ones[1:]).expand(batch, count, *self.shape[1:])
+        # In memory of its own, as any gradient: a weighting may overwrite it.
+        return share.view(batch, count, *ones[1:]).expand(batch, count, *self.shape[1:]).contiguous()
 
 
 def recorded_head(output: Tensor, activations: Sequence[Tensor]) -> RecordedHead | None:

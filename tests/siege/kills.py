@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import diffgradcam
 from diffgradcam import GradCAM
@@ -197,6 +198,7 @@ WORK = {
 
 
 if __name__ == "__main__":  # FOLDER WORK NUMBER WORK NUMBER ...
+    tqdm.monitor_interval = 0  # a thread: a child that is forked while it holds tqdm's lock would wait for ever
     torch.set_num_threads(1)
     place, *asked = sys.argv[1:]
     counts = {}
