@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 import diffgradcam
@@ -75,15 +76,15 @@ def main() -> None:
 def time_maps(present: list[Contender], batch: int, rounds: int, seconds: float, bar: tqdm[Any]) -> list[Row]:
     """The rows of ``TIMED``."""
     model, images = setting(batch)
-    calls = {c.name: c.calls(copy.deepcopy(model), images) for c in present}
-    reference = contenders.bare(model, images)
+    calls = {c.name: c.calls(twin(model), images) for c in present}
+    reference = contenders.bare(twin(model), images)
     by_key: dict[str, dict[str, float]] = {}
     rows = []
     for work, key, bound in TIMED:
         bar.set_description(f"{work}, batch {batch}")
         able = {name: call[key] for name, call in calls.items() if key in call}
         if key == "one":
-            able[BY_HAND] = contenders.by_hand(copy.deepcopy(model), images)
+            able[BY_HAND] = contenders.by_hand(twin(model), images)
         values = by_key[key] = measure.interleaved_ratios(reference, able, rounds, seconds)
         estimated = []
         if key == "all":
@@ -144,6 +145,11 @@ def setting(batch: int) -> tuple[ResNet18, torch.Tensor]:
     """The model in eval mode and a batch of images, the same ones each time."""
     torch.manual_seed(0)
     return ResNet18(CLASSES).eval(), torch.randn(batch, 3, 224, 224)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Modules of its own, for the hooks of a library, with the same weights, at the same place in memory."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def row(
