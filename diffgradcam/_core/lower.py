@@ -93,7 +93,9 @@ def find_lower_layer(
         upper = on_grid(watcher.target, watcher.target.tensor)
         strongest = upper.detach().square().sum(1)[0].argmax()  # there the gradient is least likely to be 0
         place = [int(index) for index in torch.unravel_index(strongest, upper.shape[2:])]
-        values = upper[0].flatten(1)[:, strongest].sum()
+        # With weights of any kind: the plain sum is constant behind a layer norm, and its gradient only rounding.
+        weights = torch.rand(upper.shape[1], generator=torch.Generator().manual_seed(0)).to(upper)
+        values = weights @ upper[0].flatten(1)[:, strongest]
         below = [
             event
             for event in reversed(watcher.below)
