@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffgradcam import DiffGradCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, scores
 from diffgradcam._core.gradients import activation_gradients
+from diffgradcam._core.outputs import find_logits
 from diffgradcam._core.pooled_linear import recorded_head
 from diffgradcam.targets import ClassifierOutputTarget
 from tests import models
@@ -114,6 +115,42 @@ def test_gradients_of_a_recorded_head_are_those_of_autograd(kind):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("kind", KNOWN)
+def test_maps_of_a_recorded_head_are_those_of_autograd(kind):
+    model, layer, images = KNOWN[kind]()
+    options = {"rectify": False, "reshape_transform": to_grid if layer == "tokens" else None}
+    cam, by_autograd = (GradCAM(model, layer, output=output, **options) for output in (find_logits, torch.clone))
+    for classes in (None, 3, [[1, 4]] * len(images)):
+        torch.testing.assert_close(cam.explain(images, classes).maps, by_autograd.explain(images, classes).maps)
+
+
+def test_a_transform_that_is_not_only_another_order_is_obeyed():
+    model, images = built(kind=Tokens), models.images()
+    cams = (GradCAM(model, "tokens", lambda tokens, factor=factor: factor * tokens.mT) for factor in (1, 2))
+    maps, doubled = (cam.explain(images, 3).maps for cam in cams)
+    exact(doubled, 4 * maps)  # activations and gradients
+
+
+class ChannelsLast(Head):
+    """The layer ``norm`` puts out ``(B, h, w, C)``."""
+
+    def __init__(self):
+        super().__init__(lambda x: x.mean((1, 2)))
+        self.norm = nn.LayerNorm(models.CHANNELS)
+
+    def forward(self, x):
+        return self.linear(self.pool(self.norm(self.relu(self.below(x)).movedim(1, -1))))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+def test_channels_may_be_last_and_in_half_precision(kind, monkeypatch):
+    model, images = built(kind=ChannelsLast).to(kind), models.images(dtype=kind)
+    expected = GradCAM(model, "norm", rectify=False, output=torch.clone).explain(images, 3).maps
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    maps = GradCAM(model, "norm", rectify=False).explain(images, 3).maps
+    torch.testing.assert_close(maps, expected, **({"rtol": 0.02, "atol": 1e-3} if kind is torch.bfloat16 else {}))
+
+
 def narrow_below(model):
     model.below.float()
     return model
@@ -196,6 +233,11 @@ def test_it_is_known_which_dimensions_the_mean_is_over(dims):
     assert head.channels == ({1, 2, 3} - set(dims)).pop()
     cotangents = torch.randn(2, 1, 4, dtype=torch.float64)
     exact(head.at_activations(cotangents @ head.weight), activation_gradients(logits, activations, cotangents)[0])
+    # Where the mean keeps another dimension than that of the channels, the gradients differ between the positions.
+    maps = [
+        GradCAM(model, "layer", rectify=False, output=o).explain(images, 2).maps for o in (find_logits, torch.clone)
+    ]
+    exact(*maps)
 
 
 class Scaled(nn.Module):

@@ -29,14 +29,11 @@ from .inputs import ImageOf, Inputs, positional
 from .layers import LayerSpec, Run
 from .naming import callable_name
 from .outputs import Classes, asserted, class_index, find_logits
-from .pooled_linear import linear_maps
 from .recorder import GraphRecorder
 from .requests import ClassRequest, Request, TargetRequest
 from .tensors import columns, plain
 from .versions import Array, Augmentations, averaged_call
 from .wrappers import inner_model
-
-_FEW_CLASSES = 10  # so many maps cost less one by one than asking whether there is a closed form
 
 _Self = TypeVar("_Self", bound="BaseCAM")
 _Trainable = TypeVar("_Trainable", bound="TrainableCAM")
@@ -563,10 +560,9 @@ class TrainableCAM(ScoredCAM):
 
     def layer_maps(self, forward: ForwardPass, request: Request) -> list[Tensor]:
         """See :meth:`BaseCAM.layer_maps`."""
-        if isinstance(request, ClassRequest) and request.classes.shape[1] > _FEW_CLASSES and self._has_closed_form():
-            maps = forward.logit_maps()
-            if maps is not None:
-                return forward.every_layer([linear_maps(maps, request.score, forward.logits, request.classes)])
+        maps = forward.linear_maps(request) if self._has_closed_form() else None
+        if maps is not None:
+            return forward.every_layer([maps])
         return self._in_blocks(forward, request)
 
     def gradients(self, recording: Recording, request: Request, *, create_graph: bool = False) -> list[Tensor]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from . import messages
 from .axes import grid_of
@@ -18,16 +17,18 @@ from .gradients import activation_gradients
 from .inputs import ImageOf, Inputs, following_rows
 from .layers import Layer, LayerSpec, Run, find_layers
 from .outputs import Classes, check_rows, class_index, find_logits
-from .pooled_linear import PooledLinearMaps, pooled_linear_maps, recorded_head
+from .pooled_linear import PooledLinearMaps, linear_maps, pooled_linear_maps, recorded_head
 from .recorder import CutRecorder, Recorded
-from .requests import Request
+from .requests import ClassRequest, Request
 from .tensors import outside_inference_mode, take, widen
 from .tracing import current_trace
 from .upper import Change, FromLayer
 from .wrappers import any_compiled, every_module, force_eager, inner_model
 
 _T = TypeVar("_T")
+_AS_IT_IS = contextlib.nullcontext()
 _PROBABILITY_TOLERANCE = 1e-3
+_FEW_CLASSES = 10  # so many maps cost less one by one than asking whether there is a closed form
 Output = Callable[[Any], Tensor]
 ReshapeTransform = Callable[[Tensor], Tensor]
 
@@ -182,12 +183,30 @@ class ForwardPass(Recording):
         """Class indices, ``(B,)`` or ``(B, N)``, see :func:`~.outputs.class_index`."""
         return class_index(self.logits, classes, self.checks.require)
 
-    def logit_maps(self) -> Tensor | None:
-        """The maps of all logits ``(B, K, *S)`` in closed form, taken for granted until :meth:`settle` has checked it.
+    def linear_maps(self, request: Request) -> Tensor | None:
+        """The maps of a method whose weights are the gradients, where these are the same at all positions.
+
+        A head that autograd recorded is known. For many classes it pays to look for every other head of this kind, and
+        to take the maps of the logits for granted until :meth:`settle` has checked them.
+
+        Args:
+            request: What is asked for, ``N`` things of each image.
 
         Returns:
-            None if there is no closed form.
+            Signed maps ``(B, N, *S)``; None if the gradients may differ between the positions.
         """
+        if isinstance(request, ClassRequest) and request.classes.shape[1] > _FEW_CLASSES:
+            maps = self._logit_maps()
+            return None if maps is None else linear_maps(maps, request.score, self.logits, request.classes)
+        head = recorded_head(self.logits, self.activations) if self._reader.reshape_transform is None else None
+        if head is None:
+            return None
+        features = self._grids[0](self.activations[0])  # they themselves, or with the last axis as the second
+        if head.channels != (1 if features is self.activations[0] else features.ndim - 1):
+            return None
+        return head.maps(request.products(self.logits, head.weight), widen(features))
+
+    def _logit_maps(self) -> Tensor | None:
         found = self.pooled_linear_maps() if self._closed_form_holds else None
         if found is None:
             return None
@@ -220,11 +239,6 @@ class ForwardPass(Recording):
             result = compute()
             self.checks.verify()
         return result
-
-    def name_the_cause(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        """Where a value that is not finite made something else fail, raise that error instead."""
-        if isinstance(error, Exception) and not isinstance(error, HeadIsNotPooledLinear):
-            self.checks.verify()
 
     def again(self, images: Any) -> contextlib.AbstractContextManager[ForwardPass]:
         """The same forward pass, with its graph, for other images in place of the image.
@@ -396,30 +410,30 @@ class LayerReader:
     def run_on(self, inputs: Inputs) -> Iterator[ForwardPass]:
         """As :meth:`run`, with arguments that were read before."""
         model = self.model_to_run()
-        with outside_inference_mode(), torch.no_grad(), contextlib.ExitStack() as stack:
-            if torch.is_autocast_cache_enabled():
-                stack.enter_context(_no_autocast_cache())
-            survey = _survey(model, graph=self.graph)
-            if survey.compiled:
-                stack.enter_context(force_eager())
-            if survey.recurrent and self.graph:
-                # cuDNN has no backward pass of a recurrent layer in evaluation mode; PyTorch's own has.
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        survey = _survey(model, graph=self.graph)
+        eager = force_eager() if survey.compiled else _AS_IT_IS
+        # cuDNN has no backward pass of a recurrent layer in evaluation mode; PyTorch's own has.
+        native = torch.backends.cudnn.flags(enabled=False) if survey.recurrent and self.graph else _AS_IT_IS
+        with outside_inference_mode(), torch.no_grad(), _NoAutocastCache(), eager, native:
             with CutRecorder(self.layers, graph=self.graph) as recorder:
                 logits = self.output(model(*inputs.args, **inputs.kwargs))
             _check_logits(logits)
+            torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
             device = logits.device.type
             autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-            if autocast is not None:
-                stack.enter_context(torch.autocast(device, enabled=False))
-            torch.set_grad_enabled(False)  # the graph is there; what is computed from it needs none
-            recorded = recorder.recorded(model)
-            if self.graph and not logits.requires_grad:
-                raise RuntimeError(messages.independent(", ".join(layer.name for layer in self.layers), model))
-            forward = ForwardPass(self, inputs, logits, recorded, autocast)
-            stack.push(forward.name_the_cause)
-            yield forward
-            forward.checks.verify()
+            with _AS_IT_IS if autocast is None else torch.autocast(device, enabled=False):
+                recorded = recorder.recorded(model)
+                if self.graph and not logits.requires_grad:
+                    raise RuntimeError(messages.independent(", ".join(layer.name for layer in self.layers), model))
+                forward = ForwardPass(self, inputs, logits, recorded, autocast)
+                try:
+                    yield forward
+                except HeadIsNotPooledLinear:
+                    raise
+                except Exception:
+                    forward.checks.verify()  # a value that is not finite may have made something else fail
+                    raise
+                forward.checks.verify()
             if [weight._version for weight in survey.weights] != survey.versions:
                 raise RuntimeError(messages.changed_meanwhile())  # another thread trains the model
 
@@ -436,14 +450,15 @@ def _check_logits(logits: object) -> None:
         raise ValueError("the model's output is a single number for the whole batch; expected a row for each image")
 
 
-@contextlib.contextmanager
-def _no_autocast_cache() -> Iterator[None]:
+class _NoAutocastCache:
     """Autocast keeps the weights that it casts, in PyTorch 2.6 also without their graph, for the caller's next step."""
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(True)
+
+    def __enter__(self) -> None:
+        self._before = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_autocast_cache_enabled(self._before)
 
 
 class _Survey(NamedTuple):
@@ -466,7 +481,7 @@ def _survey(model: nn.Module, *, graph: bool) -> _Survey:
     """Look at each module and weight once. For a small model this is a good part of what an explanation costs."""
     modules = every_module(model)
     weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
-    if any(map(is_lazy, weights)):
+    if nn.UninitializedParameter in set(map(type, weights)):
         raise ValueError("the model has lazy layers without parameters yet; run it once, on any batch, first")
     try:
         versions = [weight._version for weight in weights]

@@ -242,7 +242,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """Lists, tuples and dictionaries with their leaves changed; other containers are leaves."""
     if type(value) in (list, tuple):
-        return type(value)(mapped(each, change) for each in value)
+        return type(value)([mapped(each, change) for each in value])
     if type(value) is dict:
         return {name: mapped(each, change) for name, each in value.items()}
     return change(value)

@@ -27,8 +27,9 @@ def refuse_old_arguments(kwargs: Mapping[str, object]) -> None:
     Raises:
         TypeError: If one of them is there.
     """
-    for name in OLD_ARGUMENTS.keys() & kwargs.keys():
-        raise TypeError(OLD_ARGUMENTS[name])
+    for name in kwargs:
+        if name in OLD_ARGUMENTS:
+            raise TypeError(OLD_ARGUMENTS[name])
 
 
 def probabilities() -> str:

@@ -18,7 +18,7 @@ from .recorder import same_weights
 from .tensors import spread, widen
 from .tracing import current_trace
 
-_LEAF = "torch::autograd::AccumulateGrad"
+_LEAF = "AccumulateGrad"
 _KEEP_THE_ORDER = frozenset(
     f"{operation}Backward{variant}"
     for operation in ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze")
@@ -55,6 +55,21 @@ class RecordedHead(NamedTuple):
         # In memory of its own, as any gradient: a weighting may overwrite it.
         return share.view(batch, count, *ones[1:]).expand(batch, count, *self.shape[1:]).contiguous()
 
+    def maps(self, of_mean: Tensor, features: Tensor) -> Tensor:
+        """The maps of gradients that are the same at all positions and are their own weights.
+
+        Args:
+            of_mean: Gradients with respect to the mean over the positions, ``(B, N, C)``.
+            features: The activations, ``(B, C, *S)``, in float32 or wider.
+
+        Returns:
+            ``(B, N, *S)``.
+        """
+        positions = features.shape[2:]
+        nothing = features.new_empty(())  # beta is 0
+        maps = torch.baddbmm(nothing, widen(of_mean), features.flatten(2), beta=0, alpha=1 / positions.numel())
+        return maps.view(*maps.shape[:2], *positions)
+
 
 def recorded_head(output: Tensor, activations: Sequence[Tensor]) -> RecordedHead | None:
     """The head of a model, if its mean and its linear layer are all that autograd recorded.
@@ -78,24 +93,24 @@ def recorded_head(output: Tensor, activations: Sequence[Tensor]) -> RecordedHead
     if node is None or output._backward_hooks or len(activations) != 1 or current_trace() is not None:
         return None
     inputs = [function for function, _ in node.next_functions]
-    if node.name() == "AddmmBackward0" and node._saved_alpha == 1:
+    if _operation(node) == "AddmmBackward0" and node._saved_alpha == 1:
         bias, below, weights = inputs
-    elif node.name() == "MmBackward0":
+    elif _operation(node) == "MmBackward0":
         bias, (below, weights) = None, inputs
     else:
         return None
     if not (_is_parameter(bias) and _is_parameter(weights)):
         return None  # they may depend on the activations
-    while below is not None and below.name() in _KEEP_THE_ORDER:
+    while _operation(below) in _KEEP_THE_ORDER:
         below = below.next_functions[0][0]
-    if below is None or below.name() != "MeanBackward1":
+    if _operation(below) != "MeanBackward1":
         return None
     copy = below.next_functions[0][0]
-    if copy.name() != "CloneBackward0":
+    if _operation(copy) != "CloneBackward0":
         return None
     (features,) = activations
     leaf = copy.next_functions[0][0]
-    if leaf is None or leaf.name() != _LEAF or leaf.variable is not features:
+    if _operation(leaf) != _LEAF or leaf.variable is not features:
         return None
     mean_over = {dim - 2**64 if dim >= 2**63 else dim for dim in below._saved_dim}  # saved without a sign
     kept = [dim for dim in range(features.ndim) if not mean_over & {dim, dim - features.ndim}]
@@ -108,9 +123,14 @@ def recorded_head(output: Tensor, activations: Sequence[Tensor]) -> RecordedHead
 
 def _is_parameter(node: Any) -> bool:
     """Whether a node is that of a tensor that nothing was computed for, at most transposed; None is one frozen."""
-    while node is not None and node.name() == "TBackward0":
+    while _operation(node) == "TBackward0":
         node = node.next_functions[0][0]
-    return node is None or node.name() == _LEAF
+    return node is None or _operation(node) == _LEAF
+
+
+def _operation(node: Any) -> str:
+    """What a node of the graph is of; less work than ``node.name()``."""
+    return type(node).__name__
 
 
 class PooledLinearMaps(NamedTuple):

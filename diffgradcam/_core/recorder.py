@@ -6,7 +6,6 @@ and what each of these costs.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -331,19 +330,19 @@ class _InputHook:
         return _InputHook, ()
 
 
-@contextlib.contextmanager
-def same_weights() -> Iterator[None]:
+class same_weights:
     """Say in our words that what a backward pass needs was changed after the forward pass, as autograd finds out.
 
     Raises:
         RuntimeError: If it was.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        raise RuntimeError(messages.changed_meanwhile()) from error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, RuntimeError) and "modified by an inplace operation" in str(error):
+            raise RuntimeError(messages.changed_meanwhile()) from error
 
 
 def _checked(layer: Layer, value: object) -> Tensor:

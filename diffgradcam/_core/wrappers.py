@@ -10,13 +10,15 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
 
 def inner_model(model: nn.Module) -> nn.Module:
     """Take off what wraps a model to run it elsewhere: DataParallel, DistributedDataParallel, ``torch.compile``."""
     while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if isinstance(model, _PARALLEL):
             model = model.module
-        elif is_compiled(model) and "_orig_mod" in dict(model.named_children()):
+        elif "_orig_mod" in getattr(model, "_modules", ()) and is_compiled(model):
             model = model.get_submodule("_orig_mod")
         else:
             return model
