@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .errors import HeadIsNotPooledLinear
 from .outputs import not_finite
 from .tracing import current_trace
 
@@ -19,13 +20,21 @@ class DeferredChecks:
     """Conditions on tensors that were computed but not yet looked at.
 
     Reading a number from an accelerator waits for all that was started there. Conditions are collected here and read in
-    one go by :meth:`verify`.
+    one go by :meth:`verify`, at the end of a ``with`` block at the latest: also where a value that is not finite made
+    something else fail, whose error is then that of the value.
     """
 
     def __init__(self) -> None:
         self._numbers: list[Tensor] = []
         self._failures: list[Failure] = []
         self._notices: list[tuple[Tensor, Callable[[], str]]] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None or (isinstance(error, Exception) and not isinstance(error, HeadIsNotPooledLinear)):
+            self.verify()
 
     def require(self, flag: Tensor, failure: Failure) -> None:
         """Add a condition.

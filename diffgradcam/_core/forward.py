@@ -426,14 +426,8 @@ class LayerReader:
                 if self.graph and not logits.requires_grad:
                     raise RuntimeError(messages.independent(", ".join(layer.name for layer in self.layers), model))
                 forward = ForwardPass(self, inputs, logits, recorded, autocast)
-                try:
+                with forward.checks:
                     yield forward
-                except HeadIsNotPooledLinear:
-                    raise
-                except Exception:
-                    forward.checks.verify()  # a value that is not finite may have made something else fail
-                    raise
-                forward.checks.verify()
             if [weight._version for weight in survey.weights] != survey.versions:
                 raise RuntimeError(messages.changed_meanwhile())  # another thread trains the model
 
