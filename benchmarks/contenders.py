@@ -70,6 +70,14 @@ def by_hand(model: nn.Module, images: Tensor) -> Call:
     return one
 
 
+def contrast(model: nn.Module, images: Tensor) -> Call:
+    """One map of DiffGradCAM, which no peer has."""
+    from diffgradcam import DiffGradCAM
+
+    cam = DiffGradCAM(model, [model.layer4])
+    return lambda: cam.explain(images)
+
+
 def bare_training(model: nn.Module, images: Tensor, labels: Tensor) -> Call:
     """The reference for training: forward pass, cross-entropy, backward pass."""
 
