@@ -163,8 +163,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         [
             *("| work | way | time | memory |", "|---|---|---|---|", *rows, ""),
             *(f"{report['model']}; {versions}.", ""),
-            "Of a tiny network (a convolution, ReLU and a pooled linear head, 12 x 12), an explanation takes",
-            f"{tiny['pooled']:.2f} ms more than the forward pass, and {tiny['before']:.2f} ms at the layer before the ReLU.",
+            "An explanation of a tiny network (a convolution, ReLU and a pooled linear head, 12 x 12) takes",
+            f"{tiny['pooled']:.2f} ms more than its forward pass, at the layer before the ReLU {tiny['before']:.2f}.",
         ]
     )
 
