@@ -198,6 +198,24 @@ def test_tokens():
     assert lower(model, "blocks.2.norm", reshape_transform=tokens_to_grid) == "blocks.0"
 
 
+class Normed(nn.Module):
+    """The channels of ``norm`` sum to 0 at each place, and their squares to as many as there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu, self.mix, self.norm = conv(3), nn.ReLU(), conv(), nn.LayerNorm(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.mix(self.relu(self.stem(x))).movedim(1, -1)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_behind_a_layer_norm(seed):
+    torch.manual_seed(seed)
+    assert lower(Normed().eval(), "norm") == "relu"
+
+
 def test_the_model_is_left_as_it_is():
     model = pooled(dtype=torch.float32)
     image = torch.randn(1, 3, 12, 12)
